@@ -1,0 +1,111 @@
+//! Requests that carry file descriptors: one request and one answer on a connection to `handover.sock`.
+//!
+//! Fds of [`Create`], in this order: monitor's control socket, memfd with the checked `config.json`, root tree
+//! (`open_tree`), network namespace if [`Create::network_namespace`], then one tree for each of
+//! [`Create::volumes`]. Fds of [`Exec`]: control socket, memfd with the OCI process object.
+
+use serde::{Deserialize, Serialize};
+
+/// What is asked of the shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Make a container; its VM boots when it is started.
+    Create(Create),
+    /// Run an additional process.
+    Exec(Exec),
+}
+
+/// Make a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    /// Container id, checked already.
+    pub id: String,
+    /// Absolute host path of the bundle.
+    pub bundle: String,
+    /// Pid of the monitor, in the shim's pid namespace.
+    pub monitor_pid: u32,
+    /// The network namespace came as a descriptor.
+    pub network_namespace: bool,
+    /// The spec shares the host's network: the guest gets loopback alone.
+    pub host_network: bool,
+    /// One for each volume tree, in order.
+    pub volumes: Vec<Volume>,
+    /// Terminal size before the first resize.
+    pub terminal_size: Option<TerminalSize>,
+}
+
+/// A bind mount's source, taken by the caller because the shim can't see the engine's mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Index in the spec's `mounts`.
+    pub mount: usize,
+    /// A directory; otherwise a file.
+    pub directory: bool,
+}
+
+/// Run an additional process in a running container; answered when it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// Id of the container.
+    pub container_id: String,
+    /// Id of the process, unique in the container.
+    pub exec_id: String,
+    /// Pid of the monitor that stands for the process.
+    pub monitor_pid: u32,
+    /// Terminal size before the first resize.
+    pub terminal_size: Option<TerminalSize>,
+}
+
+/// Rows and columns of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// What the shim answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer {
+    /// Done.
+    Ok {},
+    /// Not done, and nothing is left of it.
+    Error(Failure),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// What sort of failure.
+    pub kind: FailureKind,
+    /// One line for a person: what, where, what to do.
+    pub message: String,
+}
+
+/// Sorts of failures that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// No such container or process.
+    NotFound,
+    /// The id is taken.
+    AlreadyExists,
+    /// Not in this state.
+    FailedPrecondition,
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// The program is not there (exit code 127).
+    CommandNotFound,
+    /// The program may not be executed (exit code 126).
+    CommandNotExecutable,
+    /// Anything else.
+    Internal,
+}

@@ -1,0 +1,5 @@
+//! What engines, `kata-runtime`, the shim and the monitor say to each other on one host.
+
+pub mod control;
+pub mod handover;
+pub mod record;

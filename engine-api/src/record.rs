@@ -1,0 +1,124 @@
+//! The record of a sandbox on disk (`state.json`), and how things end.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a process ended. Only [`Cause::Exited`] may go with exit code 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// By itself.
+    Exited,
+    /// By a signal.
+    Signaled,
+    /// Killed while created and never started.
+    KilledBeforeStart,
+    /// By the guest's OOM killer.
+    Oom,
+    /// The guest kernel panicked.
+    GuestPanic,
+    /// The VMM died or was killed.
+    VmmKilled,
+    /// The proxy died or was killed.
+    ProxyKilled,
+    /// The agent closed its connection while the VM lived.
+    AgentLost,
+    /// The shim died or was killed.
+    ShimLost,
+    /// The monitor was killed, which kills its container.
+    MonitorKilled,
+    /// The VM never came up.
+    BootFailed,
+    /// Nobody can say.
+    Unknown,
+}
+
+impl Cause {
+    /// As shown to people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Signaled => "ended by a signal",
+            Self::KilledBeforeStart => "killed before it was started",
+            Self::Oom => "killed by the guest's OOM killer",
+            Self::GuestPanic => "guest kernel panicked",
+            Self::VmmKilled => "VMM was killed",
+            Self::ProxyKilled => "proxy was killed",
+            Self::AgentLost => "agent was lost",
+            Self::ShimLost => "shim was lost",
+            Self::MonitorKilled => "monitor was killed",
+            Self::BootFailed => "VM did not boot",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The end of a container, as recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Exit code, or 128 + signal.
+    pub code: u8,
+    /// Why.
+    pub cause: Cause,
+    /// What is known beyond the cause: the last lines of a panicking guest, a signal's name.
+    pub detail: Option<String>,
+    /// RFC 3339, UTC.
+    pub at: String,
+}
+
+/// OCI's container states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Being made.
+    Creating,
+    /// Made; no user code has run.
+    Created,
+    /// Started.
+    Running,
+    /// Frozen.
+    Paused,
+    /// Ended.
+    Stopped,
+}
+
+/// `state.json`: a sandbox with one container, as the OCI command line sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// OCI runtime spec version of the config.
+    pub oci_version: String,
+    /// Container id.
+    pub id: String,
+    /// State.
+    pub status: Status,
+    /// Pid of the monitor; 0 once stopped.
+    pub pid: u32,
+    /// Host path of the bundle.
+    pub bundle: String,
+    /// Host path of the root file system.
+    pub rootfs: String,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// User id of whoever created it.
+    pub owner_uid: u32,
+    /// From the config.
+    pub annotations: BTreeMap<String, String>,
+    /// How it ended.
+    pub ended: Option<Ended>,
+    /// Pid of the shim.
+    pub shim_pid: u32,
+    /// Pid of the VMM, once booted.
+    pub vmm_pid: Option<u32>,
+    /// Pid of the proxy, once booted.
+    pub proxy_pid: Option<u32>,
+    /// Hypervisor, machine type, accelerator, kernel, and why each was chosen; shown by `state`.
+    pub sandbox: BTreeMap<String, String>,
+}
+
+/// `end.json`: what a monitor writes when its shim is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndNote {
+    /// The end.
+    pub ended: Ended,
+}

@@ -1,0 +1,36 @@
+//! What host and guest say to each other: generated messages, the two hellos, and the version.
+//!
+//! Everything here is read from a peer that may be hostile; each type is parsed once, with its bounds, by [`hello`].
+
+pub mod hello;
+
+/// Generated from `proto/agent.proto`.
+#[allow(warnings, clippy::all)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The `Agent` service, generated from `proto/agent.proto`.
+#[allow(warnings, clippy::all)]
+pub mod agent_ttrpc {
+    use super::agent;
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+/// Version of the protocol; agent and shim must agree on it.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Host port of the agent's own connection.
+pub const AGENT_PORT: u32 = 1024;
+
+/// Host port of stdio streams.
+pub const STREAM_PORT: u32 = 1025;
+
+/// virtio-fs tag and guest mount point of the container roots.
+pub const ROOTS: (&str, &str) = ("roots", "/run/kata/roots");
+
+/// virtio-fs tag and guest mount point of volumes.
+pub const VOLUMES: (&str, &str) = ("volumes", "/run/kata/volumes");
+
+/// Name of the kernel parameter that carries the boot nonce in hex.
+pub const NONCE_PARAMETER: &str = "kata.nonce";
