@@ -1,5 +1,7 @@
 //! What engines, `kata-runtime`, the shim and the monitor say to each other on one host.
 
+pub mod containerd;
 pub mod control;
+pub mod dial;
 pub mod handover;
 pub mod record;
