@@ -3,5 +3,17 @@
 //! The only crate with `unsafe`. Each module is one noun; each `unsafe` block proves its invariant.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "guest-memory")]
+
+pub mod bpf;
+pub mod entropy;
+pub mod fork;
+pub mod guest_memory;
+pub mod inherit;
+pub mod mount_attr;
+pub mod network;
 pub mod scm;
+pub mod signals;
 pub mod spawn;
+pub mod tap;
+pub mod vsock;

@@ -1,0 +1,168 @@
+//! What a sandbox leaves in the kernel that neither an fd, nor its processes, nor its mount namespace holds.
+//!
+//! An entry is written, and flushed, before the thing is made; so whatever is killed at whatever moment, replaying the
+//! ledger finds everything. Replaying is idempotent: what is gone already is no error.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use rustix::fs::{Mode, OFlags, openat};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{cgroup, network, step::{InjectedFault, Step, Steps}};
+
+/// Name of the ledger in the sandbox directory.
+pub const FILE: &str = "ledger";
+
+/// One thing that has to be taken away when the sandbox ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Entry {
+    /// A cgroup directory that Kata made (not one that existed before).
+    Cgroup {
+        /// Absolute host path.
+        path: PathBuf,
+    },
+    /// The ingress qdisc, and the filter in it, of a link that belongs to an engine.
+    Redirect {
+        /// Host path of the network namespace.
+        namespace: PathBuf,
+        /// Device and inode of that namespace: another one at the same path is left alone.
+        identity: (u64, u64),
+        /// Name of the link.
+        link: String,
+    },
+}
+
+/// Why the ledger could not be written, read or replayed.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum LedgerError {
+    #[error("open ledger")]
+    Open(#[source] io::Error),
+    #[error("append to ledger")]
+    Append(#[source] io::Error),
+    #[error("read ledger")]
+    Read(#[source] io::Error),
+    #[error("remove cgroup {path}")]
+    Cgroup { path: PathBuf, #[source] source: cgroup::CgroupError },
+    #[error("restore link {link}")]
+    Redirect { link: String, #[source] source: network::NetworkError },
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
+
+/// The open ledger of a live sandbox.
+#[derive(Debug)]
+pub struct Ledger {
+    file: Mutex<File>,
+}
+
+impl Ledger {
+    /// Opens, or begins, the ledger in a sandbox directory.
+    ///
+    /// # Errors
+    /// [`LedgerError::Open`].
+    pub fn open(directory: &OwnedFd) -> Result<Self, LedgerError> {
+        let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(directory, FILE, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| LedgerError::Open(e.into()))?;
+        Ok(Self { file: Mutex::new(file.into()) })
+    }
+
+    /// Writes an entry; only then may the thing be made.
+    ///
+    /// # Errors
+    /// [`LedgerError::Append`].
+    pub fn intend(&self, steps: &Steps, entry: &Entry) -> Result<(), LedgerError> {
+        steps.enter(Step::WriteLedger)?;
+        let mut line =
+            serde_json::to_vec(entry).map_err(|e| LedgerError::Append(io::Error::other(e)))?;
+        line.push(b'\n');
+        let mut file = self.file.lock().map_err(|_| {
+            LedgerError::Append(io::Error::other("a writer of the ledger panicked"))
+        })?;
+        file.write_all(&line).and_then(|()| file.sync_data()).map_err(LedgerError::Append)
+    }
+}
+
+/// Takes away everything that the ledger in `directory` names, newest first.
+///
+/// All entries are tried; the first failure is returned.
+///
+/// # Errors
+/// [`LedgerError`] of the first entry that could not be taken away.
+pub fn replay(directory: &Path) -> Result<(), LedgerError> {
+    let file = match OpenOptions::new().read(true).open(directory.join(FILE)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(LedgerError::Open(e)),
+    };
+    let lines: Vec<String> =
+        BufReader::new(file).lines().collect::<io::Result<_>>().map_err(LedgerError::Read)?;
+    // A line that was cut short by a crash describes a thing that was never made.
+    let entries = lines.iter().rev().filter_map(|line| serde_json::from_str::<Entry>(line).ok());
+    let mut outcome = Ok(());
+    for entry in entries {
+        outcome = outcome.and(undo(&entry));
+    }
+    outcome
+}
+
+fn undo(entry: &Entry) -> Result<(), LedgerError> {
+    match entry {
+        Entry::Cgroup { path } => cgroup::remove(path)
+            .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
+        Entry::Redirect { namespace, identity, link } => {
+            network::restore_link(namespace, *identity, link)
+                .map_err(|source| LedgerError::Redirect { link: link.clone(), source })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::OwnedFd, path::PathBuf};
+
+    use super::{Entry, FILE, Ledger, replay};
+    use crate::step::Steps;
+
+    fn directory() -> (tempfile::TempDir, OwnedFd) {
+        let directory = tempfile::tempdir().unwrap();
+        let fd = fs::File::open(directory.path()).unwrap().into();
+        (directory, fd)
+    }
+
+    #[test]
+    fn entries_are_appended_one_a_line() {
+        let (directory, fd) = directory();
+        let ledger = Ledger::open(&fd).unwrap();
+        let entry = Entry::Cgroup { path: PathBuf::from("/nowhere/x") };
+        ledger.intend(&Steps::default(), &entry).unwrap();
+        ledger.intend(&Steps::default(), &entry).unwrap();
+        let text = fs::read_to_string(directory.path().join(FILE)).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        assert_eq!(serde_json::from_str::<Entry>(text.lines().next().unwrap()).unwrap(), entry);
+    }
+
+    #[test]
+    fn replaying_what_is_gone_or_cut_short_is_no_error() {
+        let (directory, fd) = directory();
+        let ledger = Ledger::open(&fd).unwrap();
+        ledger
+            .intend(&Steps::default(), &Entry::Cgroup { path: directory.path().join("gone") })
+            .unwrap();
+        let file = directory.path().join(FILE);
+        let mut text = fs::read_to_string(&file).unwrap();
+        text.push_str("{\"cgroup\":{\"pa");
+        fs::write(&file, text).unwrap();
+        replay(directory.path()).unwrap();
+        replay(directory.path()).unwrap();
+    }
+}
