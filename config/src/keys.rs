@@ -1,0 +1,144 @@
+//! The table of keys.
+
+use crate::field::Field;
+
+/// One key: its name in files is `name`, in annotations [`Key::annotation_name`].
+#[derive(Clone, Copy)]
+pub struct Key {
+    /// Table and key, with a dot between.
+    pub name: &'static str,
+    /// One or two sentences for the reference.
+    pub doc: &'static str,
+    /// Where the value lives and what it may be.
+    pub field: Field,
+    /// Whoever may create a container may set it for that container.
+    pub annotation: bool,
+}
+
+/// What every annotation of ours begins with.
+pub(crate) const PREFIX: &str = "io.katacontainers.";
+
+impl Key {
+    /// Name of the annotation that sets the key, if one may.
+    pub fn annotation_name(&self) -> Option<String> {
+        self.annotation.then(|| format!("{PREFIX}{}", self.name))
+    }
+}
+
+/// An administrator's key: an annotation must not be able to choose what runs as root on the host, or to weaken the
+/// wall between guest and host.
+const fn host_only(name: &'static str, doc: &'static str, field: Field) -> Key {
+    Key { name, doc, field, annotation: false }
+}
+
+const fn per_sandbox(name: &'static str, doc: &'static str, field: Field) -> Key {
+    Key { name, doc, field, annotation: true }
+}
+
+/// Every key there is.
+pub const KEYS: &[Key] = &[
+    host_only(
+        "hypervisor.path",
+        "QEMU. Searched for in `PATH`, then `/usr/bin/qemu-system-x86_64`, when not given.",
+        Field::Path(|config| &mut config.hypervisor.path),
+    ),
+    host_only(
+        "hypervisor.accelerator",
+        "How guest instructions are run. `auto` takes KVM where it can really run a guest, else TCG, which is \
+         emulation and no security boundary; `kvm` makes the lack of KVM an error.",
+        Field::Accelerator(|config| &mut config.hypervisor.accelerator),
+    ),
+    per_sandbox(
+        "hypervisor.machine",
+        "Machine type. `auto` takes `microvm` unless the sandbox needs PCI.",
+        Field::Machine(|config| &mut config.hypervisor.machine),
+    ),
+    per_sandbox(
+        "vm.memory_mib",
+        "Memory of the VM in MiB, before the limits of its containers are added.",
+        Field::Number(64, 1_048_576, |config| &mut config.vm.memory_mib),
+    ),
+    per_sandbox(
+        "vm.vcpus",
+        "Virtual processors of the VM, before the limits of its containers are added.",
+        Field::Number(1, 256, |config| &mut config.vm.vcpus),
+    ),
+    host_only(
+        "kernel.path",
+        "Guest kernel: an ELF `vmlinux` with a PVH entry, or a bzImage. The installed one when not given.",
+        Field::Path(|config| &mut config.guest.kernel),
+    ),
+    host_only(
+        "initrd.path",
+        "initrd with the agent. The installed one when not given.",
+        Field::Path(|config| &mut config.guest.initrd),
+    ),
+    host_only(
+        "boot.timeout_kvm_s",
+        "Seconds that a boot with KVM may take. A boot that shows itself dead fails at once.",
+        Field::Seconds(3600, |config| &mut config.boot.timeout_kvm),
+    ),
+    host_only(
+        "boot.timeout_tcg_s",
+        "Seconds that a boot with TCG may take.",
+        Field::Seconds(3600, |config| &mut config.boot.timeout_tcg),
+    ),
+    per_sandbox(
+        "runtime.output_grace_ms",
+        "Milliseconds that the end of a process waits for a grandchild that holds its output open.",
+        Field::Milliseconds(60_000, |config| &mut config.runtime.output_grace),
+    ),
+    host_only(
+        "runtime.log_level",
+        "What the shim logs.",
+        Field::LogLevel(|config| &mut config.runtime.log_level),
+    ),
+    host_only(
+        "runtime.unknown_annotations",
+        "What an annotation does that begins with `io.katacontainers.` and is not in this list: `error` fails the \
+         create, `warn` reports it, for those who come from upstream Kata.",
+        Field::UnknownAnnotations(|config| &mut config.runtime.unknown_annotations),
+    ),
+];
+
+/// Annotations of upstream Kata, each with our key for the same thing.
+pub(crate) const UPSTREAM: &[(&str, &str)] = &[
+    ("io.katacontainers.config.hypervisor.path", "hypervisor.path"),
+    ("io.katacontainers.config.hypervisor.machine_type", "hypervisor.machine"),
+    ("io.katacontainers.config.hypervisor.machine_accelerators", "hypervisor.accelerator"),
+    ("io.katacontainers.config.hypervisor.default_memory", "vm.memory_mib"),
+    ("io.katacontainers.config.hypervisor.default_vcpus", "vm.vcpus"),
+    ("io.katacontainers.config.hypervisor.kernel", "kernel.path"),
+    ("io.katacontainers.config.hypervisor.initrd", "initrd.path"),
+    ("io.katacontainers.config.hypervisor.image", "initrd.path"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::{KEYS, UPSTREAM};
+
+    #[test]
+    fn names_are_distinct_two_words_and_few() {
+        let mut names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        assert!(names.len() <= 40);
+        assert!(names.iter().all(|name| name.split('.').count() == 2));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), KEYS.len());
+    }
+
+    #[test]
+    fn what_runs_as_root_cannot_be_chosen_by_an_annotation() {
+        for name in ["hypervisor.path", "hypervisor.accelerator", "kernel.path", "initrd.path"] {
+            let key = KEYS.iter().find(|key| key.name == name).unwrap();
+            assert_eq!(key.annotation_name(), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn replacements_exist() {
+        for (_, replacement) in UPSTREAM {
+            assert!(KEYS.iter().any(|key| key.name == *replacement), "{replacement}");
+        }
+    }
+}
