@@ -3,11 +3,10 @@
 //! The only crate with `unsafe`. Each module is one noun; each `unsafe` block proves its invariant.
 #![allow(unsafe_code)]
 
-#[cfg(feature = "guest-memory")]
-
 pub mod bpf;
 pub mod entropy;
 pub mod fork;
+#[cfg(feature = "guest-memory")]
 pub mod guest_memory;
 pub mod inherit;
 pub mod mount_attr;
@@ -17,3 +16,5 @@ pub mod signals;
 pub mod spawn;
 pub mod tap;
 pub mod vsock;
+#[cfg(feature = "tokio")]
+pub mod watch;
