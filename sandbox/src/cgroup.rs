@@ -33,18 +33,37 @@ const DEATH: Duration = Duration::from_secs(5);
 pub enum CgroupError {
     #[error("read /proc/self/mountinfo")]
     Mounts(#[source] io::Error),
-    #[error("cgroupsPath {0:?} is in systemd's slice:prefix:name form, which needs --systemd-cgroup")]
+    #[error(
+        "cgroupsPath {0:?} is in systemd's slice:prefix:name form, which needs --systemd-cgroup"
+    )]
     SystemdPath(String),
     #[error("cgroupsPath {0:?} leaves the cgroup file system")]
     Escapes(String),
     #[error("make cgroup {path}")]
-    Make { path: PathBuf, #[source] source: io::Error },
+    Make {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("write {value:?} to {path}")]
-    Write { path: PathBuf, value: String, #[source] source: io::Error },
+    Write {
+        path: PathBuf,
+        value: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("list cgroup {path}")]
-    List { path: PathBuf, #[source] source: io::Error },
+    List {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("remove cgroup {path}")]
-    Remove { path: PathBuf, #[source] source: io::Error },
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Limits on everything that a sandbox has on the host; absent means none.
@@ -86,7 +105,9 @@ impl Hierarchies {
             let Some(point) = mount.split(' ').nth(4) else { continue };
             let mut fields = filesystem.split(' ');
             match (fields.next(), fields.next(), fields.next()) {
-                (Some("cgroup2"), ..) if found.unified.is_none() => found.unified = Some(point.into()),
+                (Some("cgroup2"), ..) if found.unified.is_none() => {
+                    found.unified = Some(point.into())
+                }
                 (Some("cgroup"), _, Some(options)) => {
                     let controllers: Vec<&str> = options.split(',').collect();
                     for name in LEGACY {
@@ -182,7 +203,10 @@ impl Groups {
     /// `cgroup.procs` files of the group of VMM and proxy, one for each hierarchy.
     pub fn vm_procs(&self) -> Vec<PathBuf> {
         let group = self.path.join(VM_GROUP);
-        self.distinct_roots().into_iter().map(|root| root.join(&group).join("cgroup.procs")).collect()
+        self.distinct_roots()
+            .into_iter()
+            .map(|root| root.join(&group).join("cgroup.procs"))
+            .collect()
     }
 
     /// Puts a process into the group of VMM and proxy.
@@ -215,7 +239,8 @@ impl Groups {
 
     /// On a v2 host the files of a controller appear only where the parent passes it down.
     fn enable_controllers(&self) {
-        let Some(root) = self.hierarchies.unified.as_ref().filter(|_| self.hierarchies.legacy.is_empty())
+        let Some(root) =
+            self.hierarchies.unified.as_ref().filter(|_| self.hierarchies.legacy.is_empty())
         else {
             return;
         };
@@ -263,7 +288,8 @@ fn legacy_files(controller: &str, limits: &Limits) -> Vec<(&'static str, String)
 }
 
 fn unified_files(limits: &Limits) -> Vec<(&'static str, String)> {
-    let quota = limits.cpu_quota.map(|quota| if quota < 0 { "max".into() } else { quota.to_string() });
+    let quota =
+        limits.cpu_quota.map(|quota| if quota < 0 { "max".into() } else { quota.to_string() });
     let cpu = match (quota, limits.cpu_period) {
         (Some(quota), Some(period)) => Some(format!("{quota} {period}")),
         (Some(quota), None) => Some(quota),
@@ -272,7 +298,8 @@ fn unified_files(limits: &Limits) -> Vec<(&'static str, String)> {
     };
     // The kernel's own mapping of 2..262144 shares to a weight of 1..10000.
     let weight = limits.cpu_shares.filter(|shares| *shares != 0);
-    let weight = weight.map(|shares| (1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142).to_string());
+    let weight =
+        weight.map(|shares| (1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142).to_string());
     let memory = limits.memory.map(|v| if v < 0 { "max".into() } else { v.to_string() });
     let all = [
         ("memory.max", memory),
@@ -289,7 +316,8 @@ fn inherit_cpuset(path: &Path) -> Result<(), CgroupError> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = path.join(file);
         let Some(parent) = path.parent() else { continue };
-        let (Ok(now), Ok(inherited)) = (fs::read_to_string(&own), fs::read_to_string(parent.join(file)))
+        let (Ok(now), Ok(inherited)) =
+            (fs::read_to_string(&own), fs::read_to_string(parent.join(file)))
         else {
             continue;
         };
@@ -329,7 +357,9 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
         match fs::remove_dir(path) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) if source.raw_os_error() != Some(libc_ebusy()) || Instant::now() > deadline => {
+            Err(source)
+                if source.raw_os_error() != Some(libc_ebusy()) || Instant::now() > deadline =>
+            {
                 return Err(CgroupError::Remove { path: path.into(), source });
             }
             Err(_) => kill_all(path),
@@ -392,10 +422,10 @@ mod tests {
         let limits =
             Limits { cpu_quota: Some(50_000), cpu_period: Some(100_000), ..Limits::default() };
         let files = legacy_files("cpu", &limits);
-        assert_eq!(files, [
-            ("cpu.cfs_period_us", "100000".to_owned()),
-            ("cpu.cfs_quota_us", "50000".to_owned())
-        ]);
+        assert_eq!(
+            files,
+            [("cpu.cfs_period_us", "100000".to_owned()), ("cpu.cfs_quota_us", "50000".to_owned())]
+        );
     }
 
     #[test]

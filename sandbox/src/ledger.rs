@@ -15,7 +15,10 @@ use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{cgroup, network, step::{InjectedFault, Step, Steps}};
+use crate::{
+    cgroup, network,
+    step::{InjectedFault, Step, Steps},
+};
 
 /// Name of the ledger in the sandbox directory.
 pub const FILE: &str = "ledger";
@@ -51,9 +54,17 @@ pub enum LedgerError {
     #[error("read ledger")]
     Read(#[source] io::Error),
     #[error("remove cgroup {path}")]
-    Cgroup { path: PathBuf, #[source] source: cgroup::CgroupError },
+    Cgroup {
+        path: PathBuf,
+        #[source]
+        source: cgroup::CgroupError,
+    },
     #[error("restore link {link}")]
-    Redirect { link: String, #[source] source: network::NetworkError },
+    Redirect {
+        link: String,
+        #[source]
+        source: network::NetworkError,
+    },
     #[error(transparent)]
     Injected(#[from] InjectedFault),
 }
@@ -70,7 +81,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Open`].
     pub fn open(directory: &OwnedFd) -> Result<Self, LedgerError> {
-        let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags =
+            OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(directory, FILE, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| LedgerError::Open(e.into()))?;
         Ok(Self { file: Mutex::new(file.into()) })

@@ -27,11 +27,23 @@ use crate::step::{InjectedFault, Step, Steps};
 #[allow(missing_docs)]
 pub enum ShareError {
     #[error("mount the shared tree on {path}")]
-    Mount { path: PathBuf, #[source] source: io::Error },
+    Mount {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("make {path} in the shared tree")]
-    Make { path: PathBuf, #[source] source: io::Error },
+    Make {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("attach a tree at {path} of the shared tree")]
-    Attach { path: PathBuf, #[source] source: io::Error },
+    Attach {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Injected(#[from] InjectedFault),
 }
@@ -59,14 +71,22 @@ impl SharedTree {
     /// [`ShareError`].
     pub fn mount(path: &Path, steps: &Steps) -> Result<Self, ShareError> {
         steps.enter(Step::MountSharedTree)?;
-        let failed = |e: rustix::io::Errno| ShareError::Mount { path: path.into(), source: e.into() };
+        let failed =
+            |e: rustix::io::Errno| ShareError::Mount { path: path.into(), source: e.into() };
         std::fs::create_dir_all(path)
             .map_err(|source| ShareError::Mount { path: path.into(), source })?;
-        mount("kata-shared", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755,size=4m")
-            .map_err(failed)?;
+        mount(
+            "kata-shared",
+            path,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=0755,size=4m",
+        )
+        .map_err(failed)?;
         mount_change(path, MountPropagationFlags::SHARED).map_err(failed)?;
-        let root = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed)?;
+        let root =
+            openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(failed)?;
         let tree = Self { path: path.into(), root };
         tree.make_directory(Path::new("roots"))?;
         tree.make_directory(Path::new("volumes"))?;

@@ -59,7 +59,10 @@ struct Fault {
 impl Steps {
     /// Steps that obey `KATA_FAULT`.
     pub fn from_environment() -> Self {
-        Self { fault: env::var("KATA_FAULT").ok().and_then(|text| parse_fault(&text)), last: Mutex::default() }
+        Self {
+            fault: env::var("KATA_FAULT").ok().and_then(|text| parse_fault(&text)),
+            last: Mutex::default(),
+        }
     }
 
     /// Says that `step` comes next.
@@ -75,7 +78,9 @@ impl Steps {
             Some(fault) if fault.step == step.to_string() => {
                 if fault.kill {
                     let me = rustix::process::getpid();
-                    if let Err(error) = rustix::process::kill_process(me, rustix::process::Signal::KILL) {
+                    if let Err(error) =
+                        rustix::process::kill_process(me, rustix::process::Signal::KILL)
+                    {
                         tracing::error!(%error, "kill this process for KATA_FAULT");
                     }
                 }

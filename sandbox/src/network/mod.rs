@@ -40,7 +40,11 @@ use crate::{
 #[allow(missing_docs)]
 pub enum NetworkError {
     #[error("open network namespace {path}")]
-    Open { path: PathBuf, #[source] source: io::Error },
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("identify network namespace")]
     Identify(#[source] io::Error),
     #[error("this is the host's own network namespace, in which Kata touches nothing")]
@@ -50,17 +54,38 @@ pub enum NetworkError {
     #[error("connect to rtnetlink")]
     Connect(#[source] io::Error),
     #[error("list {what}")]
-    List { what: &'static str, #[source] source: rtnetlink::Error },
+    List {
+        what: &'static str,
+        #[source]
+        source: rtnetlink::Error,
+    },
     #[error("link {link} is of a kind that cannot be passed to a guest yet ({kind})")]
     Kind { link: String, kind: String },
     #[error("make a tap for link {link}")]
-    Tap { link: String, #[source] source: io::Error },
+    Tap {
+        link: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("set up tap {tap}")]
-    SetTap { tap: String, #[source] source: rtnetlink::Error },
+    SetTap {
+        tap: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
     #[error("redirect {from} to {to}")]
-    Redirect { from: String, to: String, #[source] source: rtnetlink::Error },
+    Redirect {
+        from: String,
+        to: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
     #[error("remove the redirect of link {link}")]
-    Restore { link: String, #[source] source: rtnetlink::Error },
+    Restore {
+        link: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
     #[error("write the redirect into the ledger")]
     Ledger(#[source] Box<LedgerError>),
     #[error("network thread panicked")]
@@ -122,11 +147,8 @@ pub fn attach(
     refuse_host(&namespace.fd)?;
     let identity = identity(&namespace.fd)?;
     let intend = |link: &str| {
-        let entry = Entry::Redirect {
-            namespace: namespace.path.clone(),
-            identity,
-            link: link.to_owned(),
-        };
+        let entry =
+            Entry::Redirect { namespace: namespace.path.clone(), identity, link: link.to_owned() };
         ledger.intend(steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))
     };
     inside(&namespace.fd, async |handle| {
@@ -160,8 +182,8 @@ pub fn restore_link(path: &Path, expected: (u64, u64), link: &str) -> Result<(),
 fn refuse_host(namespace: &OwnedFd) -> Result<(), NetworkError> {
     let namespace = identity(namespace)?;
     for path in ["/proc/1/ns/net", "/proc/self/ns/net"] {
-        let host = File::open(path)
-            .map_err(|source| NetworkError::Open { path: path.into(), source })?;
+        let host =
+            File::open(path).map_err(|source| NetworkError::Open { path: path.into(), source })?;
         if identity(host)? == namespace {
             return Err(NetworkError::HostNamespace);
         }

@@ -4,7 +4,10 @@ use std::os::fd::OwnedFd;
 
 use futures_util::TryStreamExt;
 use kata_sys::tap;
-use rtnetlink::{Error, Handle, LinkUnspec, packet_route::tc::{TcHandle, TcMessage}};
+use rtnetlink::{
+    Error, Handle, LinkUnspec,
+    packet_route::tc::{TcHandle, TcMessage},
+};
 
 use super::{NetworkError, Nic, scan::HostLink};
 use crate::step::{Step, Steps};
@@ -28,7 +31,10 @@ pub(super) async fn attach(
     let tap_index = set_up(handle, &tap.name, link.mtu).await?;
     intend(&link.name)?;
     steps.enter(Step::RedirectLink)?;
-    let both = [(link.index, &link.name, tap_index, &tap.name), (tap_index, &tap.name, link.index, &link.name)];
+    let both = [
+        (link.index, &link.name, tap_index, &tap.name),
+        (tap_index, &tap.name, link.index, &link.name),
+    ];
     for (from, from_name, to, to_name) in both {
         redirect(handle, from, to).await.map_err(|source| NetworkError::Redirect {
             from: from_name.clone(),
@@ -53,8 +59,12 @@ pub(super) async fn remove(handle: &Handle, link: &str) -> Result<(), NetworkErr
     let mut request = handle.qdisc().del(message.header.index.cast_signed());
     *request.message_mut() = ingress;
     match request.execute().await {
-        Err(Error::NetlinkError(e)) if e.raw_code() == -rustix::io::Errno::INVAL.raw_os_error()
-            || e.raw_code() == -rustix::io::Errno::NOENT.raw_os_error() => Ok(()),
+        Err(Error::NetlinkError(e))
+            if e.raw_code() == -rustix::io::Errno::INVAL.raw_os_error()
+                || e.raw_code() == -rustix::io::Errno::NOENT.raw_os_error() =>
+        {
+            Ok(())
+        }
         other => other.map_err(|source| NetworkError::Restore { link: link.to_owned(), source }),
     }
 }
@@ -62,7 +72,8 @@ pub(super) async fn remove(handle: &Handle, link: &str) -> Result<(), NetworkErr
 async fn set_up(handle: &Handle, name: &str, mtu: u32) -> Result<u32, NetworkError> {
     let failed = |source| NetworkError::SetTap { tap: name.to_owned(), source };
     let mut found = handle.link().get().match_name(name.to_owned()).execute();
-    let message = found.try_next().await.map_err(failed)?.ok_or(Error::RequestFailed).map_err(failed)?;
+    let message =
+        found.try_next().await.map_err(failed)?.ok_or(Error::RequestFailed).map_err(failed)?;
     let index = message.header.index;
     let change = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
     handle.link().set(change).execute().await.map_err(failed)?;

@@ -59,7 +59,9 @@ pub(super) async fn scan(handle: &Handle) -> Result<Found, NetworkError> {
         if let Some(place) = names.get(&message.header.index)
             && let Some(address) = read_address(&message.attributes)
         {
-            found.guest.links[*place].addresses.push(format!("{address}/{}", message.header.prefix_len));
+            found.guest.links[*place]
+                .addresses
+                .push(format!("{address}/{}", message.header.prefix_len));
         }
     }
     let name_of = |index: u32| Some(found.links.get(*names.get(&index)?)?.name.clone());
@@ -108,12 +110,15 @@ fn read_link(message: &LinkMessage) -> Result<Option<(HostLink, bool)>, NetworkE
         }
     }
     // The kernel puts these into every new namespace; they are down and go nowhere.
-    let fallback = ["sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"];
+    let fallback = [
+        "sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0",
+    ];
     if fallback.contains(&link.name.as_str()) || kind == Some(InfoKind::Tun) {
         return Ok(None);
     }
     if message.header.link_layer_type != LinkLayerType::Ether {
-        let kind = kind.map_or_else(|| format!("{:?}", message.header.link_layer_type), |k| k.to_string());
+        let kind =
+            kind.map_or_else(|| format!("{:?}", message.header.link_layer_type), |k| k.to_string());
         return Err(NetworkError::Kind { link: link.name, kind });
     }
     Ok(Some((link, message.header.flags.contains(LinkFlags::Up))))

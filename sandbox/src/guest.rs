@@ -1,0 +1,241 @@
+//! Connections that come out of the guest: the agent's own, and the stdio streams.
+//!
+//! ```text
+//! proxy ── connection(port, fd) ─► hello ─┬─ 1024, nonce right, first ─► agent
+//!                                         ├─ 1025, token known ────────► whoever waits for the stream
+//!                                         └─ anything else ────────────► closed
+//! ```
+//!
+//! Any process of the guest can dial these ports as far as the device is concerned, so nothing is believed before
+//! the hello: the nonce proves the agent, a token is good for one connection of one kind.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use kata_protocol::{
+    AGENT_PORT, STREAM_PORT,
+    hello::{AgentHello, BootNonce, HelloError, StreamHello, StreamKind, StreamToken},
+};
+use thiserror::Error;
+use tokio::{io::AsyncReadExt, net::UnixStream, sync::oneshot, time::timeout};
+
+use crate::{packet::PacketSocket, proxy::FromProxy};
+
+/// The hello follows the connection at once; a guest under load may take a while to be scheduled.
+const HELLO_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Connections whose hello is still out; a guest that opens more is not ours.
+const MAX_UNGREETED: usize = 64;
+
+/// Why a connection from the guest was closed.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum GreetError {
+    #[error("take over the connection")]
+    Connection(#[source] io::Error),
+    #[error("read the hello")]
+    Read(#[source] io::Error),
+    #[error("no hello came within 30 s")]
+    Silent,
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("the boot nonce is wrong, or the agent has greeted before")]
+    Nonce,
+    #[error("no process waits for this stream")]
+    Token,
+    #[error("port {0} is not served")]
+    Port(u32),
+}
+
+/// The agent's connection, or why a greeting that claimed to be the agent's failed for good (a version that does not fit).
+pub type AgentConnection = Result<UnixStream, HelloError>;
+
+/// Where connections are matched with those who wait for them.
+#[derive(Debug)]
+pub struct Switchboard {
+    nonce: BootNonce,
+    agent: Mutex<Option<oneshot::Sender<AgentConnection>>>,
+    streams: Mutex<HashMap<(StreamToken, StreamKind), oneshot::Sender<OwnedFd>>>,
+    ungreeted: Arc<tokio::sync::Semaphore>,
+}
+
+impl Switchboard {
+    /// A switchboard, and where the agent's connection will arrive.
+    pub fn new(nonce: BootNonce) -> (Arc<Self>, oneshot::Receiver<AgentConnection>) {
+        let (sender, receiver) = oneshot::channel();
+        let board = Self {
+            nonce,
+            agent: Mutex::new(Some(sender)),
+            streams: Mutex::default(),
+            ungreeted: Arc::new(tokio::sync::Semaphore::new(MAX_UNGREETED)),
+        };
+        (Arc::new(board), receiver)
+    }
+
+    /// Expects one stream; the receiver fails when the sandbox ends before it came.
+    pub fn expect(&self, token: StreamToken, kind: StreamKind) -> oneshot::Receiver<OwnedFd> {
+        let (sender, receiver) = oneshot::channel();
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.insert((token, kind), sender);
+        receiver
+    }
+
+    /// Expects the streams of a token no more.
+    pub fn forget(&self, token: StreamToken) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|(known, _), _| *known != token);
+    }
+
+    /// Serves the proxy's messages until it is gone; `pressure` is called when the guest should drop inodes.
+    pub async fn serve(self: Arc<Self>, control: PacketSocket, pressure: impl Fn()) {
+        loop {
+            match control.receive::<FromProxy>().await {
+                Ok(Some((FromProxy::Connection { port, guest_port }, fds))) => {
+                    self.clone().take(port, guest_port, fds);
+                }
+                Ok(Some((FromProxy::InodePressure { open, limit }, _))) => {
+                    tracing::debug!(open, limit, "guest caches too many inodes");
+                    pressure();
+                }
+                Ok(Some((FromProxy::Ready {}, _))) => tracing::debug!("proxy is ready"),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "message of the proxy");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn take(self: Arc<Self>, port: u32, guest_port: u32, fds: Vec<OwnedFd>) {
+        let Ok(permit) = self.ungreeted.clone().try_acquire_owned() else {
+            tracing::warn!(
+                port,
+                guest_port,
+                "too many connections without a hello, this one is closed"
+            );
+            return;
+        };
+        let Some(fd) = fds.into_iter().next() else { return };
+        tokio::spawn(async move {
+            let greeted = self.greet(port, fd).await;
+            drop(permit);
+            if let Err(error) = greeted {
+                tracing::warn!(port, guest_port, %error, "connection from the guest is closed");
+            }
+        });
+    }
+
+    async fn greet(&self, port: u32, fd: OwnedFd) -> Result<(), GreetError> {
+        let stream = StdStream::from(fd);
+        stream.set_nonblocking(true).map_err(GreetError::Connection)?;
+        let stream = UnixStream::from_std(stream).map_err(GreetError::Connection)?;
+        match port {
+            AGENT_PORT => self.greet_agent(stream).await,
+            STREAM_PORT => self.greet_stream(stream).await,
+            port => Err(GreetError::Port(port)),
+        }
+    }
+
+    async fn greet_agent(&self, mut stream: UnixStream) -> Result<(), GreetError> {
+        let mut wire = [0; AgentHello::LEN];
+        read(&mut stream, &mut wire).await?;
+        let greeting = match AgentHello::decode(&wire) {
+            Ok(hello) if hello.nonce != self.nonce => return Err(GreetError::Nonce),
+            Ok(_) => Ok(stream),
+            Err(e @ HelloError::Version { .. }) => Err(e),
+            Err(e) => return Err(e.into()),
+        };
+        let waiting = self.agent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let sender = waiting.ok_or(GreetError::Nonce)?;
+        // The receiver is gone only when the sandbox is ending.
+        sender.send(greeting).map_err(|_| GreetError::Token)
+    }
+
+    async fn greet_stream(&self, mut stream: UnixStream) -> Result<(), GreetError> {
+        let mut wire = [0; StreamHello::LEN];
+        read(&mut stream, &mut wire).await?;
+        let hello = StreamHello::decode(&wire)?;
+        let sender = {
+            let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.remove(&(hello.token, hello.kind)).ok_or(GreetError::Token)?
+        };
+        let stream = stream.into_std().map_err(GreetError::Connection)?;
+        // Whoever gets it may want to block.
+        stream.set_nonblocking(false).map_err(GreetError::Connection)?;
+        sender.send(stream.into()).map_err(|_| GreetError::Token)
+    }
+}
+
+async fn read(stream: &mut UnixStream, wire: &mut [u8]) -> Result<(), GreetError> {
+    timeout(HELLO_DEADLINE, stream.read_exact(wire))
+        .await
+        .map_err(|_| GreetError::Silent)?
+        .map_err(GreetError::Read)
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::{fd::OwnedFd, unix::net::UnixStream},
+    };
+
+    use kata_protocol::{
+        AGENT_PORT, STREAM_PORT,
+        hello::{AgentHello, StreamHello, StreamKind},
+    };
+
+    use super::{GreetError, Switchboard};
+
+    /// A guest program that says `words` first.
+    fn connection(words: &[u8]) -> (UnixStream, OwnedFd) {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        guest.write_all(words).unwrap();
+        (guest, host.into())
+    }
+
+    #[tokio::test]
+    async fn only_the_nonce_makes_an_agent_and_only_once() {
+        let (board, agent) = Switchboard::new([1; 32]);
+        let (_stranger, fd) = connection(&AgentHello { nonce: [2; 32] }.encode());
+        assert!(matches!(board.greet(AGENT_PORT, fd).await, Err(GreetError::Nonce)));
+        let hello = AgentHello { nonce: [1; 32] }.encode();
+        let (_first, fd) = connection(&hello);
+        board.greet(AGENT_PORT, fd).await.unwrap();
+        agent.await.unwrap().unwrap();
+        let (_second, fd) = connection(&hello);
+        assert!(matches!(board.greet(AGENT_PORT, fd).await, Err(GreetError::Nonce)));
+    }
+
+    #[tokio::test]
+    async fn a_token_is_good_for_one_connection_of_its_kind() {
+        let (board, _agent) = Switchboard::new([0; 32]);
+        let stdout = board.expect([5; 16], StreamKind::Stdout);
+        let (_a, fd) =
+            connection(&StreamHello { kind: StreamKind::Stderr, token: [5; 16] }.encode());
+        assert!(matches!(board.greet(STREAM_PORT, fd).await, Err(GreetError::Token)));
+        let hello = StreamHello { kind: StreamKind::Stdout, token: [5; 16] }.encode();
+        let (_b, fd) = connection(&hello);
+        board.greet(STREAM_PORT, fd).await.unwrap();
+        stdout.await.unwrap();
+        let (_c, fd) = connection(&hello);
+        assert!(matches!(board.greet(STREAM_PORT, fd).await, Err(GreetError::Token)));
+    }
+
+    #[tokio::test]
+    async fn unserved_ports_and_forgotten_tokens_are_closed() {
+        let (board, _agent) = Switchboard::new([0; 32]);
+        let (_a, fd) = connection(b"x");
+        assert!(matches!(board.greet(22, fd).await, Err(GreetError::Port(22))));
+        let waiting = board.expect([5; 16], StreamKind::Stdin);
+        board.forget([5; 16]);
+        assert!(waiting.await.is_err());
+    }
+}

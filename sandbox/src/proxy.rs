@@ -1,0 +1,169 @@
+//! Starts `kata-proxy` and speaks its control protocol.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use kata_sys::{
+    scm,
+    spawn::{Child, Spawn, SpawnError},
+};
+use rustix::fs::{AtFlags, unlinkat};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::{
+    packet::{PacketError, PacketSocket},
+    step::{InjectedFault, Step, Steps},
+};
+
+/// CID of the guest: every sandbox has a vsock of its own, so all use the first that is free to use.
+pub const GUEST_CID: u32 = 3;
+
+/// Why the proxy did not start.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum ProxyError {
+    #[error("make control socket of the proxy")]
+    Control(#[source] io::Error),
+    #[error("make vhost-user socket {name}")]
+    Socket {
+        name: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("program path {0:?} holds a NUL byte")]
+    Program(PathBuf),
+    #[error("start {program}")]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: SpawnError,
+    },
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
+
+/// What the proxy reports.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromProxy {
+    /// Jailed and serving.
+    Ready {},
+    /// A guest program connected to a listed port; the connection came as a descriptor.
+    Connection {
+        /// Host port.
+        port: u32,
+        /// Guest port.
+        guest_port: u32,
+    },
+    /// Descriptors for the guest's cached inodes run short.
+    InodePressure {
+        /// Open descriptors.
+        open: u64,
+        /// As many as there can be.
+        limit: u64,
+    },
+}
+
+/// The VMM's ends of the vhost-user connections.
+#[derive(Debug)]
+pub struct VmmEnds {
+    /// Of the vsock device.
+    pub vsock: OwnedFd,
+    /// Of the file system of container roots.
+    pub roots: OwnedFd,
+    /// Of the file system of volumes.
+    pub volumes: OwnedFd,
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The process.
+    pub child: Child,
+    /// Its control socket.
+    pub control: PacketSocket,
+}
+
+/// What a proxy is started with.
+#[derive(Debug)]
+pub struct ProxyPlan<'a> {
+    /// Host path of `kata-proxy`.
+    pub program: &'a Path,
+    /// Sandbox directory, in which sockets stand for the instant of their making.
+    pub directory: &'a OwnedFd,
+    /// Root of the shared tree.
+    pub shared_tree: &'a OwnedFd,
+}
+
+/// Starts a proxy. Call it on a thread that never ends: the proxy dies with the thread.
+///
+/// # Errors
+/// [`ProxyError`]; nothing is left then.
+pub fn start(plan: &ProxyPlan<'_>, steps: &Steps) -> Result<(Proxy, VmmEnds), ProxyError> {
+    steps.enter(Step::SpawnProxy)?;
+    let (control, proxy_end) = scm::packet_pair().map_err(ProxyError::Control)?;
+    let (vsock_listener, vsock) = connected(plan.directory, "vsock")?;
+    let (roots_listener, roots) = connected(plan.directory, "roots")?;
+    let (volumes_listener, volumes) = connected(plan.directory, "volumes")?;
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(ProxyError::Control)?;
+    let stderr = io::stderr();
+    let argument = format!("{{\"guest_cid\":{GUEST_CID}}}");
+    let program = c_string(plan.program.as_os_str().as_bytes(), plan.program)?;
+    let spawn = Spawn {
+        arguments: vec![
+            c_string(b"kata-proxy", plan.program)?,
+            c_string(argument.as_bytes(), plan.program)?,
+        ],
+        fds: vec![
+            null.as_fd(),
+            null.as_fd(),
+            stderr.as_fd(),
+            proxy_end.as_fd(),
+            vsock_listener.as_fd(),
+            roots_listener.as_fd(),
+            volumes_listener.as_fd(),
+            plan.shared_tree.as_fd(),
+        ],
+        new_session: true,
+        ..Spawn::new(program)
+    };
+    let child = spawn
+        .start()
+        .map_err(|source| ProxyError::Spawn { program: plan.program.into(), source })?;
+    let proxy = Proxy { child, control: PacketSocket::new(control)? };
+    Ok((proxy, VmmEnds { vsock, roots, volumes }))
+}
+
+/// A listener and the one connection that it will ever accept; its name is gone before anybody else could dial it.
+fn connected(
+    directory: &OwnedFd,
+    name: &'static str,
+) -> Result<(UnixListener, OwnedFd), ProxyError> {
+    let failed = |source| ProxyError::Socket { name, source };
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let stream = UnixStream::connect(&path).map_err(failed);
+    unlinkat(directory, name, AtFlags::empty()).map_err(|e| failed(e.into()))?;
+    Ok((listener, stream?.into()))
+}
+
+fn c_string(bytes: &[u8], program: &Path) -> Result<CString, ProxyError> {
+    CString::new(bytes).map_err(|_| ProxyError::Program(program.into()))
+}
