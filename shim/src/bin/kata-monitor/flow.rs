@@ -1,0 +1,247 @@
+//! Bytes between the engine's descriptors and the guest's streams, one thread a direction.
+//!
+//! ```text
+//! engine's fd 0 ──► stdin stream      end of input: half-close of the stream
+//! stdout stream ──► engine's fd 1     end of stream: our end of fd 1 is closed; reader gone: our end of the stream is
+//! stderr stream ──► engine's fd 2     the same
+//! ```
+//!
+//! Threads, because O_NONBLOCK belongs to the open file and not to the descriptor: set on what the engine gave us it
+//! would break whoever shares it (a person's shell). A thread may block for ever; it ends with the process, which nobody
+//! but the main thread decides.
+//!
+//! When the reader of stdout is gone, a container under runc gets SIGPIPE. Here the stream is shut down for reading, so
+//! that the guest's next write fails the same way, as soon as what is in flight is thrown away.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fs::{FileType, Mode, OFlags, fstat, open},
+    io::{Errno, read, write},
+    net::Shutdown,
+    pipe::{SpliceFlags, splice},
+    stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
+};
+
+/// What one read or write moves where splice(2) can't.
+const BLOCK: usize = 64 * 1024;
+
+/// Most that one splice(2) moves; a pipe holds less.
+const SPLICE: usize = 1024 * 1024;
+
+/// The system calls of a flow need little, and every page of a monitor is there once a container.
+const STACK: usize = 64 * 1024;
+
+/// Wakes the main thread when a flow has news that it waits for.
+#[derive(Debug)]
+pub struct Bell {
+    event: OwnedFd,
+    /// Ring at every step, not only at the end of a flow.
+    eager: AtomicBool,
+}
+
+impl Bell {
+    /// A bell that rings when a flow ends.
+    pub fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { event, eager: AtomicBool::new(false) })
+    }
+
+    /// From now on each step of a flow rings: the process has ended and its bytes are counted.
+    pub fn ring_at_every_step(&self) {
+        self.eager.store(true, Ordering::SeqCst);
+    }
+
+    /// Makes the bell silent until the next ring.
+    pub fn hush(&self) {
+        // EAGAIN: it had not rung. There is no other error.
+        read(&self.event, &mut [0; 8]).ok();
+    }
+
+    fn ring(&self) {
+        // EAGAIN: it rings already, 2^64 - 1 times.
+        write(&self.event, &1_u64.to_ne_bytes()).ok();
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// How far a flow from the guest is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    passed: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Progress {
+    /// True when nothing more will come.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// True when at least `count` bytes were handed on, or nothing more will come.
+    pub fn has_passed(&self, count: u64) -> bool {
+        self.is_over() || self.passed.load(Ordering::SeqCst) >= count
+    }
+}
+
+/// The engine's end of a flow: one of the standard streams.
+#[derive(Debug, Clone, Copy)]
+pub enum Engine {
+    /// What the container reads.
+    Stdin,
+    /// What it writes.
+    Stdout,
+    /// What it complains.
+    Stderr,
+}
+
+impl Engine {
+    fn fd(self) -> BorrowedFd<'static> {
+        match self {
+            Self::Stdin => rustix::stdio::stdin(),
+            Self::Stdout => rustix::stdio::stdout(),
+            Self::Stderr => rustix::stdio::stderr(),
+        }
+    }
+
+    /// Closes our copy, so that whoever has the other end of the pipe sees the end that the guest made. The number
+    /// stays taken: nothing else may ever come to be fd 0, 1 or 2.
+    fn close(self) {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let Ok(null) = open("/dev/null", flags, Mode::empty()) else { return };
+        // Fails only for a number that is not open.
+        match self {
+            Self::Stdin => dup2_stdin(&null).ok(),
+            Self::Stdout => dup2_stdout(&null).ok(),
+            Self::Stderr => dup2_stderr(&null).ok(),
+        };
+    }
+}
+
+/// What becomes of the engine's end when a flow is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It is closed.
+    Close,
+    /// It stays, for a terminal serves two flows.
+    Keep,
+}
+
+/// Hands on what comes from the guest.
+pub fn from_guest(
+    stream: Arc<OwnedFd>,
+    engine: Engine,
+    afterwards: Afterwards,
+    bell: Arc<Bell>,
+) -> io::Result<Arc<Progress>> {
+    let progress = Arc::new(Progress::default());
+    let theirs = Arc::clone(&progress);
+    spawn("from guest", move || {
+        pump(stream.as_fd(), engine.fd(), |bytes| {
+            // Before `eager` is looked at: the main thread sets that first and then looks at the count.
+            theirs.passed.fetch_add(bytes as u64, Ordering::SeqCst);
+            if bell.eager.load(Ordering::SeqCst) {
+                bell.ring();
+            }
+        });
+        shut_down(&stream, Shutdown::Read);
+        if afterwards == Afterwards::Close {
+            engine.close();
+        }
+        theirs.over.store(true, Ordering::SeqCst);
+        bell.ring();
+    })?;
+    Ok(progress)
+}
+
+/// Hands on what the engine's end gives, until it ends or the guest wants no more.
+pub fn to_guest(stream: Arc<OwnedFd>, afterwards: Afterwards) -> io::Result<()> {
+    spawn("to guest", move || {
+        pump(Engine::Stdin.fd(), stream.as_fd(), |_| ());
+        shut_down(&stream, Shutdown::Write);
+        if afterwards == Afterwards::Close {
+            Engine::Stdin.close();
+        }
+    })
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work).map(drop)
+}
+
+/// An error means that the peer has closed the stream already, which is what is wanted.
+fn shut_down(stream: &OwnedFd, how: Shutdown) {
+    rustix::net::shutdown(stream, how).ok();
+}
+
+/// Moves bytes until the input ends or either end fails; calls `passed` for each step.
+fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut passed: impl FnMut(usize)) {
+    let mut splicing = is_pipe(from) || is_pipe(to);
+    let mut block = Vec::new();
+    loop {
+        let step = if splicing {
+            splice(from, None, to, None, SPLICE, SpliceFlags::MOVE).inspect(|bytes| passed(*bytes))
+        } else {
+            block.resize(BLOCK, 0);
+            copy(from, to, &mut block, &mut passed)
+        };
+        match step {
+            Ok(0) => return,
+            // The kinds of file do not go together.
+            Err(Errno::INVAL) if splicing => splicing = false,
+            // Somebody has set O_NONBLOCK on one of them.
+            Err(Errno::AGAIN) => {
+                wait(from, PollFlags::IN);
+                wait(to, PollFlags::OUT);
+            }
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn is_pipe(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+}
+
+/// Reads once and writes all of it.
+fn copy(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    block: &mut [u8],
+    passed: &mut impl FnMut(usize),
+) -> Result<usize, Errno> {
+    let length = read(from, &mut *block)?;
+    let mut rest = &block[..length];
+    while !rest.is_empty() {
+        match write(to, rest) {
+            Ok(bytes) => {
+                passed(bytes);
+                rest = &rest[bytes..];
+            }
+            Err(Errno::AGAIN) => wait(to, PollFlags::OUT),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// Blocks until the descriptor is ready; an error shows in the read or write that follows.
+fn wait(fd: BorrowedFd<'_>, events: PollFlags) {
+    poll(&mut [PollFd::from_borrowed_fd(fd, events)], None).ok();
+}

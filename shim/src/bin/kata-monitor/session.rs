@@ -1,0 +1,268 @@
+//! The monitor's life after it is ready.
+//!
+//! ```text
+//!            streams                 end                    every counted byte passed on,
+//! waiting ────────────► streaming ────────────► ending ──── and end of streams or grace over ────► drained, exit(code)
+//!    │                      │                                                                 
+//!    └──────────┬───────────┘
+//!               └ control closes: the shim is gone ─► end.json (shim lost), exit(137)
+//! ```
+//!
+//! The main thread alone decides: it waits for the control socket, for signals and for the bell that flows ring. An `end`
+//! without streams (a container that never started) exits at once. A reader of stdout that is slow delays the end for as
+//! long as it takes, as it would delay a process that writes to it; the grace only bounds the wait for the *end* of a
+//! stream that a descendant holds open.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kata_engine_api::control::{End, Stream, ToMonitor, ToShim};
+use kata_sys::{
+    scm::{self, Packet},
+    signals::{Received, SignalFd},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{
+    console,
+    flow::{self, Afterwards, Bell, Engine, Progress},
+    note,
+};
+
+const SIGTSTP: i32 = 20;
+const SIGTTIN: i32 = 21;
+const SIGTTOU: i32 = 22;
+const SIGWINCH: i32 = 28;
+
+/// Signals that the monitor takes for the container: all but SIGKILL and SIGSTOP, which nobody can take, SIGCHLD and
+/// SIGPIPE, which would be its own.
+pub fn forwarded() -> impl Iterator<Item = i32> {
+    const SIGPIPE: i32 = 13;
+    const SIGCHLD: i32 = 17;
+    (1..=64).filter(|signal| ![SIGPIPE, SIGCHLD].contains(signal))
+}
+
+/// Why a monitor gives up on its shim.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("the shim closed its control socket")]
+    Closed,
+    #[error("control socket failed")]
+    Socket(#[source] io::Error),
+    #[error("control message was not understood")]
+    Message(#[source] serde_json::Error),
+    #[error("streams came twice, or not as many descriptors as kinds")]
+    Streams,
+    #[error("cannot pass streams on")]
+    Flow(#[source] io::Error),
+    #[error("cannot wait for events")]
+    Wait(#[source] io::Error),
+}
+
+/// A flow from the guest, with what the end says about it.
+struct Output {
+    stream: Stream,
+    progress: Arc<Progress>,
+}
+
+/// The process has ended.
+struct Ending {
+    end: End,
+    /// When descendants that hold a stream are waited for no longer.
+    deadline: Instant,
+}
+
+/// A monitor that is ready.
+pub struct Session {
+    /// Towards the shim; non-blocking.
+    pub control: OwnedFd,
+    /// The sandbox directory, for a container's `end.json`; none for an additional process.
+    pub directory: Option<OwnedFd>,
+    /// What is forwarded.
+    pub signals: SignalFd,
+    /// The standard streams are a terminal, whose size is told.
+    pub terminal: bool,
+    /// Bounded wait for the end of streams.
+    pub grace: Duration,
+    /// Rung by flows.
+    pub bell: Arc<Bell>,
+}
+
+/// What changes while a session runs.
+#[derive(Default)]
+struct State {
+    outputs: Option<Vec<Output>>,
+    ending: Option<Ending>,
+}
+
+impl Session {
+    /// Stands for the container until it has ended; returns its exit code.
+    pub fn run(self) -> u8 {
+        let mut state = State::default();
+        match self.follow(&mut state) {
+            Ok(code) => code,
+            Err(lost) => {
+                if let Some(directory) = &self.directory {
+                    // A note that can't be written has no other reader either: the exit code still tells.
+                    note::write(directory.as_fd(), Some(crate::chain(&lost))).ok();
+                }
+                note::LOST
+            }
+        }
+    }
+
+    fn follow(&self, state: &mut State) -> Result<u8, Lost> {
+        loop {
+            let news = self.wait(state.ending.as_ref())?;
+            if news.bell {
+                self.bell.hush();
+            }
+            if news.signals {
+                self.forward_signals(state)?;
+            }
+            if news.control {
+                self.obey(state)?;
+            }
+            if let Some(code) = finished(state) {
+                // The shim may be gone by now; it has said all that it had to say.
+                self.tell(&ToShim::Drained {}).ok();
+                return Ok(code);
+            }
+        }
+    }
+
+    fn wait(&self, ending: Option<&Ending>) -> Result<News, Lost> {
+        let mut fds =
+            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
+        if ending.is_none() {
+            fds.push(PollFd::new(&self.control, PollFlags::IN));
+        }
+        let rest = ending.map(|ending| ending.deadline.saturating_duration_since(Instant::now()));
+        // When the grace is over and bytes are still missing, only the bell counts.
+        let timeout = rest.filter(|rest| !rest.is_zero());
+        let timeout = timeout.and_then(|rest| Timespec::try_from(rest).ok());
+        rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))
+            .map_err(|error| Lost::Wait(error.into()))?;
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        Ok(News { signals: ready(0), bell: ready(1), control: ready(2) })
+    }
+
+    /// Reads what the shim says, all of it: an `end` may be followed by the end of the connection.
+    fn obey(&self, state: &mut State) -> Result<(), Lost> {
+        while state.ending.is_none() {
+            let packet = match scm::receive(&self.control) {
+                Ok(packet) if packet.is_end() => return Err(Lost::Closed),
+                Ok(packet) => packet,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(Lost::Closed);
+                }
+                Err(error) => return Err(Lost::Socket(error)),
+            };
+            match serde_json::from_slice(&packet.bytes).map_err(Lost::Message)? {
+                ToMonitor::Streams(kinds) => self.start_flows(state, &kinds, packet)?,
+                ToMonitor::End(end) => {
+                    self.bell.ring_at_every_step();
+                    let deadline = Instant::now() + self.grace;
+                    state.ending = Some(Ending { end, deadline });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start_flows(&self, state: &mut State, kinds: &[Stream], packet: Packet) -> Result<(), Lost> {
+        if state.outputs.is_some() || kinds.len() != packet.fds.len() {
+            return Err(Lost::Streams);
+        }
+        let mut outputs = Vec::new();
+        for (kind, stream) in kinds.iter().zip(packet.fds) {
+            let progress = self.start_flow(*kind, Arc::new(stream)).map_err(Lost::Flow)?;
+            outputs.extend(progress.map(|progress| Output { stream: *kind, progress }));
+        }
+        state.outputs = Some(outputs);
+        self.tell_size()
+    }
+
+    fn start_flow(&self, kind: Stream, stream: Arc<OwnedFd>) -> io::Result<Option<Arc<Progress>>> {
+        let bell = || Arc::clone(&self.bell);
+        match kind {
+            Stream::Stdin => flow::to_guest(stream, Afterwards::Close).map(|()| None),
+            Stream::Stdout => {
+                flow::from_guest(stream, Engine::Stdout, Afterwards::Close, bell()).map(Some)
+            }
+            Stream::Stderr => {
+                flow::from_guest(stream, Engine::Stderr, Afterwards::Close, bell()).map(Some)
+            }
+            Stream::Terminal => {
+                flow::to_guest(Arc::clone(&stream), Afterwards::Keep)?;
+                flow::from_guest(stream, Engine::Stdout, Afterwards::Keep, bell()).map(Some)
+            }
+        }
+    }
+
+    fn forward_signals(&self, state: &State) -> Result<(), Lost> {
+        while let Some(received) = self.signals.next().map_err(Lost::Wait)? {
+            match received {
+                Received { signal: SIGWINCH, .. } if self.terminal => {
+                    // Before the streams there is no terminal to resize; its size is told with them.
+                    if state.outputs.is_some() {
+                        self.tell_size()?;
+                    }
+                }
+                // Job control of the caller's terminal is about the monitor, not about the container.
+                Received { signal: SIGTSTP | SIGTTIN | SIGTTOU, from_kernel: true } => {}
+                Received { signal, .. } => self.tell(&ToShim::Signal(signal))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_size(&self) -> Result<(), Lost> {
+        match console::size().filter(|_| self.terminal) {
+            Some(size) => self.tell(&ToShim::Resize(size)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a message, unless the shim is far behind: signals of the same number merge anyway, and a stalled shim must
+    /// not stall this process. A closed connection shows when it is read from.
+    fn tell(&self, message: &ToShim) -> Result<(), Lost> {
+        let bytes = serde_json::to_vec(message).map_err(Lost::Message)?;
+        match scm::send(&self.control, &bytes, &[]) {
+            Err(error) if !is_peer_trouble(&error) => Err(Lost::Socket(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a wait ended with.
+struct News {
+    signals: bool,
+    bell: bool,
+    control: bool,
+}
+
+fn is_peer_trouble(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, WouldBlock};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | WouldBlock)
+}
+
+/// The exit code, once nothing is left to pass on.
+fn finished(state: &State) -> Option<u8> {
+    let Ending { end, deadline } = state.ending.as_ref()?;
+    let outputs = state.outputs.as_deref().unwrap_or_default();
+    let counted = outputs.iter().all(|output| {
+        let count = match output.stream {
+            Stream::Stderr => end.stderr_bytes,
+            Stream::Stdin | Stream::Stdout | Stream::Terminal => end.stdout_bytes,
+        };
+        output.progress.has_passed(count.unwrap_or(0))
+    });
+    let over = outputs.iter().all(|output| output.progress.is_over());
+    (counted && (over || Instant::now() >= *deadline)).then_some(end.code)
+}
