@@ -5,3 +5,4 @@ pub mod control;
 pub mod dial;
 pub mod handover;
 pub mod record;
+pub mod timestamp;
