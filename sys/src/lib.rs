@@ -9,6 +9,7 @@ pub mod fork;
 #[cfg(feature = "guest-memory")]
 pub mod guest_memory;
 pub mod inherit;
+pub mod jail;
 pub mod mount_attr;
 pub mod network;
 pub mod scm;

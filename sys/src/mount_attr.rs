@@ -1,0 +1,59 @@
+//! Attributes of whole mount trees (mount_setattr(2)).
+
+use std::{io, mem::size_of, os::fd::AsFd, os::fd::AsRawFd};
+
+/// What to change, as `MOUNT_ATTR_*` bits and a propagation type (`MS_PRIVATE` and its like; 0 keeps it).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MountAttributes {
+    /// Bits to set.
+    pub set: u64,
+    /// Bits to clear.
+    pub clear: u64,
+    /// New propagation type.
+    pub propagation: u64,
+}
+
+/// Which mounts a change reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The one mount.
+    Mount,
+    /// The mount and every one below it.
+    Tree,
+}
+
+/// `struct mount_attr` of `linux/mount.h`.
+#[repr(C)]
+struct Wire {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Changes the attributes of the mount that `mount` is the root of.
+///
+/// # Errors
+/// Those of mount_setattr(2): `EINVAL` when `mount` is not the root of a mount.
+pub fn change(mount: impl AsFd, attributes: MountAttributes, reach: Reach) -> io::Result<()> {
+    let wire = Wire {
+        set: attributes.set,
+        clear: attributes.clear,
+        propagation: attributes.propagation,
+        user_namespace: 0,
+    };
+    let recursive = if reach == Reach::Tree { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is NUL-terminated, the attributes are plain integers of the given size, and both
+    // outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            &raw const wire,
+            size_of::<Wire>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
