@@ -1,0 +1,88 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(name = "xtask", about = "Everything that make does", disable_help_subcommand = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Install from Debian what building and testing need
+    Setup,
+    /// Build all programs, the guest image and a kernel into target/kata
+    Build(BuildOptions),
+    /// Build what is missing and run one container, to see it work
+    Run,
+    /// Run the tiers of tests
+    Test(TestOptions),
+    /// Check style: formatting, clippy, tidy, licences
+    Lint,
+    /// Check what clippy cannot: sizes, layers, names, documents
+    Tidy,
+    /// Make a guest kernel, or find it in the cache
+    Kernel(KernelOptions),
+    /// Build the agent and the guest's initrd
+    Image,
+    /// Install what `build` made
+    Install(Place),
+    /// Remove what `install` put there
+    Uninstall(Place),
+    /// Measure
+    Bench,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct BuildOptions {
+    /// Kernel to put beside the programs; without it, the lean one where it is in the cache, else Debian's
+    #[arg(long = "kernel")]
+    pub profile: Option<Profile>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KernelOptions {
+    #[arg(default_value = "lean")]
+    pub profile: Profile,
+}
+
+/// The two ways to get a guest kernel; see kernel/README.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// Built from Debian's source with our fragments; no modules
+    Lean,
+    /// Debian's packaged cloud kernel, its modules in the initrd
+    Distro,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct TestOptions {
+    /// Run every repetition that an issue states, not the cut numbers of CI
+    #[arg(long)]
+    pub full: bool,
+    /// Only these tiers
+    #[arg(long = "tier", value_name = "TIER")]
+    pub tiers: Vec<TierName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TierName {
+    Lint,
+    Unit,
+    Component,
+    Guest,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Place {
+    /// Where it will be used from
+    #[arg(long, default_value = "/usr/local")]
+    pub prefix: PathBuf,
+    /// Put in front of the prefix, for packagers
+    #[arg(long, default_value = "")]
+    pub destdir: PathBuf,
+}
