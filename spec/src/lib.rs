@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The OCI runtime specification as one table: what becomes of each field of `config.json`.
+//!
+//! ```text
+//! config.json ─► table: types, and for each field applied │ translated │ host only │ refused
+//!                  └► rules: what a table can't say (paths, mounts, namespaces, devices)
+//!                       └► Checked ─┬─► what the host does: root, volumes, network, limits
+//!                                   └─► guest_spec(): what the agent applies
+//! ```
+//!
+//! **Invariant**: a field that is set and that nobody would apply is an error that names it. A field that the table does
+//! not know is none (the specification forbids that), but is listed by [`Checked::explain`].
+//!
+//! The document stays JSON until it is checked, for two reasons: an error can name the field instead of a byte, and what
+//! is not known is seen instead of dropped.
+
+mod checked;
+mod defaults;
+mod document;
+mod error;
+mod features;
+mod load;
+mod mounts;
+mod process;
+mod program;
+mod rules;
+pub mod table;
+
+pub use checked::{Checked, Limits, Network, TerminalSize, VolumeSource};
+pub use defaults::{DEFAULT_PATH, default_for};
+pub use error::{ProgramError, SpecError};
+pub use features::features;
+pub use load::{check, load};
+pub use process::{CheckedProcess, parse_process};
+pub use program::{Program, resolve_program};
+pub use table::Explained;

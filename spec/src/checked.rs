@@ -1,0 +1,133 @@
+//! A configuration that can be run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use serde_json::{Value, json};
+
+use crate::{process::CheckedProcess, table::Explained};
+
+/// A checked configuration: what the host needs of it, and the guest's copy.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// `ociVersion`, some 1.x.
+    pub oci_version: String,
+    /// Absolute host path of the bundle.
+    pub bundle: PathBuf,
+    /// Absolute host path of the root file system; a directory when it was looked at.
+    pub rootfs: PathBuf,
+    /// The container may not write to its root.
+    pub read_only_root: bool,
+    /// The program, its terminal and environment.
+    pub process: CheckedProcess,
+    /// `hostname`.
+    pub hostname: Option<String>,
+    /// Network namespace that the sandbox is connected to.
+    pub network: Network,
+    /// Sources of bind mounts that the guest gets as volumes, in the order of `mounts`.
+    pub volumes: Vec<VolumeSource>,
+    /// `linux.cgroupsPath` as it was written: a path, or systemd's `slice:prefix:name`.
+    pub cgroups_path: Option<String>,
+    /// Limits that are also set on the host.
+    pub limits: Limits,
+    /// `annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// What became of each field that is there.
+    pub(crate) explained: BTreeSet<Explained>,
+    /// The configuration as the guest gets it, but for the sources of volumes.
+    pub(crate) guest: Value,
+    /// Destinations of all mounts, for the search for the program.
+    pub(crate) mounts: Vec<MountPoint>,
+}
+
+impl Checked {
+    /// `config.json` for the agent: checked, without what is only for the host, the sources of volumes replaced by what
+    /// `volume_path` says about the volume with this index of [`Self::volumes`].
+    pub fn guest_spec(&self, volume_path: impl Fn(usize) -> String) -> Vec<u8> {
+        let mut guest = self.guest.clone();
+        for (number, volume) in self.volumes.iter().enumerate() {
+            // rules::check has made the list of volumes from this very list of mounts.
+            if let Some(mount) = guest.pointer_mut(&format!("/mounts/{}", volume.mount)) {
+                mount["source"] = json!(volume_path(number));
+            }
+        }
+        guest.to_string().into_bytes()
+    }
+
+    /// The process of another program in this container: its user, environment and rights, with these arguments.
+    pub fn process_with(&self, args: &[String], terminal: bool) -> Value {
+        let mut process = self.process.guest.clone();
+        process["args"] = json!(args);
+        process["terminal"] = json!(terminal);
+        process
+    }
+
+    /// What became of each field that is there; sorted by path.
+    pub fn explain(&self) -> impl Iterator<Item = &Explained> {
+        self.explained.iter()
+    }
+}
+
+/// The network that a container is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// No network namespace is asked for, so it would be the host's; the guest gets loopback alone.
+    Host,
+    /// A new one.
+    New,
+    /// This one.
+    Path(PathBuf),
+}
+
+/// The source of a bind mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSource {
+    /// Index in `mounts`.
+    pub mount: usize,
+    /// Absolute host path.
+    pub source: PathBuf,
+    /// With what is mounted below it.
+    pub recursive: bool,
+    /// A directory; else a regular file.
+    pub directory: bool,
+    /// The container may not write to it.
+    pub read_only: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// `linux.resources` as far as it is set on the host; none is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of memory and swap together.
+    pub memory_and_swap_bytes: Option<u64>,
+    /// Relative weight, as cgroup v1 counts it.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds of CPU time in each period.
+    pub cpu_quota_us: Option<u64>,
+    /// Microseconds.
+    pub cpu_period_us: Option<u64>,
+    /// List of CPUs, as in `0-3,6`.
+    pub cpus: Option<String>,
+    /// Number of tasks.
+    pub pids: Option<u64>,
+}
+
+/// Where a mount is, and what of it can be seen from the host.
+#[derive(Debug, Clone)]
+pub(crate) struct MountPoint {
+    pub(crate) destination: PathBuf,
+    /// None when the file system is made in the guest.
+    pub(crate) host: Option<PathBuf>,
+}

@@ -1,0 +1,104 @@
+//! `kata-runtime features`, from the same words that the table checks.
+
+use serde_json::{Value, json};
+
+use crate::{
+    mounts::GUEST_TYPES,
+    table::{
+        ARCHITECTURES, CAPABILITIES, Explained, NAMESPACES, SECCOMP_ACTIONS, SECCOMP_FLAGS,
+        SECCOMP_OPERATORS, rows,
+    },
+};
+
+/// Options of mounts that are flags; others are the file system's own.
+const MOUNT_OPTIONS: &[&str] = &[
+    "acl",
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noacl",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "private",
+    "rbind",
+    "relatime",
+    "remount",
+    "ro",
+    "rprivate",
+    "rshared",
+    "rslave",
+    "runbindable",
+    "rw",
+    "shared",
+    "silent",
+    "slave",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "unbindable",
+];
+
+/// The document that OCI's `features` prints: what the table applies, and nothing that it refuses.
+pub fn features() -> Value {
+    let rows = rows();
+    let refused =
+        |field: &str| rows.iter().any(|row| row.field == field && row.treatment == "refused");
+    let applied = |row: &Explained| row.treatment != "refused";
+    let hooks: Vec<&str> = rows
+        .iter()
+        .filter(|row| applied(row))
+        .filter_map(|row| row.field.strip_prefix("hooks."))
+        .collect();
+    let user_namespace = !refused("linux.uidMappings");
+    let namespaces = NAMESPACES.iter().filter(|kind| **kind != "user" || user_namespace);
+    let actions = SECCOMP_ACTIONS.iter().filter(|action| **action != "SCMP_ACT_NOTIFY");
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": hooks,
+        "mountOptions": MOUNT_OPTIONS,
+        "linux": {
+            "namespaces": namespaces.collect::<Vec<_>>(),
+            "capabilities": CAPABILITIES,
+            "cgroup": {
+                "v1": false, "v2": true, "systemd": false, "systemdUser": false,
+                "rdma": !refused("linux.resources.rdma"),
+            },
+            "seccomp": {
+                "enabled": true,
+                "actions": actions.collect::<Vec<_>>(),
+                "operators": SECCOMP_OPERATORS,
+                "archs": ARCHITECTURES,
+                "knownFlags": SECCOMP_FLAGS,
+                "supportedFlags": SECCOMP_FLAGS,
+            },
+            "apparmor": {"enabled": false},
+            "selinux": {"enabled": false},
+            "intelRdt": {"enabled": !refused("linux.intelRdt")},
+            "memoryPolicy": {"enabled": !refused("linux.memoryPolicy")},
+            "netDevices": {"enabled": !refused("linux.netDevices")},
+            "mountExtensions": {"idmap": {"enabled": !refused("mounts[].uidMappings")}},
+        },
+        "annotations": {"io.katacontainers.mounts.types": GUEST_TYPES.join(",")},
+        "potentiallyUnsafeConfigAnnotations": ["io.katacontainers."],
+    })
+}

@@ -1,0 +1,64 @@
+//! From a bundle to a checked configuration.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{checked::Checked, document::Document, error::SpecError, rules, table};
+
+/// Name of the configuration in a bundle.
+const CONFIG: &str = "config.json";
+
+/// Longest configuration that is read. The longest that an engine writes have some 100 KiB; the answer to a larger one
+/// is an error, not a host without memory.
+const LONGEST: u64 = 16 * 1024 * 1024;
+
+/// Reads and checks `config.json` of a bundle.
+///
+/// # Errors
+/// One line that names the file, the field and what is wrong with it.
+pub fn load(bundle: &Path) -> Result<Checked, SpecError> {
+    let bundle = absolute(bundle)?;
+    let path = bundle.join(CONFIG);
+    let json = read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
+    let document = Document::new(path.display().to_string());
+    let config = document.parse(&json)?;
+    check_document(document, &config, bundle)
+}
+
+/// Checks a configuration as if it were `config.json` of `bundle`, which need not exist.
+///
+/// # Errors
+/// As [`load`].
+pub fn check(config: &Value, bundle: &Path) -> Result<Checked, SpecError> {
+    let bundle = absolute(bundle)?;
+    check_document(Document::new(CONFIG.to_owned()), config, bundle)
+}
+
+fn check_document(
+    mut document: Document,
+    config: &Value,
+    bundle: PathBuf,
+) -> Result<Checked, SpecError> {
+    let guest = document.object(table::CONFIG, config, "")?;
+    rules::check(document, config, guest, bundle)
+}
+
+fn absolute(bundle: &Path) -> Result<PathBuf, SpecError> {
+    std::path::absolute(bundle)
+        .map_err(|source| SpecError::Read { path: bundle.to_owned(), source })
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut json = Vec::new();
+    File::open(path)?.take(LONGEST + 1).read_to_end(&mut json)?;
+    if json.len() as u64 > LONGEST {
+        let message = format!("longer than {} MiB", LONGEST / (1024 * 1024));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(json)
+}

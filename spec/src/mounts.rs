@@ -1,0 +1,260 @@
+//! `mounts`: which the guest makes itself, which are volumes of the host, which can't be.
+
+use std::{
+    fs::{self, Metadata},
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::statfs;
+use serde_json::{Value, json};
+
+use crate::{
+    checked::{MountPoint, VolumeSource},
+    document::Document,
+    error::SpecError,
+    process::strings,
+    rules::{devices::GUEST_DEVICES, host_path},
+};
+
+/// File systems that live in a kernel, so in the guest's.
+pub(crate) const GUEST_TYPES: &[&str] = &[
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "ramfs",
+    "hugetlbfs",
+    "bpf",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "configfs",
+    "fusectl",
+    "binfmt_misc",
+    "devtmpfs",
+];
+
+const SHARED_MEMORY: &str = "/dev/shm";
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const PROC_MAGIC: u64 = 0x9fa0;
+const SYSFS_MAGIC: u64 = 0x6265_6572;
+const CGROUP_MAGIC: u64 = 0x0027_e0eb;
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// What the host has to do for the mounts.
+pub(crate) struct Mounts {
+    pub(crate) volumes: Vec<VolumeSource>,
+    pub(crate) points: Vec<MountPoint>,
+}
+
+/// Sorts the mounts, and rewrites in the guest's copy what the guest makes differently.
+pub(crate) fn check(
+    document: &mut Document,
+    config: &Value,
+    guest: &mut Value,
+    bundle: &Path,
+) -> Result<Mounts, SpecError> {
+    let mut mounts = Mounts { volumes: Vec::new(), points: Vec::new() };
+    let list = config["mounts"].as_array().map_or(&[][..], Vec::as_slice);
+    for (index, value) in list.iter().enumerate() {
+        let mount = Mount::new(index, value, bundle);
+        mount.check_strings(document, value)?;
+        let for_guest = &mut guest["mounts"][index];
+        // runc takes a relative destination for one below the root.
+        for_guest["destination"] = json!(mount.destination);
+        let host = match mount.classify(document)? {
+            Class::Guest => None,
+            Class::Replaced(replacement) => {
+                for (name, value) in replacement {
+                    for_guest[name] = value;
+                }
+                None
+            }
+            Class::Volume(volume) => {
+                let host = volume.source.clone();
+                mounts.volumes.push(volume);
+                Some(host)
+            }
+        };
+        mounts.points.push(MountPoint { destination: mount.destination, host });
+    }
+    Ok(mounts)
+}
+
+/// What becomes of a mount.
+enum Class {
+    /// The guest makes it as it is.
+    Guest,
+    /// The guest makes it with these fields.
+    Replaced(Vec<(&'static str, Value)>),
+    /// It needs something of the host's.
+    Volume(VolumeSource),
+}
+
+struct Mount {
+    index: usize,
+    destination: PathBuf,
+    kind: String,
+    source: PathBuf,
+    options: Vec<String>,
+}
+
+impl Mount {
+    fn new(index: usize, value: &Value, bundle: &Path) -> Self {
+        let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+        Self {
+            index,
+            destination: Path::new("/").join(text("destination")),
+            kind: text("type"),
+            source: bundle.join(text("source")),
+            options: strings(&value["options"]),
+        }
+    }
+
+    fn field(&self, name: &str) -> String {
+        format!("mounts[{}].{name}", self.index)
+    }
+
+    fn check_strings(&self, document: &Document, value: &Value) -> Result<(), SpecError> {
+        let destination = value["destination"].as_str().unwrap_or_default();
+        if destination.is_empty() {
+            return Err(document.wrong(self.field("destination"), "must not be empty"));
+        }
+        if self.destination.components().any(|part| part.as_os_str() == "..") {
+            return Err(document.wrong(self.field("destination"), "must not contain .."));
+        }
+        let idmap = |option: &&String| matches!(option.as_str(), "idmap" | "ridmap");
+        match self.options.iter().find(idmap) {
+            Some(option) => {
+                let why = format!("{option}: id-mapped mounts are not made yet");
+                Err(document.refuse(self.field("options"), why))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|word| word == option)
+    }
+
+    /// The last word counts, as for mount(8).
+    fn is_read_only(&self) -> bool {
+        self.options
+            .iter()
+            .rfind(|word| matches!(word.as_str(), "ro" | "rw"))
+            .is_some_and(|word| word == "ro")
+    }
+
+    fn classify(&self, document: &mut Document) -> Result<Class, SpecError> {
+        if self.kind == "bind" || self.has("bind") || self.has("rbind") {
+            return self.bind(document);
+        }
+        if GUEST_TYPES.contains(&self.kind.as_str()) {
+            return Ok(Class::Guest);
+        }
+        if self.kind.is_empty() {
+            return Err(document.wrong(self.field("type"), "is missing, and it is no bind mount"));
+        }
+        let why = format!(
+            "a file system of type {} would be mounted from the host's devices or paths",
+            self.kind
+        );
+        Err(document.refuse(self.field("type"), why))
+    }
+
+    fn bind(&self, document: &mut Document) -> Result<Class, SpecError> {
+        let fault = |source| host_path(document, &self.field("source"), &self.source, source);
+        let metadata = fs::metadata(&self.source).map_err(fault)?;
+        let filesystem = statfs(&self.source).map_err(|error| fault(error.into()))?;
+        // A magic number has 32 bits, the field of a 64-bit kernel has more.
+        let magic = filesystem.f_type as u64;
+        let kind = metadata.file_type();
+        if !kind.is_dir() && !kind.is_file() {
+            return self.special(document, &metadata);
+        }
+        if magic == TMPFS_MAGIC && self.destination == Path::new(SHARED_MEMORY) {
+            let size = filesystem.f_blocks.saturating_mul(filesystem.f_bsize as u64);
+            document
+                .translate(self.field("source"), "shared memory of the guest, of the same size");
+            return Ok(self.tmpfs(size));
+        }
+        match magic {
+            SYSFS_MAGIC if self.source == Path::new("/sys") => {
+                document.translate(self.field("source"), "the guest's /sys");
+                Ok(self.kernel("sysfs"))
+            }
+            CGROUP_MAGIC | CGROUP2_MAGIC if self.source.starts_with("/sys/fs/cgroup") => {
+                document.translate(self.field("source"), "the guest's control groups");
+                Ok(self.kernel("cgroup"))
+            }
+            PROC_MAGIC | SYSFS_MAGIC | CGROUP_MAGIC | CGROUP2_MAGIC => {
+                let why =
+                    format!("{} shows the host's kernel, not the guest's", self.source.display());
+                Err(document.refuse(self.field("source"), why))
+            }
+            _ => Ok(Class::Volume(VolumeSource {
+                mount: self.index,
+                source: self.source.clone(),
+                recursive: self.has("rbind") || !self.has("bind"),
+                directory: kind.is_dir(),
+                read_only: self.is_read_only(),
+            })),
+        }
+    }
+
+    /// Neither a directory nor a regular file: its meaning is in a kernel, and that is the host's.
+    fn special(&self, document: &mut Document, metadata: &Metadata) -> Result<Class, SpecError> {
+        let kind = metadata.file_type();
+        let device = metadata.rdev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let known = GUEST_DEVICES
+            .iter()
+            .find(|(a, b, _)| (*a, *b) == (u64::from(major), u64::from(minor)))
+            .filter(|_| kind.is_char_device());
+        if let Some((_, _, name)) = known {
+            document.translate(self.field("source"), format!("the guest's /dev/{name}"));
+            return Ok(Class::Replaced(vec![("source", json!(format!("/dev/{name}")))]));
+        }
+        let what = if kind.is_socket() {
+            "a socket"
+        } else if kind.is_fifo() {
+            "a fifo"
+        } else {
+            "a device"
+        };
+        let why = format!(
+            "{} is {what} of the host, whose other end a VM can't reach",
+            self.source.display()
+        );
+        Err(document.refuse(self.field("source"), why))
+    }
+
+    fn tmpfs(&self, size: u64) -> Class {
+        let mut options = self.plain_options();
+        options.extend(["mode=1777".to_owned(), format!("size={size}")]);
+        Class::Replaced(vec![
+            ("type", json!("tmpfs")),
+            ("source", json!("shm")),
+            ("options", json!(options)),
+        ])
+    }
+
+    fn kernel(&self, kind: &'static str) -> Class {
+        let options = self.plain_options();
+        Class::Replaced(vec![
+            ("type", json!(kind)),
+            ("source", json!(kind)),
+            ("options", json!(options)),
+        ])
+    }
+
+    /// The options that are not about binding.
+    fn plain_options(&self) -> Vec<String> {
+        let about_binding = |option: &&String| matches!(option.as_str(), "bind" | "rbind");
+        self.options.iter().filter(|option| !about_binding(option)).cloned().collect()
+    }
+}

@@ -1,0 +1,121 @@
+//! `process`, of a container or of exec.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::{
+    checked::TerminalSize,
+    document::Document,
+    error::SpecError,
+    table::{CAPABILITIES, PROCESS, join},
+};
+
+/// A program to run, with what the host needs to know of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedProcess {
+    /// The program and its arguments; at least one.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Absolute guest path.
+    pub cwd: PathBuf,
+    /// It has a terminal.
+    pub terminal: bool,
+    /// `consoleSize`, when there is a terminal and it says one.
+    pub terminal_size: Option<TerminalSize>,
+    /// The object as the guest gets it.
+    pub(crate) guest: Value,
+}
+
+impl CheckedProcess {
+    /// The OCI process object for the agent.
+    pub fn guest_process(&self) -> Vec<u8> {
+        self.guest.to_string().into_bytes()
+    }
+
+    /// Value of a variable of its environment; the last one counts.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        let value = |pair: &'_ String| pair.split_once('=').is_some_and(|(key, _)| key == name);
+        let pair = self.env.iter().rfind(|pair| value(pair))?;
+        pair.split_once('=').map(|(_, value)| value)
+    }
+}
+
+/// Checks the process object of an exec; `name` says in errors what the document is.
+///
+/// # Errors
+/// As [`crate::load`].
+pub fn parse_process(json: &[u8], name: &str) -> Result<CheckedProcess, SpecError> {
+    let mut document = Document::new(name.to_owned());
+    let value = document.parse(json)?;
+    let guest = document.object(PROCESS, &value, "")?;
+    check(&mut document, guest, "")
+}
+
+/// What rows can't say about a process that is at `path` of the document.
+pub(crate) fn check(
+    document: &mut Document,
+    mut guest: Value,
+    path: &str,
+) -> Result<CheckedProcess, SpecError> {
+    let args = strings(&guest["args"]);
+    if args.is_empty() {
+        return Err(document.wrong(join(path, "args"), "must name a program"));
+    }
+    let cwd = PathBuf::from(guest["cwd"].as_str().unwrap_or_default());
+    if !cwd.is_absolute() {
+        return Err(document.wrong(join(path, "cwd"), "must be an absolute path"));
+    }
+    let env = strings(&guest["env"]);
+    let nameless = |pair: &String| pair.find('=').is_none_or(|at| at == 0);
+    if let Some(index) = env.iter().position(nameless) {
+        // Not shown: it may be a secret.
+        return Err(document.wrong(join(path, &format!("env[{index}]")), "must be NAME=value"));
+    }
+    check_rlimits(document, &guest, path)?;
+    drop_unknown_capabilities(document, &mut guest, path);
+    let terminal = guest["terminal"] == json!(true);
+    let terminal_size = terminal_size(&guest["consoleSize"]).filter(|_| terminal);
+    Ok(CheckedProcess { args, env, cwd, terminal, terminal_size, guest })
+}
+
+fn check_rlimits(document: &Document, guest: &Value, path: &str) -> Result<(), SpecError> {
+    let limits = guest["rlimits"].as_array().map_or(&[][..], Vec::as_slice);
+    for (index, limit) in limits.iter().enumerate() {
+        let field = join(path, &format!("rlimits[{index}]"));
+        if limit["soft"].as_u64() > limit["hard"].as_u64() {
+            return Err(document.wrong(field, "soft must not exceed hard"));
+        }
+        if limits[..index].iter().any(|earlier| earlier["type"] == limit["type"]) {
+            return Err(document.wrong(field, format!("{} is set twice", limit["type"])));
+        }
+    }
+    Ok(())
+}
+
+/// runc warns of capabilities that it does not know, and goes on without: engines are newer or older than their runtime.
+fn drop_unknown_capabilities(document: &mut Document, guest: &mut Value, path: &str) {
+    let Some(sets) = guest["capabilities"].as_object_mut() else { return };
+    for (set, names) in sets {
+        let Some(names) = names.as_array_mut() else { continue };
+        names.retain(|name| {
+            let known = name.as_str().is_some_and(|name| CAPABILITIES.contains(&name));
+            if !known {
+                let field = join(path, &format!("capabilities.{set}"));
+                document.translate(field, format!("unknown capability {name} is left out"));
+            }
+            known
+        });
+    }
+}
+
+fn terminal_size(size: &Value) -> Option<TerminalSize> {
+    let number = |name: &str| u16::try_from(size[name].as_u64()?).ok().filter(|number| *number > 0);
+    Some(TerminalSize { rows: number("height")?, columns: number("width")? })
+}
+
+pub(crate) fn strings(list: &Value) -> Vec<String> {
+    let elements = list.as_array().into_iter().flatten();
+    elements.filter_map(|element| element.as_str().map(str::to_owned)).collect()
+}

@@ -1,0 +1,157 @@
+//! What the rows of the table can't say: paths on the host, and fields that depend on each other.
+
+pub(crate) mod devices;
+mod namespaces;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    checked::{Checked, Limits},
+    document::Document,
+    error::SpecError,
+    mounts, process,
+};
+
+/// Longest name that sethostname(2) takes.
+const HOST_NAME_MAX: usize = 64;
+
+/// Turns a document whose types are right into a checked configuration; `guest` is what the table kept for the guest.
+pub(crate) fn check(
+    mut document: Document,
+    config: &Value,
+    mut guest: Value,
+    bundle: PathBuf,
+) -> Result<Checked, SpecError> {
+    let oci_version = check_version(&document, config)?;
+    let process = process::check(&mut document, guest["process"].take(), "process")?;
+    guest["process"] = process.guest.clone();
+    let rootfs = check_rootfs(&document, config, &bundle)?;
+    let network = namespaces::check(&mut document, config)?;
+    check_names(&document, config)?;
+    check_sysctls(&document, config)?;
+    check_seccomp(&document, config)?;
+    devices::check(&document, config)?;
+    let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
+    Ok(Checked {
+        oci_version,
+        read_only_root: guest["root"]["readonly"] == true,
+        rootfs,
+        process,
+        hostname: text(&config["hostname"]),
+        network,
+        volumes: mounts.volumes,
+        cgroups_path: text(&config["linux"]["cgroupsPath"]),
+        limits: limits(&config["linux"]["resources"]),
+        annotations: annotations(&config["annotations"]),
+        bundle,
+        explained: document.explained,
+        guest,
+        mounts: mounts.points,
+    })
+}
+
+/// Engines write 1.0.2-dev as well as 1.3.0; minor versions only add.
+fn check_version(document: &Document, config: &Value) -> Result<String, SpecError> {
+    let version = config["ociVersion"].as_str().unwrap_or_default();
+    if !version.starts_with("1.") {
+        let why = format!("must be some version 1.x, is {version:?}");
+        return Err(document.wrong("ociVersion", why));
+    }
+    Ok(version.to_owned())
+}
+
+fn check_rootfs(document: &Document, config: &Value, bundle: &Path) -> Result<PathBuf, SpecError> {
+    let path = config["root"]["path"].as_str().unwrap_or_default();
+    if path.is_empty() {
+        return Err(document.wrong("root.path", "must not be empty"));
+    }
+    let path = bundle.join(path);
+    let fault = |source| host_path(document, "root.path", &path, source);
+    if !fs::metadata(&path).map_err(fault)?.is_dir() {
+        return Err(fault(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    Ok(path)
+}
+
+/// An error about a path that a field names.
+pub(crate) fn host_path(
+    document: &Document,
+    field: &str,
+    path: &Path,
+    source: io::Error,
+) -> SpecError {
+    let (document, field, path) = (document.name.clone(), field.to_owned(), path.to_owned());
+    SpecError::HostPath { document, field, path, source }
+}
+
+fn check_names(document: &Document, config: &Value) -> Result<(), SpecError> {
+    for field in ["hostname", "domainname"] {
+        let name = config[field].as_str().unwrap_or_default();
+        if name.len() > HOST_NAME_MAX {
+            let why = format!("must not be longer than {HOST_NAME_MAX} bytes");
+            return Err(document.wrong(field, why));
+        }
+        if !name.is_empty() && !namespaces::has(config, "uts") {
+            return Err(document.wrong(field, "needs a uts namespace"));
+        }
+    }
+    Ok(())
+}
+
+/// Names become paths below `/proc/sys` of the guest, with dots for slashes; a slash stands for itself.
+fn check_sysctls(document: &Document, config: &Value) -> Result<(), SpecError> {
+    for name in config["linux"]["sysctl"].as_object().into_iter().flat_map(|map| map.keys()) {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
+        let parts_are_names = name.split(['.', '/']).all(|part| !part.is_empty());
+        if !parts_are_names || !name.bytes().all(plain) {
+            let field = format!("linux.sysctl[{name:?}]");
+            return Err(document.wrong(field, "is not the name of a kernel parameter"));
+        }
+    }
+    Ok(())
+}
+
+fn check_seccomp(document: &Document, config: &Value) -> Result<(), SpecError> {
+    const NOTIFY: &str = "SCMP_ACT_NOTIFY";
+    const WHY: &str = "a listener on the host can't serve a guest's system calls";
+    let seccomp = &config["linux"]["seccomp"];
+    if seccomp["defaultAction"] == NOTIFY {
+        return Err(document.refuse("linux.seccomp.defaultAction", WHY));
+    }
+    let rules = seccomp["syscalls"].as_array().map_or(&[][..], Vec::as_slice);
+    match rules.iter().position(|rule| rule["action"] == NOTIFY) {
+        Some(index) => Err(document.refuse(format!("linux.seccomp.syscalls[{index}].action"), WHY)),
+        None => Ok(()),
+    }
+}
+
+fn limits(resources: &Value) -> Limits {
+    // 0 and -1 both mean that there is no limit.
+    let positive = |value: &Value| value.as_u64().filter(|number| *number > 0);
+    let (memory, cpu) = (&resources["memory"], &resources["cpu"]);
+    Limits {
+        memory_bytes: positive(&memory["limit"]),
+        memory_and_swap_bytes: positive(&memory["swap"]),
+        cpu_shares: positive(&cpu["shares"]),
+        cpu_quota_us: positive(&cpu["quota"]),
+        cpu_period_us: positive(&cpu["period"]),
+        cpus: text(&cpu["cpus"]),
+        pids: positive(&resources["pids"]["limit"]),
+    }
+}
+
+fn annotations(map: &Value) -> BTreeMap<String, String> {
+    let entries = map.as_object().into_iter().flatten();
+    entries.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// A string that says something.
+fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}

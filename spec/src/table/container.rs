@@ -1,0 +1,56 @@
+//! `config.json` but for `process` and `linux`.
+
+use super::{
+    Field, Kind, TEXT_MAP, TEXTS, applied, host_only, linux::LINUX, process::PROCESS, refused,
+    required, translated,
+};
+
+const NOT_LINUX: &str = "only for another platform";
+const NO_HOOKS: &str = "hooks are not run yet";
+const IDMAP: &str = "id-mapped mounts are not made yet";
+
+/// The whole document.
+pub const CONFIG: &[Field] = &[
+    required(host_only("ociVersion", Kind::Text, "any 1.x")),
+    required(applied("process", Kind::Object(PROCESS))),
+    required(applied("root", Kind::Object(ROOT))),
+    applied("mounts", Kind::List(&Kind::Object(MOUNT))),
+    applied("hostname", Kind::Text),
+    applied("domainname", Kind::Text),
+    applied("hooks", Kind::Object(HOOKS)),
+    host_only("annotations", TEXT_MAP, "shown by state; the guest is not told"),
+    applied("linux", Kind::Object(LINUX)),
+    refused("solaris", Kind::Any, NOT_LINUX),
+    refused("windows", Kind::Any, NOT_LINUX),
+    refused("zos", Kind::Any, NOT_LINUX),
+    refused("freebsd", Kind::Any, NOT_LINUX),
+    refused(
+        "vm",
+        Kind::Any,
+        "hypervisor, kernel and image are chosen by the configuration of Kata",
+    ),
+];
+
+const ROOT: &[Field] = &[
+    required(host_only("path", Kind::Text, "shared with the guest, which is told its own path")),
+    applied("readonly", Kind::Bool),
+];
+
+const MOUNT: &[Field] = &[
+    required(applied("destination", Kind::Text)),
+    applied("type", Kind::Text),
+    translated("source", Kind::Text, "of a bind mount: shared with the guest as a volume"),
+    applied("options", TEXTS),
+    refused("uidMappings", Kind::Any, IDMAP),
+    refused("gidMappings", Kind::Any, IDMAP),
+];
+
+/// One row a kind of hook: the day that hooks are run changes these lines and nothing else here.
+const HOOKS: &[Field] = &[
+    refused("prestart", Kind::Any, NO_HOOKS),
+    refused("createRuntime", Kind::Any, NO_HOOKS),
+    refused("createContainer", Kind::Any, NO_HOOKS),
+    refused("startContainer", Kind::Any, NO_HOOKS),
+    refused("poststart", Kind::Any, NO_HOOKS),
+    refused("poststop", Kind::Any, NO_HOOKS),
+];

@@ -1,0 +1,91 @@
+//! `linux` but for `resources`.
+
+use super::{
+    Field, I64, Kind, TEXT_MAP, TEXTS, U32, U64, applied, host_only, names, refused, required,
+    resources::RESOURCES, translated,
+};
+
+const LSM: &str = "the guest kernel has no such module; the VM is the boundary";
+const NO_USER_NAMESPACE: &str = "user namespaces are not made in the guest yet";
+
+pub(super) const LINUX: &[Field] = &[
+    refused("uidMappings", Kind::List(&Kind::Object(ID_MAPPING)), NO_USER_NAMESPACE),
+    refused("gidMappings", Kind::List(&Kind::Object(ID_MAPPING)), NO_USER_NAMESPACE),
+    applied("sysctl", TEXT_MAP),
+    applied("resources", Kind::Object(RESOURCES)),
+    host_only(
+        "cgroupsPath",
+        Kind::Text,
+        "holds the process that stands for the container; the guest has a group of its own",
+    ),
+    applied("namespaces", Kind::List(&Kind::Object(NAMESPACE))),
+    applied("devices", Kind::List(&Kind::Object(DEVICE))),
+    applied("seccomp", Kind::Object(SECCOMP)),
+    applied("rootfsPropagation", Kind::Word(names::PROPAGATIONS)),
+    applied("maskedPaths", TEXTS),
+    applied("readonlyPaths", TEXTS),
+    host_only("mountLabel", Kind::Text, LSM),
+    refused("intelRdt", Kind::Any, "cache and bandwidth of the host can't be given to a VM yet"),
+    refused("memoryPolicy", Kind::Any, "NUMA nodes of the host are not those of the guest"),
+    refused("netDevices", Kind::Any, "moving a host's network device is not done yet"),
+    applied("personality", Kind::Object(PERSONALITY)),
+    applied("timeOffsets", Kind::Map(&Kind::Object(TIME_OFFSET))),
+];
+
+const ID_MAPPING: &[Field] =
+    &[applied("containerID", U32), applied("hostID", U32), applied("size", U32)];
+
+const NAMESPACE: &[Field] = &[
+    required(applied("type", Kind::Word(names::NAMESPACES))),
+    host_only("path", Kind::Text, "of a network namespace: joined on the host; any other: refused"),
+];
+
+const DEVICE: &[Field] = &[
+    required(applied("path", Kind::Text)),
+    required(applied("type", Kind::Word(names::DEVICES))),
+    translated("major", I64, "the guest's device of the same kind; others are refused"),
+    translated("minor", I64, "the guest's device of the same kind; others are refused"),
+    applied("fileMode", U32),
+    applied("uid", U32),
+    applied("gid", U32),
+];
+
+const SECCOMP: &[Field] = &[
+    required(applied("defaultAction", Kind::Word(names::SECCOMP_ACTIONS))),
+    applied("defaultErrnoRet", U32),
+    applied("architectures", Kind::List(&Kind::Word(names::ARCHITECTURES))),
+    applied("flags", Kind::List(&Kind::Word(names::SECCOMP_FLAGS))),
+    refused(
+        "listenerPath",
+        Kind::Text,
+        "a listener on the host can't serve a guest's system calls",
+    ),
+    refused(
+        "listenerMetadata",
+        Kind::Text,
+        "a listener on the host can't serve a guest's system calls",
+    ),
+    applied("syscalls", Kind::List(&Kind::Object(SYSCALL))),
+];
+
+const SYSCALL: &[Field] = &[
+    required(applied("names", TEXTS)),
+    required(applied("action", Kind::Word(names::SECCOMP_ACTIONS))),
+    applied("errnoRet", U32),
+    applied("args", Kind::List(&Kind::Object(SYSCALL_ARGUMENT))),
+];
+
+const SYSCALL_ARGUMENT: &[Field] = &[
+    required(applied("index", Kind::Number(0, 5))),
+    required(applied("value", U64)),
+    applied("valueTwo", U64),
+    required(applied("op", Kind::Word(names::SECCOMP_OPERATORS))),
+];
+
+const PERSONALITY: &[Field] = &[
+    required(applied("domain", Kind::Word(names::DOMAINS))),
+    refused("flags", TEXTS, "the specification defines none"),
+];
+
+const TIME_OFFSET: &[Field] =
+    &[applied("secs", I64), applied("nanosecs", Kind::Number(0, 999_999_999))];
