@@ -1,2 +1,56 @@
-//! Placeholder.
-fn main() {}
+//! `kata-proxy CONFIG`: serves the devices of one sandbox. Started by the shim, never by hand; docs/design/0001 says
+//! with which descriptors.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use kata_proxy::{
+    config::Config,
+    control::Control,
+    serve::{End, Sockets, Tree, serve},
+};
+use kata_sys::inherit::{close_rest, take};
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing::Level::INFO)
+        .init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            tracing::error!("{cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(json), None) = (arguments.next(), arguments.next()) else {
+        bail!("expected one argument: the configuration as JSON");
+    };
+    let config = Config::parse(&json)?;
+    let inherited = |number, what: &str| take(number).with_context(|| format!("no {what}"));
+    let sockets = Sockets {
+        control: Control::new(inherited(3, "control socket")?)?,
+        vsock: inherited(4, "listener of the vsock device")?,
+        roots: inherited(5, "listener of the roots share")?,
+        volumes: inherited(6, "listener of the volumes share")?,
+    };
+    let tree = inherited(7, "shared tree")?;
+    close_rest()?;
+    let tree = Tree {
+        path: format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tree)),
+        proc_self_fd: [
+            std::fs::File::open("/proc/self/fd")?,
+            std::fs::File::open("/proc/self/fd")?,
+        ],
+        descriptors: 1024,
+    };
+    match serve(&config, sockets, tree)? {
+        End::Vmm | End::Shim => Ok(()),
+        End::Device(cause) => bail!("device failed: {cause}"),
+    }
+}

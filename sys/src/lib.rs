@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod descriptor;
 pub mod entropy;
 pub mod fork;
 #[cfg(feature = "guest-memory")]
@@ -16,6 +17,7 @@ pub mod scm;
 pub mod signals;
 pub mod spawn;
 pub mod tap;
+pub mod tsc;
 pub mod vsock;
 #[cfg(feature = "tokio")]
 pub mod watch;

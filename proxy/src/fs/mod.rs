@@ -1,0 +1,127 @@
+//! The two virtio-fs devices: what each promises the guest about caching, and how names and attributes map.
+
+pub mod pressure;
+
+use std::{fs::File, io, sync::Arc, time::Duration};
+
+use virtiofsd::{
+    passthrough::{self, CachePolicy, PassthroughFs, xattrmap::XattrMap},
+    vhost_user::VhostUserFsBackendBuilder,
+};
+
+use pressure::{Pressure, PressureBackend};
+
+/// The back end of one share.
+pub type ShareBackend = Arc<PressureBackend<PassthroughFs>>;
+
+/// One of the two halves of the shared tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Root file systems of containers; nobody else changes them while the sandbox lives.
+    Roots,
+    /// Bind sources; the host and other sandboxes may change them at any time.
+    Volumes,
+}
+
+/// A share that cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// The table of attribute names is wrong.
+    #[error("cannot map attribute names")]
+    AttributeMap(#[source] virtiofsd::passthrough::xattrmap::Error),
+    /// The tree cannot be opened.
+    #[error("cannot open the {tag} share at {path}")]
+    Open {
+        /// Tag of the share.
+        tag: &'static str,
+        /// Where its tree is.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device cannot be made.
+    #[error("cannot make the device of the {tag} share")]
+    Device {
+        /// Tag of the share.
+        tag: &'static str,
+        /// Why.
+        source: virtiofsd::vhost_user::Error,
+    },
+}
+
+/// In a user namespace `trusted.` attributes belong to nobody; overlay file systems of the guest keep theirs under
+/// another name, which the guest can't see by itself.
+const ATTRIBUTE_MAP: &str = "/prefix/all/trusted./user.virtiofs./ \
+                             /bad/server//trusted./ \
+                             /bad/client/user.virtiofs.// \
+                             /ok/all///";
+
+/// What all shares have in common.
+#[derive(Debug)]
+pub struct Limits {
+    /// Threads that serve one share.
+    pub thread_pool_size: usize,
+    /// Descriptors that the guest may hold in one share.
+    pub guest_fds: u64,
+}
+
+impl Share {
+    /// The tag that the guest mounts.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::Roots => "roots",
+            Self::Volumes => "volumes",
+        }
+    }
+
+    /// The device that serves the share's half of `tree`.
+    ///
+    /// `proc_self_fd` is the directory of that name: there is no /proc where the proxy ends up.
+    ///
+    /// # Errors
+    /// [`ShareError`].
+    pub fn backend(
+        self,
+        tree: &str,
+        proc_self_fd: File,
+        limits: &Limits,
+        pressure: Pressure,
+    ) -> Result<ShareBackend, ShareError> {
+        let tag = self.tag();
+        let path = format!("{}/{tag}", tree.trim_end_matches('/'));
+        let config = passthrough::Config {
+            root_dir: path.clone(),
+            proc_sfd_rawfd: Some(proc_self_fd),
+            guest_fd_limit: limits.guest_fds,
+            xattrmap: Some(XattrMap::try_from(ATTRIBUTE_MAP).map_err(ShareError::AttributeMap)?),
+            ..self.caching()
+        };
+        let fs =
+            PassthroughFs::new(config).map_err(|source| ShareError::Open { tag, path, source })?;
+        let device = VhostUserFsBackendBuilder::default()
+            .set_thread_pool_size(limits.thread_pool_size)
+            .set_tag(Some(tag.to_owned()))
+            .build(fs)
+            .map_err(|source| ShareError::Device { tag, source })?;
+        Ok(Arc::new(PressureBackend::new(device, pressure)))
+    }
+
+    fn caching(self) -> passthrough::Config {
+        let (cache_policy, timeout, writeback) = match self {
+            // A day: as good as for ever, since nothing changes behind the guest's back.
+            Self::Roots => (CachePolicy::Always, Duration::from_secs(86_400), true),
+            Self::Volumes => (CachePolicy::Auto, Duration::from_secs(1), false),
+        };
+        passthrough::Config {
+            entry_timeout: timeout,
+            attr_timeout: timeout,
+            cache_policy,
+            writeback,
+            xattr: true,
+            // An inode descriptor for each name that is merely listed is what a large tree can't afford.
+            readdirplus: false,
+            announce_submounts: false,
+            ..passthrough::Config::default()
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Notices that the guest holds many of the proxy's descriptors, one for each inode that it knows.
+//!
+//! The kernel hands out the lowest free descriptor, so descriptor number *n* is open when about *n* are: after each batch
+//! of requests one fcntl(2) on the number at 75 % of the limit tells. Which of the lower ones are still open is
+//! sampled afterwards, to notice when the guest has let go: only then is it told again.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::RawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use vhost::vhost_user::{
+    Backend,
+    message::{VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures},
+};
+use vhost_user_backend::{VhostUserBackend, VringMutex};
+use virtiofsd::{
+    filesystem::{FileSystem, SerializableFileSystem},
+    vhost_user::VhostUserFsBackend,
+};
+use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::{
+    epoll::EventSet,
+    event::{EventConsumer, EventNotifier},
+};
+
+type Bitmap = vhost_user_backend::bitmap::BitmapMmapRegion;
+type Memory = GuestMemoryAtomic<vm_memory::GuestMemoryMmap<Bitmap>>;
+
+/// Descriptors that are looked at to see whether the guest has let go.
+const SAMPLES: u64 = 32;
+
+/// The gauge, one for all shares: they draw on the same descriptors.
+#[derive(Clone)]
+pub struct Pressure {
+    limit: u64,
+    reported: Arc<AtomicBool>,
+    report: Arc<dyn Fn(u64, u64) + Send + Sync>,
+}
+
+impl Pressure {
+    /// Calls `report` with the open descriptors and their limit when 75 % of `limit` are in use, and again after that has
+    /// fallen below about half and risen.
+    pub fn new(limit: u64, report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        Self { limit, reported: Arc::new(AtomicBool::new(false)), report: Arc::new(report) }
+    }
+
+    /// Looks at the gauge.
+    pub fn check(&self) {
+        let high = self.limit / 4 * 3;
+        if self.reported.load(Ordering::Relaxed) {
+            let open = (1..=SAMPLES).filter(|sample| is_open(high * sample / SAMPLES)).count();
+            if open < (SAMPLES / 2) as usize {
+                self.reported.store(false, Ordering::Relaxed);
+            }
+        } else if is_open(high) && !self.reported.swap(true, Ordering::Relaxed) {
+            (self.report)(high, self.limit);
+        }
+    }
+}
+
+fn is_open(descriptor: u64) -> bool {
+    RawFd::try_from(descriptor).is_ok_and(kata_sys::descriptor::is_open)
+}
+
+/// A virtio-fs device that looks at the gauge after each batch of requests; all else is virtiofsd's.
+pub struct PressureBackend<F: FileSystem + SerializableFileSystem + Send + Sync + 'static> {
+    device: VhostUserFsBackend<F>,
+    pressure: Pressure,
+}
+
+impl<F: FileSystem + SerializableFileSystem + Send + Sync + 'static> PressureBackend<F> {
+    /// Puts `pressure` behind `device`.
+    pub fn new(device: VhostUserFsBackend<F>, pressure: Pressure) -> Self {
+        Self { device, pressure }
+    }
+}
+
+impl<F: FileSystem + SerializableFileSystem + Send + Sync + 'static> VhostUserBackend
+    for PressureBackend<F>
+{
+    type Bitmap = Bitmap;
+    type Vring = VringMutex<Memory>;
+
+    fn num_queues(&self) -> usize {
+        self.device.num_queues()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.device.max_queue_size()
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.device.acked_features(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        self.device.protocol_features()
+    }
+
+    fn reset_device(&self) {
+        self.device.reset_device();
+    }
+
+    fn set_event_idx(&self, enabled: bool) {
+        self.device.set_event_idx(enabled);
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.device.get_config(offset, size)
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        self.device.update_memory(memory)
+    }
+
+    fn set_backend_req_fd(&self, backend: Backend) {
+        self.device.set_backend_req_fd(backend);
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        self.device.queues_per_thread()
+    }
+
+    fn exit_event(&self, thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.device.exit_event(thread_index)
+    }
+
+    fn handle_event(
+        &self,
+        device_event: u16,
+        evset: EventSet,
+        vrings: &[Self::Vring],
+        thread_id: usize,
+    ) -> io::Result<()> {
+        self.device.handle_event(device_event, evset, vrings, thread_id)?;
+        self.pressure.check();
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        self.device.set_device_state_fd(direction, phase, file)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        self.device.check_device_state()
+    }
+}
