@@ -15,5 +15,6 @@
 pub mod config;
 pub mod control;
 pub mod fs;
+pub mod jail;
 pub mod serve;
 pub mod vsock;

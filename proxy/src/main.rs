@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use kata_proxy::{
     config::Config,
     control::Control,
-    serve::{End, Sockets, Tree, serve},
+    jail,
+    serve::{End, Sockets, serve},
 };
 use kata_sys::inherit::{close_rest, take};
 
@@ -41,14 +42,7 @@ fn run() -> anyhow::Result<()> {
     };
     let tree = inherited(7, "shared tree")?;
     close_rest()?;
-    let tree = Tree {
-        path: format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tree)),
-        proc_self_fd: [
-            std::fs::File::open("/proc/self/fd")?,
-            std::fs::File::open("/proc/self/fd")?,
-        ],
-        descriptors: 1024,
-    };
+    let tree = jail::enter(tree, &sockets.control).context("cannot enter the jail")?;
     match serve(&config, sockets, tree)? {
         End::Vmm | End::Shim => Ok(()),
         End::Device(cause) => bail!("device failed: {cause}"),

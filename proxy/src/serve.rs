@@ -79,8 +79,8 @@ pub enum ServeError {
     Ready(#[source] io::Error),
 }
 
-/// Descriptors that are not the guest's: sockets of connections, queues, memory, and a margin for requests under way.
-const RESERVED_DESCRIPTORS: u64 = 2 * crate::vsock::muxer::MAX_CONNECTIONS as u64 + 256;
+/// One in so many descriptors is not the guest's to fill with inodes: sockets of connections, and requests under way.
+const RESERVED_SHARE: u64 = 8;
 
 /// Serves all devices until the sandbox ends.
 ///
@@ -98,7 +98,7 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
     });
     let limits = Limits {
         thread_pool_size: config.thread_pool_size,
-        guest_fds: tree.descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2,
+        guest_fds: tree.descriptors - tree.descriptors / RESERVED_SHARE,
     };
     let shares = [(Share::Roots, sockets.roots), (Share::Volumes, sockets.volumes)];
     for ((share, listener), proc_self_fd) in shares.into_iter().zip(tree.proc_self_fd) {

@@ -16,8 +16,10 @@ pub mod network;
 pub mod scm;
 pub mod signals;
 pub mod spawn;
+pub mod syscall_filter;
 pub mod tap;
 pub mod tsc;
+pub mod user_namespace;
 pub mod vsock;
 #[cfg(feature = "tokio")]
 pub mod watch;
