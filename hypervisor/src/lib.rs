@@ -1,1 +1,68 @@
-//! Placeholder.
+//! Virtual machine monitors: what all of them can do, and the drivers.
+//!
+//! A driver is made with a [`VmConfig`], boots once, and ends once. Its states:
+//!
+//! ```text
+//! new ──boot──► running ◄─pause, resume─► paused
+//!  │              │  └──────────┬────────────┘
+//!  └──stop──►     └─ stop, or the VM's own end ─► ended (VmEnd, for ever)
+//! ```
+//!
+//! All methods take `&self`: one task may wait for the end while another pauses or stops.
+
+mod accelerator;
+mod config;
+mod console;
+mod elf;
+mod end;
+pub mod fake;
+pub mod jail;
+mod machine;
+pub mod qemu;
+pub mod qmp;
+mod tsc;
+
+use async_trait::async_trait;
+
+pub use accelerator::{Accelerator, AcceleratorChoice, AcceleratorSetting, KvmUnusable};
+pub use config::{Access, Disk, MacAddress, MemoryMib, Nic, Share, VmConfig, Vsock};
+pub use console::{Console, Fatal};
+pub use elf::{ElfError, closure as elf_closure};
+pub use end::{HypervisorError, VmEnd};
+pub use machine::{MachineChoice, MachineDemand, MachineType};
+pub use tsc::TscClock;
+
+/// A VM of some hypervisor, from before its boot to after its end.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// Starts the VM; returns when its devices are there and its processor runs.
+    ///
+    /// # Errors
+    /// [`HypervisorError::State`] when it was booted or stopped before; otherwise why the VMM could not be started,
+    /// in its own words where it had some. The VM has then ended.
+    async fn boot(&self) -> Result<(), HypervisorError>;
+
+    /// Ends the VM at once, without the guest's help, and waits until it is gone. Idempotent.
+    ///
+    /// # Errors
+    /// When the VMM could not be told.
+    async fn stop(&self) -> Result<(), HypervisorError>;
+
+    /// How the VM ended; waits for it. Any number may wait, and any number of times.
+    async fn wait(&self) -> VmEnd;
+
+    /// Halts the guest's processors; a paused VM stays paused.
+    ///
+    /// # Errors
+    /// [`HypervisorError::State`] unless it runs.
+    async fn pause(&self) -> Result<(), HypervisorError>;
+
+    /// Lets the guest's processors run; a running VM goes on running.
+    ///
+    /// # Errors
+    /// [`HypervisorError::State`] unless it was booted and has not ended.
+    async fn resume(&self) -> Result<(), HypervisorError>;
+
+    /// What the guest last wrote to its console, at most 64 KiB.
+    fn console_tail(&self) -> String;
+}
