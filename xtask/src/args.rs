@@ -13,7 +13,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Install from Debian what building and testing need
+    /// Install from Debian what building and testing need, and make the roots that tests boot
     Setup,
     /// Build all programs, the guest image and a kernel into target/kata
     Build(BuildOptions),

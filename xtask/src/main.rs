@@ -36,7 +36,12 @@ fn main() -> ExitCode {
 fn perform(command: Command) -> anyhow::Result<()> {
     let workspace = Workspace::locate()?;
     match command {
-        Command::Setup => setup::prepare(setup::Purpose::Everything),
+        Command::Setup => {
+            setup::prepare(setup::Purpose::Everything)?;
+            test::roots::busybox()?;
+            test::roots::debian()?;
+            deny::prepare()
+        }
         Command::Build(options) => build::everything(&workspace, options.profile),
         Command::Run => run::demonstrate(&workspace),
         Command::Test(options) => test::run(&workspace, &options),

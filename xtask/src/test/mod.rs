@@ -14,7 +14,7 @@ use crate::layout::Workspace;
 use crate::process::{Run, is_in_path};
 use crate::progress::{Step, human};
 use crate::setup::{self, Purpose};
-use crate::{build, lint};
+use crate::{build, deny, lint};
 
 const TIERS: &[TierName] = &[TierName::Lint, TierName::Unit, TierName::Component, TierName::Guest];
 const COMPONENT_TESTS: &str = "kata-component-tests";
@@ -62,6 +62,7 @@ fn name(tier: TierName) -> &'static str {
 
 fn lint(workspace: &Workspace, skips: &mut Skips) -> Result<()> {
     setup::prepare(Purpose::Build)?;
+    deny::prepare()?;
     if let Some(reason) = lint::run(workspace)? {
         skips.add(reason);
     }
