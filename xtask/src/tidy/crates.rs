@@ -26,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "kata-config",
             "kata-engine-api",
             "kata-hypervisor",
+            "kata-protocol",
             "kata-sandbox",
             "kata-spec",
             "kata-sys",
