@@ -21,14 +21,18 @@ const LAST_WORDS: usize = 20;
 
 const PANIC: &str = "Kernel panic - not syncing: ";
 const INIT_DIED: &str = "Attempted to kill init!";
+const OFF: [&str; 3] =
+    ["reboot: Power down", "reboot: System halted", "reboot: Power off not available"];
 
-/// What a guest kernel said before it died.
+/// What a guest kernel says when it comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fatal {
     /// It panicked.
     Panic,
     /// Its PID 1 ended.
     InitDied,
+    /// It switched itself off, or halted. A machine without ACPI goes on running all the same.
+    Off,
 }
 
 /// The tail of a console, fed by one reader.
@@ -122,6 +126,9 @@ fn fatal(line: &str) -> Option<Fatal> {
         }
         None => line,
     };
+    if OFF.iter().any(|off| text.starts_with(off)) {
+        return Some(Fatal::Off);
+    }
     let reason = text.strip_prefix(PANIC)?;
     Some(if reason.starts_with(INIT_DIED) { Fatal::InitDied } else { Fatal::Panic })
 }
@@ -140,6 +147,8 @@ mod tests {
         assert_eq!(fatal(panic), Some(Fatal::Panic));
         assert_eq!(fatal(init), Some(Fatal::InitDied));
         assert_eq!(fatal("Kernel panic - not syncing: VFS\r"), Some(Fatal::Panic));
+        assert_eq!(fatal("[    2.0] reboot: Power down\r"), Some(Fatal::Off));
+        assert_eq!(fatal("[    2.0] reboot: Restarting system"), None);
     }
 
     #[test]

@@ -115,13 +115,14 @@ impl FakeGuest {
         }
     }
 
-    /// Writes to the console; a kernel panic among it ends the VM.
+    /// Writes to the console; a kernel's panic or end among it ends the VM.
     pub fn print(&self, text: &str) {
         self.machine.console.feed(text.as_bytes());
         let words = || self.machine.console.last_words();
         match self.machine.console.fatal() {
             Some(Fatal::Panic) => self.machine.end(VmEnd::GuestPanic(words())),
             Some(Fatal::InitDied) => self.machine.end(VmEnd::AgentDied(words())),
+            Some(Fatal::Off) => self.machine.end(VmEnd::GuestOff),
             None => {}
         }
     }

@@ -144,8 +144,9 @@ fn judge(exit: &Exit, said: &Said, console: &Console, stopping: bool, stderr: St
     match console.fatal() {
         Some(Fatal::InitDied) => return VmEnd::AgentDied(console.last_words()),
         Some(Fatal::Panic) => return VmEnd::GuestPanic(console.last_words()),
-        None if said.panicked => return VmEnd::GuestPanic(console.last_words()),
-        None => {}
+        Some(Fatal::Off) if !said.panicked => return VmEnd::GuestOff,
+        _ if said.panicked => return VmEnd::GuestPanic(console.last_words()),
+        _ => {}
     }
     if stopping {
         return VmEnd::Stopped;
