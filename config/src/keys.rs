@@ -61,7 +61,7 @@ pub const KEYS: &[Key] = &[
     per_sandbox(
         "vm.vcpus",
         "Virtual processors of the VM, before the limits of its containers are added.",
-        Field::Number(1, 256, |config| &mut config.vm.vcpus),
+        Field::Number(1, 255, |config| &mut config.vm.vcpus),
     ),
     host_only(
         "kernel.path",

@@ -16,7 +16,7 @@ mod settings;
 pub use artefacts::{Artefact, ArtefactError, Prefix, find_vmm};
 pub use field::Field;
 pub use keys::{KEYS, Key};
-pub use load::{ConfigError, DEFAULT_DIRECTORY, Loaded, Source};
+pub use load::{ConfigError, DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, Loaded, Source, directory};
 pub use nearest::nearest;
 pub use reference::reference;
 pub use settings::{

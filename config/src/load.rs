@@ -1,7 +1,7 @@
 //! Reading, in order, and who said what.
 
 use std::{
-    fmt, fs, io,
+    env, fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +15,16 @@ use crate::{
 
 /// Where configuration is read from unless the command line says otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/etc/kata";
+
+/// Variable that names another directory; `kata-runtime --config` sets it for the shim.
+pub const DIRECTORY_VARIABLE: &str = "KATA_CONFIG_DIR";
+
+/// Where configuration is read from in this environment.
+pub fn directory() -> PathBuf {
+    env::var_os(DIRECTORY_VARIABLE)
+        .filter(|directory| !directory.is_empty())
+        .map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
+}
 
 /// A configuration file is a page or two; a longer one is a mistake (`/dev/zero`, a disk image).
 const MAX_BYTES: u64 = 1 << 20;

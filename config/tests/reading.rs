@@ -62,7 +62,7 @@ fn an_unknown_key_names_the_nearest() {
 fn a_wrong_value_says_what_would_be_right() {
     assert_eq!(
         error("vm.vcpus = 0"),
-        "config.toml:1: vm.vcpus: 0 is not a whole number from 1 to 256"
+        "config.toml:1: vm.vcpus: 0 is not a whole number from 1 to 255"
     );
     assert_eq!(
         error("hypervisor.machine = \"microvn\""),

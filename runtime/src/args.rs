@@ -1,0 +1,300 @@
+//! What was typed; what it means is decided by [`crate::commands`].
+//!
+//! Names and short forms are runc's, because engines type them.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{id::ContainerId, journal::Format, signal::Signal};
+
+/// Containers, each in a VM of its own.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kata-runtime",
+    version = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"),
+    disable_help_subcommand = true,
+    after_help = "Examples:
+  kata-runtime check                                   can this host run it, and what to do if not
+  kata-runtime run --rootfs ./debian -- uname -a       a command in a root directory
+  kata-runtime run -t --rootfs ./debian -- bash        the same with a terminal
+  kata-runtime spec && kata-runtime run web            a bundle: config.json and rootfs/ in this directory
+  podman --runtime kata-runtime run --rm debian date   below an engine"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every command; engines put it first.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "For every command")]
+pub struct Global {
+    /// Directory that holds the state of containers
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/kata")]
+    pub root: PathBuf,
+    /// File to append warnings and errors to, besides stderr
+    #[arg(long, global = true, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Form of the lines in --log
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+    /// Say more
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Directory of the configuration
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = kata_config::directory())]
+    pub config: PathBuf,
+    /// Not supported yet: cgroups made by systemd
+    #[arg(long, global = true, hide = true)]
+    pub systemd_cgroup: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a container and wait for its end; the exit code is its own
+    Run(Run),
+    /// Make a container of a bundle, without starting it
+    Create(Create),
+    /// Start a container that was created
+    Start(OnlyId),
+    /// Print the state of a container as JSON
+    State(OnlyId),
+    /// Send a signal to a container
+    Kill(Kill),
+    /// Remove a container that has ended
+    Delete(Delete),
+    /// Run another process in a running container
+    Exec(Exec),
+    /// List the containers of this root
+    List(List),
+    /// Show the processes of a container
+    Ps(Ps),
+    /// Freeze all processes of a container
+    Pause(OnlyId),
+    /// Let the processes of a paused container go on
+    Resume(OnlyId),
+    /// Write a config.json to start from
+    Spec(Spec),
+    /// Say whether this host can run Kata, prove it with a VM, and name the fix if not
+    Check(Report),
+    /// Print versions, paths and the configuration with its sources
+    Env(Report),
+    /// Print what of the OCI runtime spec this runtime can do, as JSON
+    #[command(hide = true)]
+    Features,
+    /// Print the version
+    Version,
+}
+
+/// A container and nothing else.
+#[derive(Debug, Args)]
+pub struct OnlyId {
+    /// Id of the container
+    pub id: ContainerId,
+}
+
+/// What `create` and `run` share.
+#[derive(Debug, Args)]
+pub struct Creating {
+    /// Directory with config.json
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Socket that gets the terminal's master
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// File to write the container's pid to
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Accepted for runc's sake: the guest's root is pivoted by the agent in every case
+    #[arg(long, hide = true)]
+    pub no_pivot: bool,
+    /// Accepted for runc's sake: the guest has keyrings of its own
+    #[arg(long, hide = true)]
+    pub no_new_keyring: bool,
+    /// Not supported: descriptors beyond stderr can't enter a VM
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub preserve_fds: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    #[command(flatten)]
+    pub creating: Creating,
+    /// Id of the new container
+    pub id: ContainerId,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kata-runtime run --rootfs ./debian -- python3 -c 'print(6*7)'
+  kata-runtime run -t --rootfs ./debian --memory 512M -e LANG=C.UTF-8 -- bash
+  kata-runtime run --rootfs ./debian -v $PWD:/src:ro --cwd /src -- make test
+  kata-runtime run --bundle ./web web")]
+pub struct Run {
+    #[command(flatten)]
+    pub creating: Creating,
+    /// Do not wait for the end
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Root directory to run a command in, instead of a bundle
+    #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
+    pub rootfs: Option<PathBuf>,
+    /// Id of the container; made up with --rootfs when not given
+    pub id: Option<ContainerId>,
+    /// Command to run, with --rootfs
+    #[arg(last = true, value_name = "COMMAND", requires = "rootfs")]
+    pub command: Vec<String>,
+    #[command(flatten)]
+    pub made_up: MadeUp,
+}
+
+/// Details of a spec that is made up for `--rootfs`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "With --rootfs")]
+pub struct MadeUp {
+    /// Give the command a terminal
+    #[arg(long = "tty", short = 't', requires = "rootfs")]
+    pub terminal: bool,
+    /// Set an environment variable
+    #[arg(long, short, value_name = "NAME=VALUE", requires = "rootfs")]
+    pub env: Vec<String>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub cwd: String,
+    /// User to run as
+    #[arg(long, short, value_name = "UID[:GID]", default_value = "0:0")]
+    pub user: UserIds,
+    /// Host name
+    #[arg(long, value_name = "NAME", requires = "rootfs")]
+    pub hostname: Option<String>,
+    /// Make the root read-only
+    #[arg(long, requires = "rootfs")]
+    pub read_only: bool,
+    /// Memory limit: bytes, or with K, M or G
+    #[arg(long, value_name = "SIZE", requires = "rootfs")]
+    pub memory: Option<Bytes>,
+    /// Show a host file or directory in the container
+    #[arg(long, short, value_name = "SOURCE:TARGET[:ro]", requires = "rootfs")]
+    pub volume: Vec<VolumeWord>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Signals go by number or name, with or without SIG: 15, TERM, SIGTERM, SIGRTMIN+3."
+)]
+pub struct Kill {
+    /// Signal every process of the container, not only the first
+    #[arg(long, short)]
+    pub all: bool,
+    /// Id of the container
+    pub id: ContainerId,
+    /// Signal to send
+    #[arg(default_value = "SIGTERM")]
+    pub signal: Signal,
+}
+
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Kill it first if it runs, and succeed if there is no such container
+    #[arg(long, short)]
+    pub force: bool,
+    /// Id of the container
+    pub id: ContainerId,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kata-runtime exec web ps aux
+  kata-runtime exec -t web sh
+  kata-runtime exec --process process.json --detach --pid-file pid web")]
+pub struct Exec {
+    /// File with the process as an OCI spec has it
+    #[arg(long, short, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Do not wait for the end
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Give the process a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Socket that gets the terminal's master
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// File to write the process's pid to
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Set an environment variable
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// User to run as
+    #[arg(long, short, value_name = "UID[:GID]")]
+    pub user: Option<UserIds>,
+    /// Add a group
+    #[arg(long, short = 'g', value_name = "GID")]
+    pub additional_gids: Vec<u32>,
+    /// Add a capability
+    #[arg(long, short, value_name = "CAP")]
+    pub cap: Vec<String>,
+    /// Forbid new privileges
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// Not supported: descriptors beyond stderr can't enter a VM
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub preserve_fds: u32,
+    /// Id of the container
+    pub id: ContainerId,
+    /// Command to run, unless --process is given
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Forms of lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ListFormat {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Form of the list
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub format: ListFormat,
+    /// Only ids
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Form of the list
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub format: ListFormat,
+    /// Id of the container
+    pub id: ContainerId,
+    /// Options of ps(1), which have no meaning here
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub ps_options: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Spec {
+    /// Directory to write config.json to
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub use crate::words::{Bytes, UserIds, VolumeWord};

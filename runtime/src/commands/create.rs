@@ -1,0 +1,53 @@
+//! `create`: everything but the program's first instruction.
+
+use super::Context;
+use crate::{
+    args::{Create, Creating},
+    bundle::Bundle,
+    create::{Console, Creation, Source, create},
+    failure::Failure,
+};
+
+impl Context<'_> {
+    pub(super) fn create(&self, typed: &Create) -> Result<(), Failure> {
+        refuse(typed.creating.preserve_fds)?;
+        let bundle = Bundle::load(&typed.creating.bundle)?;
+        let console = detached_console(&typed.creating, bundle.spec.process.terminal)?;
+        let creation = Creation {
+            root: &self.root,
+            prefix: &self.prefix,
+            id: &typed.id,
+            console,
+            pid_file: typed.creating.pid_file.as_deref(),
+            shim_environment: &self.shim_environment,
+        };
+        create(&creation, Source::Bundle(Box::new(bundle))).map(drop)
+    }
+}
+
+/// `--preserve-fds` would have to be ignored, so it is refused.
+pub(super) fn refuse(preserve_fds: u32) -> Result<(), Failure> {
+    match preserve_fds {
+        0 => Ok(()),
+        count => Err(Failure::Usage(format!(
+            "--preserve-fds {count} is not supported: descriptors beyond stderr can't enter a VM"
+        ))),
+    }
+}
+
+/// The console of a container that nobody waits for: a terminal needs a socket to go to, and a socket a terminal.
+pub(super) fn detached_console(creating: &Creating, terminal: bool) -> Result<Console, Failure> {
+    match (&creating.console_socket, terminal) {
+        (Some(path), true) => Console::connect(path),
+        (None, false) => Ok(Console::None),
+        (None, true) => Err(Failure::Usage(
+            "cannot allocate tty if kata-runtime will detach without setting console socket: process.terminal is true, \
+             so give --console-socket"
+                .to_owned(),
+        )),
+        (Some(_), false) => Err(Failure::Usage(
+            "cannot use console socket if kata-runtime will not detach or allocate tty: process.terminal is false"
+                .to_owned(),
+        )),
+    }
+}

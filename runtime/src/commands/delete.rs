@@ -1,0 +1,99 @@
+//! `delete`: nothing is left of a container.
+
+use std::{os::fd::AsFd, time::Duration};
+
+use kata_engine_api::{
+    dial::{SHIM_SOCKET, connect_stream},
+    handover::FailureKind,
+};
+use tokio::{io::Interest, net::UnixStream, time::timeout};
+
+use super::{Context, state::has_unnoticed_end};
+use crate::{
+    args::Delete,
+    failure::Failure,
+    id::ContainerId,
+    offline,
+    sandbox_dir::SandboxDir,
+    shim_client::{ShimClient, block_on},
+    signal::Signal,
+};
+
+/// A container that was sent SIGKILL has ended by then, or its guest is hung and goes with its VM.
+const END: Duration = Duration::from_secs(5);
+
+/// A shim that has answered Delete has nothing left to do.
+const EXIT: Duration = Duration::from_secs(1);
+
+impl Context<'_> {
+    pub(super) fn delete(&self, typed: &Delete) -> Result<(), Failure> {
+        let dir = match self.root.open(&typed.id) {
+            // Engines call it again after a success, and after a create that failed.
+            Err(Failure::Unknown { .. }) if typed.force => return Ok(()),
+            dir => dir?,
+        };
+        self.remove(&dir, &typed.id, typed.force)
+    }
+
+    /// Removes a container; one that runs only when `force`d.
+    pub(super) fn remove(
+        &self,
+        dir: &SandboxDir,
+        id: &ContainerId,
+        force: bool,
+    ) -> Result<(), Failure> {
+        let by_shim = block_on(remove_by_shim(dir, id, force));
+        match by_shim {
+            Err(failure) if !force => return Err(failure),
+            Err(failure) => self.journal.debug(&format!("delete: {}", failure.line())),
+            Ok(()) => {}
+        }
+        if dir.is_gone() {
+            return Ok(());
+        }
+        offline::delete(&self.prefix, dir)
+    }
+}
+
+/// What a live shim does of it; without one nothing is done.
+async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Result<(), Failure> {
+    let Some(shim) = ShimClient::connect(dir, id)? else { return Ok(()) };
+    let line = connect_stream(dir.as_fd(), SHIM_SOCKET).ok();
+    if force {
+        // One that has ended already refuses the signal.
+        shim.kill(Signal::KILL, true).await.ok();
+    }
+    if force || dir.record()?.as_ref().is_some_and(has_unnoticed_end) {
+        // Delete finds out whether it has.
+        timeout(END, shim.wait()).await.ok();
+    }
+    match shim.delete().await {
+        // Whoever made the shim was killed before it handed a container over.
+        Err(Failure::Refused { kind: FailureKind::NotFound, .. }) if force => {
+            shim.shut_down().await?;
+        }
+        deleted => deleted.map_err(|failure| still_running(failure, id))?,
+    }
+    if let Some(line) = line {
+        timeout(EXIT, closed(line)).await.ok();
+    }
+    Ok(())
+}
+
+/// Waits until the shim's end of a connection is closed.
+async fn closed(line: std::os::unix::net::UnixStream) -> std::io::Result<()> {
+    line.set_nonblocking(true)?;
+    let line = UnixStream::from_std(line)?;
+    // Nothing is ever sent on it unasked: what can be read is the end.
+    line.ready(Interest::READABLE).await.map(drop)
+}
+
+fn still_running(failure: Failure, id: &ContainerId) -> Failure {
+    match failure {
+        Failure::Refused { kind: kind @ FailureKind::FailedPrecondition, message } => {
+            let message = format!("cannot delete container {id} that is not stopped: {message}");
+            Failure::Refused { kind, message }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,112 @@
+//! `exec`: another process in a running container.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use kata_engine_api::handover::{Exec as ExecRequest, FailureKind, Request};
+
+use super::{Context, create::refuse};
+use crate::{
+    args::Exec,
+    create::Console,
+    exec_process::{build, wants_terminal},
+    failure::Failure,
+    foreground::{Foreground, Signals},
+    handover::{ask, sealed},
+    id::ContainerId,
+    pid_file,
+    programs::{Monitor, MonitorNetwork, MonitorPlan, ready, start_monitor},
+    sandbox_dir::SandboxDir,
+    shim_client::{answers, block_on},
+    terminal::{self, RawTerminal},
+};
+
+impl Context<'_> {
+    pub(super) fn exec(&self, typed: &Exec) -> Result<u8, Failure> {
+        refuse(typed.preserve_fds)?;
+        let dir = self.root.open(&typed.id)?;
+        if !answers(&dir) {
+            return Err(self.not_running(&dir, &typed.id));
+        }
+        let process = build(typed, bundle_of(&dir, &typed.id)?.as_ref())?;
+        let console = console(typed, wants_terminal(&process))?;
+        let signals = if typed.detach { None } else { Some(Signals::take()?) };
+        let exec_id = ContainerId::random().map_err(Failure::host("make up an id"))?;
+        let plan = MonitorPlan {
+            container: &typed.id,
+            exec: Some(exec_id.as_str()),
+            terminal: console.terminal(),
+            network: MonitorNetwork::Callers,
+        };
+        let (monitor, pipe) = start_monitor(&self.prefix, &dir, &plan)?;
+        let request = Request::Exec(ExecRequest {
+            container_id: typed.id.to_string(),
+            exec_id: exec_id.to_string(),
+            monitor_pid: monitor.pid(),
+            terminal_size: console.size(),
+        });
+        let raw = match console {
+            Console::Callers(_) => Some(RawTerminal::enter()?),
+            Console::None | Console::Socket(_) => None,
+        };
+        let started = ready(pipe)
+            .and_then(|()| sealed("process.json", process.to_string().as_bytes()))
+            .and_then(|json| self.start_exec(typed, &dir, &request, (&monitor, json)));
+        if started.is_err() {
+            abandon(&monitor);
+        }
+        started?;
+        let code = match signals {
+            None => 0,
+            Some(signals) => {
+                block_on(async { Foreground::new(&monitor.child, signals)?.until_end().await })?
+            }
+        };
+        drop(raw);
+        Ok(code)
+    }
+
+    fn start_exec(
+        &self,
+        typed: &Exec,
+        dir: &SandboxDir,
+        request: &Request,
+        (monitor, json): (&Monitor, OwnedFd),
+    ) -> Result<(), Failure> {
+        ask(dir, request, &[monitor.control.as_fd(), json.as_fd()])?;
+        match &typed.pid_file {
+            Some(path) => pid_file::write(path, monitor.pid()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Ends a monitor whose process never came to be, or can't be told of.
+fn abandon(monitor: &Monitor) {
+    // It holds nothing but its own descriptors; the failure that led here is the one to tell.
+    if monitor.child.kill().is_ok() {
+        monitor.child.wait().ok();
+    }
+}
+
+fn bundle_of(dir: &SandboxDir, id: &ContainerId) -> Result<String, Failure> {
+    let record = dir.record()?.ok_or_else(|| Failure::Refused {
+        kind: FailureKind::FailedPrecondition,
+        message: format!("container not running: {id} is still being created"),
+    })?;
+    Ok(record.bundle)
+}
+
+fn console(typed: &Exec, terminal: bool) -> Result<Console, Failure> {
+    match (&typed.console_socket, terminal) {
+        (Some(path), true) => Console::connect(path),
+        (Some(_), false) => Err(Failure::Usage(
+            "cannot use console socket if kata-runtime will not detach or allocate tty".to_owned(),
+        )),
+        (None, true) if typed.detach => Err(Failure::Usage(
+            "cannot allocate tty if kata-runtime will detach without setting console socket"
+                .to_owned(),
+        )),
+        (None, true) => terminal::size().map(Console::Callers),
+        (None, false) => Ok(Console::None),
+    }
+}

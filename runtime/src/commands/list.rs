@@ -1,0 +1,107 @@
+//! `list`: every container of this root, the ones whose shim is gone too.
+
+use kata_engine_api::record::{Record, Status};
+use serde::Serialize;
+
+use super::{Context, print, print_json, state::owner};
+use crate::{
+    args::{List, ListFormat},
+    failure::Failure,
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    oci_version: String,
+    id: String,
+    pid: u32,
+    status: Status,
+    bundle: String,
+    rootfs: String,
+    created: String,
+    owner: String,
+}
+
+impl Context<'_> {
+    pub(super) fn list(&self, typed: &List) -> Result<(), Failure> {
+        let ids = self.root.ids()?;
+        if typed.quiet {
+            return print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>());
+        }
+        let mut rows = Vec::new();
+        for id in ids {
+            // One that is deleted meanwhile, or that has no record yet, is not to spoil the list.
+            match self.root.open(&id).and_then(|dir| self.record(&dir, &id)) {
+                Ok(record) => rows.push(row(record)),
+                Err(Failure::Unknown { .. }) => {}
+                Err(failure) => self.journal.warn(&format!("list: {id}: {}", failure.line())),
+            }
+        }
+        match typed.format {
+            ListFormat::Json => print_json(&rows),
+            ListFormat::Table => print(&table(&rows)),
+        }
+    }
+}
+
+fn row(record: Record) -> Row {
+    Row {
+        pid: if record.status == Status::Stopped { 0 } else { record.pid },
+        owner: owner(record.owner_uid),
+        oci_version: record.oci_version,
+        id: record.id,
+        status: record.status,
+        bundle: record.bundle,
+        rootfs: record.rootfs,
+        created: record.created,
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut lines = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
+    lines.extend(rows.iter().map(|row| {
+        let status = match row.status {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        };
+        let (pid, status) = (row.pid.to_string(), status.to_owned());
+        [row.id.clone(), pid, status, row.bundle.clone(), row.created.clone(), row.owner.clone()]
+    }));
+    align(&lines)
+}
+
+/// Columns side by side, as wide as their longest field.
+pub(super) fn align<const N: usize>(lines: &[[String; N]]) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    let mut text = String::new();
+    for line in lines {
+        let padded = line.iter().enumerate().map(|(column, field)| {
+            let width = width(column).unwrap_or_default();
+            format!("{field:<width$}")
+        });
+        text.push_str(padded.collect::<Vec<_>>().join("   ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_engine_api::record::Status;
+
+    use super::{row, table};
+    use crate::commands::state::tests::record;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [row(record(Status::Stopped))];
+        assert_eq!(
+            table(&rows),
+            "ID   PID   STATUS    BUNDLE   CREATED                OWNER\n\
+             c1   0     stopped   /b       1970-01-01T00:00:00Z   root\n"
+        );
+    }
+}

@@ -1,0 +1,177 @@
+//! One file a verb.
+
+mod check;
+mod create;
+mod delete;
+mod env;
+mod exec;
+mod kill;
+mod list;
+mod ps;
+mod run;
+mod spec;
+mod state;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use kata_config::{Loaded, Prefix};
+use kata_engine_api::handover::FailureKind;
+
+use crate::{
+    args::{Command, Global, OnlyId},
+    failure::Failure,
+    id::ContainerId,
+    journal::Journal,
+    offline,
+    sandbox_dir::{Root, SandboxDir},
+    shim_client::{ShimClient, block_on},
+};
+
+/// Highest version of the OCI runtime spec that is understood.
+const SPEC_VERSION: &str = "1.2.0";
+
+/// What every command has.
+pub struct Context<'a> {
+    root: Root,
+    config: PathBuf,
+    prefix: Prefix,
+    /// For shims that this command starts.
+    shim_environment: Vec<String>,
+    journal: &'a Journal,
+}
+
+impl Command {
+    /// The word that was typed.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Run(_) => "run",
+            Self::Create(_) => "create",
+            Self::Start(_) => "start",
+            Self::State(_) => "state",
+            Self::Kill(_) => "kill",
+            Self::Delete(_) => "delete",
+            Self::Exec(_) => "exec",
+            Self::List(_) => "list",
+            Self::Ps(_) => "ps",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Spec(_) => "spec",
+            Self::Check(_) => "check",
+            Self::Env(_) => "env",
+            Self::Features => "features",
+            Self::Version => "version",
+        }
+    }
+}
+
+impl<'a> Context<'a> {
+    /// Takes the options that hold for every command.
+    pub fn new(global: Global, journal: &'a Journal) -> Result<Self, Failure> {
+        if global.systemd_cgroup {
+            return Err(Failure::Usage(
+                "--systemd-cgroup is not supported yet: configure the engine to manage cgroups itself \
+                 (cgroupfs)"
+                    .to_owned(),
+            ));
+        }
+        let mut shim_environment = Vec::new();
+        if global.config != kata_config::directory() {
+            let variable = kata_config::DIRECTORY_VARIABLE;
+            shim_environment.push(format!("{variable}={}", global.config.display()));
+        }
+        if global.debug {
+            shim_environment.push("KATA_LOG=debug".to_owned());
+        }
+        Ok(Self {
+            root: Root::new(&global.root)?,
+            config: global.config,
+            prefix: Prefix::of_this_program()?,
+            shim_environment,
+            journal,
+        })
+    }
+
+    /// Does what was asked; the code is what the program exits with.
+    pub fn run(&self, command: Command) -> Result<u8, Failure> {
+        match command {
+            Command::Run(run) => return self.run_container(run),
+            Command::Exec(exec) => return self.exec(&exec),
+            Command::Check(report) => return self.check(&report),
+            Command::Create(create) => self.create(&create)?,
+            Command::Start(OnlyId { id }) => {
+                self.with_shim(&id, async |shim| shim.start().await)?
+            }
+            Command::State(OnlyId { id }) => self.state(&id)?,
+            Command::Kill(kill) => self.kill(&kill)?,
+            Command::Delete(delete) => self.delete(&delete)?,
+            Command::List(list) => self.list(&list)?,
+            Command::Ps(ps) => self.ps(&ps)?,
+            Command::Pause(OnlyId { id }) => {
+                self.with_shim(&id, async |shim| shim.pause().await)?
+            }
+            Command::Resume(OnlyId { id }) => {
+                self.with_shim(&id, async |shim| shim.resume().await)?
+            }
+            Command::Spec(spec) => spec::write(&spec.bundle)?,
+            Command::Env(report) => self.env(&report)?,
+            Command::Features => print_json(&kata_spec::features())?,
+            Command::Version => print(&version())?,
+        }
+        Ok(0)
+    }
+}
+
+impl Context<'_> {
+    /// Calls the shim of a container; without one the container does not run any more.
+    fn with_shim<T>(
+        &self,
+        id: &ContainerId,
+        call: impl AsyncFnOnce(&ShimClient) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let dir = self.root.open(id)?;
+        block_on(async {
+            match ShimClient::connect(&dir, id)? {
+                Some(shim) => call(&shim).await,
+                None => Err(self.not_running(&dir, id)),
+            }
+        })
+    }
+
+    /// The failure of a call that needs a live container, with how this one ended.
+    fn not_running(&self, dir: &SandboxDir, id: &ContainerId) -> Failure {
+        let ended = offline::state(&self.prefix, dir).ok().and_then(|record| record.ended);
+        let why = ended.map(|ended| format!(" ({})", ended.cause.describe())).unwrap_or_default();
+        Failure::Refused {
+            kind: FailureKind::FailedPrecondition,
+            message: format!("container not running: {id}{why}"),
+        }
+    }
+
+    fn loaded(&self) -> Result<Loaded, Failure> {
+        Ok(Loaded::read(&self.config)?)
+    }
+}
+
+fn version() -> String {
+    format!("kata-runtime version {}\nspec: {SPEC_VERSION}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// Prints to stdout. A reader that is gone has seen enough.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::host("print the answer")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::host("print the answer")(error.into()))?;
+    print(&format!("{text}\n"))
+}

@@ -1,0 +1,151 @@
+//! `run`: create, start, wait, delete.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{
+    Context,
+    create::{detached_console, refuse},
+};
+use crate::{
+    args::{Creating, Run},
+    bundle::Bundle,
+    create::{Console, Created, Creation, Source, create},
+    failure::Failure,
+    foreground::{Foreground, Signals},
+    id::ContainerId,
+    made_spec::for_rootfs,
+    shim_client::{ShimClient, block_on},
+    terminal::{self, RawTerminal},
+};
+
+/// When the monitor ends before start is answered, the answer says why, and is on its way.
+const ANSWER: Duration = Duration::from_secs(1);
+
+impl Context<'_> {
+    pub(super) fn run_container(&self, typed: Run) -> Result<u8, Failure> {
+        refuse(typed.creating.preserve_fds)?;
+        let id = id_of(&typed)?;
+        let made_up = made_up_spec(&typed, &id)?;
+        let (source, terminal) = match &made_up {
+            Some(spec) => (Source::Spec(spec), typed.made_up.terminal),
+            None => {
+                let bundle = Bundle::load(&typed.creating.bundle)?;
+                let terminal = bundle.spec.process.terminal;
+                (Source::Bundle(Box::new(bundle)), terminal)
+            }
+        };
+        let creation = Creation {
+            root: &self.root,
+            prefix: &self.prefix,
+            id: &id,
+            console: console(&typed, terminal)?,
+            pid_file: typed.creating.pid_file.as_deref(),
+            shim_environment: &self.shim_environment,
+        };
+        if typed.detach {
+            let created = create(&creation, source)?;
+            let started = block_on(async { shim(&created, &id)?.start().await });
+            return self.or_remove(started, &created, &id).map(|()| 0);
+        }
+        let signals = Signals::take()?;
+        let created = create(&creation, source)?;
+        let ended = self.in_foreground(&creation, &created, signals);
+        let code = self.or_remove(ended, &created, &id)?;
+        if let Err(failure) = self.remove(&created.dir, &id, false) {
+            self.journal.warn(&format!("run: {}", failure.line()));
+        }
+        Ok(code)
+    }
+
+    fn in_foreground(
+        &self,
+        creation: &Creation<'_>,
+        created: &Created,
+        signals: Signals,
+    ) -> Result<u8, Failure> {
+        let _raw = match creation.console {
+            Console::Callers(_) => Some(RawTerminal::enter()?),
+            Console::None | Console::Socket(_) => None,
+        };
+        block_on(async {
+            let shim = shim(created, creation.id)?;
+            let monitor = Foreground::new(&created.monitor, signals)?;
+            let mut start = std::pin::pin!(shim.start());
+            let code = tokio::select! {
+                biased;
+                started = &mut start => {
+                    started?;
+                    monitor.until_end().await?
+                }
+                ended = monitor.until_end() => {
+                    let code = ended?;
+                    if let Ok(started) = timeout(ANSWER, start).await {
+                        started?;
+                    }
+                    code
+                }
+            };
+            // The shim hears of it a moment later than we do; delete would find it running.
+            timeout(ANSWER, shim.wait()).await.ok();
+            Ok(code)
+        })
+    }
+
+    /// Hands on a success; after a failure nothing stays behind.
+    fn or_remove<T>(
+        &self,
+        done: Result<T, Failure>,
+        created: &Created,
+        id: &ContainerId,
+    ) -> Result<T, Failure> {
+        if done.is_err()
+            && let Err(failure) = self.remove(&created.dir, id, true)
+        {
+            self.journal.warn(&format!("run: cannot clean up: {}", failure.line()));
+        }
+        done
+    }
+}
+
+fn shim(created: &Created, id: &ContainerId) -> Result<ShimClient, Failure> {
+    let shim = ShimClient::connect(&created.dir, id)?;
+    shim.ok_or_else(|| Failure::ShimLost(created.dir.last_words()))
+}
+
+fn id_of(typed: &Run) -> Result<ContainerId, Failure> {
+    match &typed.id {
+        Some(id) => Ok(id.clone()),
+        None if typed.rootfs.is_some() => {
+            ContainerId::random().map_err(Failure::host("make up an id"))
+        }
+        None => Err(Failure::Usage(
+            "no container id: give one for the bundle, or --rootfs DIR -- COMMAND".to_owned(),
+        )),
+    }
+}
+
+fn made_up_spec(typed: &Run, id: &ContainerId) -> Result<Option<serde_json::Value>, Failure> {
+    let Some(rootfs) = &typed.rootfs else { return Ok(None) };
+    if typed.command.is_empty() {
+        return Err(Failure::Usage(
+            "no command: put one after --, as in -- sh -c 'uname -a'".to_owned(),
+        ));
+    }
+    let absolute = rootfs
+        .canonicalize()
+        .map_err(Failure::host(format!("use the root directory {}", rootfs.display())))?;
+    let path = absolute.to_str().ok_or_else(|| {
+        Failure::Usage(format!("{}: not UTF-8, as a spec must be", absolute.display()))
+    })?;
+    Ok(Some(for_rootfs(path, &typed.command, id.as_str(), &typed.made_up)))
+}
+
+fn console(typed: &Run, terminal: bool) -> Result<Console, Failure> {
+    let Creating { console_socket, .. } = &typed.creating;
+    match (terminal, console_socket.is_some() || typed.detach) {
+        (true, false) => terminal::size().map(Console::Callers),
+        _ => detached_console(&typed.creating, terminal),
+    }
+}

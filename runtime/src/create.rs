@@ -1,0 +1,232 @@
+//! A container from its bundle, up to the point where only `start` is missing.
+//!
+//! ```text
+//! directory ─► shim spawned ─► monitor spawned ─► trees taken ─► monitor ready ─► handover ─► pid file
+//! ```
+//!
+//! Both programs come up while this one goes on. Until the last step is done [`Undo`] owns all of it, and undoes it
+//! when it is dropped.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+};
+
+use kata_config::Prefix;
+use kata_engine_api::handover::{Create, Request, TerminalSize};
+use kata_spec::Network;
+use kata_sys::spawn::Child;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use serde_json::Value;
+
+use crate::{
+    bundle::Bundle,
+    failure::Failure,
+    handover::{ask, sealed},
+    id::ContainerId,
+    offline, pid_file,
+    programs::{
+        Monitor, MonitorNetwork, MonitorPlan, Terminal, network_of, open_namespace, ready,
+        start_monitor, start_shim,
+    },
+    sandbox_dir::{Root, SandboxDir},
+    trees::Trees,
+};
+
+/// Where the terminal of a process goes, if it has one.
+#[derive(Debug)]
+pub enum Console {
+    /// It has none.
+    None,
+    /// To the caller's own terminal, of this size.
+    Callers(TerminalSize),
+    /// To this connected socket.
+    Socket(OwnedFd),
+}
+
+impl Console {
+    /// Connects to a console socket.
+    pub fn connect(path: &Path) -> Result<Self, Failure> {
+        let stream = UnixStream::connect(path)
+            .map_err(Failure::host(format!("connect to the console socket {}", path.display())))?;
+        Ok(Self::Socket(stream.into()))
+    }
+
+    /// What the monitor is told.
+    pub fn terminal(&self) -> Terminal<'_> {
+        match self {
+            Self::None => Terminal::None,
+            Self::Callers(_) => Terminal::Callers,
+            Self::Socket(socket) => Terminal::New(socket.as_fd()),
+        }
+    }
+
+    /// The size that is known before the first resize.
+    pub fn size(&self) -> Option<TerminalSize> {
+        match self {
+            Self::Callers(size) => Some(*size),
+            Self::None | Self::Socket(_) => None,
+        }
+    }
+}
+
+/// What is to be made.
+pub struct Creation<'a> {
+    pub root: &'a Root,
+    pub prefix: &'a Prefix,
+    pub id: &'a ContainerId,
+    pub console: Console,
+    pub pid_file: Option<&'a Path>,
+    /// What the shim is told by its environment.
+    pub shim_environment: &'a [String],
+}
+
+/// A container that is created.
+pub struct Created {
+    pub dir: SandboxDir,
+    pub monitor: Child,
+}
+
+/// The spec to go by.
+pub enum Source<'a> {
+    /// A bundle that was read and checked.
+    Bundle(Box<Bundle>),
+    /// A spec that was made up; it is kept in the sandbox's own directory.
+    Spec(&'a Value),
+}
+
+/// Makes a container.
+pub fn create(creation: &Creation<'_>, source: Source<'_>) -> Result<Created, Failure> {
+    let dir = creation.root.create(creation.id)?;
+    let mut undo = Undo { prefix: creation.prefix, dir: &dir, processes: Vec::new(), armed: true };
+    let monitor = make(creation, &mut undo, source)?;
+    undo.armed = false;
+    drop(undo);
+    Ok(Created { dir, monitor })
+}
+
+fn make(
+    creation: &Creation<'_>,
+    undo: &mut Undo<'_>,
+    source: Source<'_>,
+) -> Result<Child, Failure> {
+    let dir = undo.dir;
+    undo.owns(&start_shim(creation.prefix, dir, creation.shim_environment)?)?;
+    let bundle = match source {
+        Source::Bundle(bundle) => *bundle,
+        Source::Spec(spec) => keep(dir, spec)?,
+    };
+    bundle.find_program()?;
+    let joined = match &bundle.spec.network {
+        Network::Path(path) => Some(open_namespace(path)?),
+        Network::Host | Network::New => None,
+    };
+    let plan = MonitorPlan {
+        container: creation.id,
+        exec: None,
+        terminal: creation.console.terminal(),
+        network: match (&bundle.spec.network, &joined) {
+            (_, Some(namespace)) => MonitorNetwork::Join(namespace.as_fd()),
+            (Network::New, None) => MonitorNetwork::New,
+            (Network::Host | Network::Path(_), None) => MonitorNetwork::Callers,
+        },
+    };
+    let (monitor, pipe) = start_monitor(creation.prefix, dir, &plan)?;
+    undo.owns(&monitor.child)?;
+    let trees = Trees::take(&bundle.spec)?;
+    ready(pipe)?;
+    let network = match bundle.spec.network {
+        Network::Host => None,
+        Network::New => Some(network_of(&monitor)?),
+        Network::Path(_) => joined,
+    };
+    hand_over(creation, dir, &Parts { bundle, trees, network, monitor: &monitor })?;
+    if let Some(path) = creation.pid_file {
+        pid_file::write(path, monitor.pid())?;
+    }
+    Ok(monitor.child)
+}
+
+/// What goes to the shim.
+struct Parts<'a> {
+    bundle: Bundle,
+    trees: Trees,
+    network: Option<OwnedFd>,
+    monitor: &'a Monitor,
+}
+
+fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Result<(), Failure> {
+    let Parts { bundle, trees, network, monitor } = parts;
+    let config = sealed("config.json", &bundle.config)?;
+    let request = Request::Create(Create {
+        id: creation.id.to_string(),
+        bundle: bundle.spec.bundle.display().to_string(),
+        monitor_pid: monitor.pid(),
+        network_namespace: network.is_some(),
+        host_network: bundle.spec.network == Network::Host,
+        volumes: trees.described.clone(),
+        terminal_size: creation.console.size().or_else(|| first_size(bundle)),
+    });
+    let mut fds: Vec<BorrowedFd<'_>> =
+        vec![monitor.control.as_fd(), config.as_fd(), trees.root.as_fd()];
+    fds.extend(network.iter().map(AsFd::as_fd));
+    fds.extend(trees.volumes.iter().map(AsFd::as_fd));
+    ask(dir, &request, &fds)
+}
+
+fn first_size(bundle: &Bundle) -> Option<TerminalSize> {
+    let size = bundle.spec.process.terminal_size?;
+    Some(TerminalSize { rows: size.rows, columns: size.columns })
+}
+
+/// Keeps a made-up spec where `exec` finds it later.
+fn keep(dir: &SandboxDir, spec: &Value) -> Result<Bundle, Failure> {
+    let file = dir.path.join("config.json");
+    let bundle = Bundle::made(spec, &dir.path)?;
+    fs::write(&file, &bundle.config).map_err(Failure::host(format!("write {}", file.display())))?;
+    Ok(bundle)
+}
+
+/// Undoes an unfinished creation when it is dropped.
+struct Undo<'a> {
+    prefix: &'a Prefix,
+    dir: &'a SandboxDir,
+    /// Pidfds of our children.
+    processes: Vec<OwnedFd>,
+    armed: bool,
+}
+
+impl Undo<'_> {
+    fn owns(&mut self, child: &Child) -> Result<(), Failure> {
+        let pidfd = child.pidfd.try_clone();
+        if pidfd.is_err() {
+            // Nothing but this knows of the child.
+            child.kill().ok();
+        }
+        self.processes.push(pidfd.map_err(Failure::host("keep hold of a child process"))?);
+        Ok(())
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // The failure that led here is the one that is told; what can't be undone now, `delete --force` can later.
+        for process in &self.processes {
+            pidfd_send_signal(process, Signal::KILL).ok();
+            waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED).ok();
+        }
+        if self.dir.path.join("ledger").exists() {
+            offline::delete(self.prefix, self.dir).ok();
+        }
+        if !self.dir.is_gone() {
+            fs::remove_dir_all(&self.dir.path).ok();
+        }
+    }
+}

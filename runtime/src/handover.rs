@@ -1,0 +1,142 @@
+//! The caller's side of [`kata_engine_api::handover`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kata_engine_api::{
+    dial::{HANDOVER_SOCKET, connect_packet},
+    handover::{Answer, Request},
+};
+use kata_sys::scm;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+use crate::{failure::Failure, sandbox_dir::SandboxDir};
+
+/// Asks and waits for the answer.
+pub fn ask(dir: &SandboxDir, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    if fds.len() > scm::MAX_FDS {
+        let most = scm::MAX_FDS;
+        return Err(Failure::Usage(format!(
+            "the spec has too many bind mounts: {} descriptors are needed, {most} can be handed over",
+            fds.len()
+        )));
+    }
+    let socket = connect_packet(dir.as_fd(), HANDOVER_SOCKET)
+        .map_err(Failure::host("connect to the shim for the handover"))?;
+    let text = serde_json::to_vec(request).map_err(|error| lost(dir, &error.to_string()))?;
+    // A shim that is gone says more in its log than in an errno.
+    scm::send(&socket, &text, fds).map_err(|error| lost(dir, &error.to_string()))?;
+    let packet = scm::receive(&socket).map_err(|error| lost(dir, &error.to_string()))?;
+    if packet.is_end() {
+        return Err(Failure::ShimLost(dir.last_words()));
+    }
+    match serde_json::from_slice(&packet.bytes) {
+        Ok(Answer::Ok {}) => Ok(()),
+        Ok(Answer::Error(failure)) => {
+            Err(Failure::Refused { kind: failure.kind, message: failure.message })
+        }
+        Err(error) => Err(lost(dir, &format!("its answer was not understood: {error}"))),
+    }
+}
+
+fn lost(dir: &SandboxDir, what: &str) -> Failure {
+    Failure::ShimLost(format!("{what} ({})", dir.last_words()))
+}
+
+/// A text as a sealed memfd: what was checked is what is used.
+pub fn sealed(name: &str, text: &[u8]) -> Result<OwnedFd, Failure> {
+    let failed = || Failure::system(format!("hand over {name}"));
+    let fd =
+        memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(failed())?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let written =
+            rustix::io::retry_on_intr(|| rustix::io::write(&fd, rest)).map_err(failed())?;
+        rest = &rest[written..];
+    }
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    fcntl_add_seals(&fd, seals).map_err(failed())?;
+    rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0)).map_err(failed())?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read, Write},
+        os::fd::AsFd,
+        thread,
+    };
+
+    use kata_engine_api::{
+        dial::{HANDOVER_SOCKET, accept, bind_packet},
+        handover::{Answer, Exec, Failure as Refusal, FailureKind, Request},
+    };
+    use kata_sys::scm;
+
+    use super::{ask, sealed};
+    use crate::{
+        failure::Failure,
+        sandbox_dir::{Root, SandboxDir},
+    };
+
+    fn request() -> Request {
+        let exec_id = "e1".to_owned();
+        let container_id = "c1".to_owned();
+        Request::Exec(Exec { container_id, exec_id, monitor_pid: 1, terminal_size: None })
+    }
+
+    /// A shim that takes one request, checks that a descriptor came, and answers so.
+    fn shim(dir: &SandboxDir, answer: Option<Vec<u8>>) -> thread::JoinHandle<Request> {
+        let listener = bind_packet(dir.as_fd(), HANDOVER_SOCKET).unwrap();
+        thread::spawn(move || {
+            let connection = accept(&listener).unwrap();
+            let packet = scm::receive(&connection).unwrap();
+            assert_eq!(packet.fds.len(), 1);
+            if let Some(answer) = answer {
+                scm::send(&connection, &answer, &[]).unwrap();
+            }
+            serde_json::from_slice(&packet.bytes).unwrap()
+        })
+    }
+
+    fn exchange(answer: Option<Vec<u8>>) -> Result<(), Failure> {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Root::new(scratch.path()).unwrap().create(&"c1".parse().unwrap()).unwrap();
+        let shim = shim(&dir, answer);
+        let memfd = sealed("process.json", b"{}").unwrap();
+        let result = ask(&dir, &request(), &[memfd.as_fd()]);
+        assert_eq!(shim.join().unwrap(), request());
+        result
+    }
+
+    #[test]
+    fn an_answer_is_believed() {
+        exchange(Some(serde_json::to_vec(&Answer::Ok {}).unwrap())).unwrap();
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_kind_and_words() {
+        let message = "exec: \"x\": executable file not found in $PATH".to_owned();
+        let refusal = Refusal { kind: FailureKind::CommandNotFound, message };
+        let answer = serde_json::to_vec(&Answer::Error(refusal)).unwrap();
+        let failure = exchange(Some(answer)).unwrap_err();
+        assert_eq!(failure.exit_code(), 127);
+        assert!(failure.line().contains("executable file not found in $PATH"));
+    }
+
+    #[test]
+    fn a_shim_that_hangs_up_or_babbles_is_an_error() {
+        assert!(matches!(exchange(None), Err(Failure::ShimLost(_))));
+        assert!(matches!(exchange(Some(b"{}".to_vec())), Err(Failure::ShimLost(_))));
+    }
+
+    #[test]
+    fn a_sealed_text_can_be_read_and_not_changed() {
+        let mut file = File::from(sealed("x", b"text").unwrap());
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        assert!(file.write_all(b"x").is_err());
+    }
+}

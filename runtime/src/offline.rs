@@ -1,0 +1,58 @@
+//! The shim's one-shot commands, for a sandbox whose shim is gone: the only other door to its record and ledger.
+
+use std::process::{Command, Stdio};
+
+use kata_config::{Artefact, Prefix};
+use kata_engine_api::record::Record;
+
+use crate::{failure::Failure, sandbox_dir::SandboxDir};
+
+/// What can be done without a shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offline {
+    /// Finds out how things ended.
+    State,
+    /// Ends what still lives, and removes all that is left.
+    Delete,
+}
+
+impl Offline {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::State => &["offline", "state"],
+            Self::Delete => &["offline", "delete"],
+        }
+    }
+}
+
+/// The record of a sandbox without a shim.
+pub fn state(prefix: &Prefix, dir: &SandboxDir) -> Result<Record, Failure> {
+    let text = run(prefix, dir, Offline::State)?;
+    serde_json::from_slice(&text)
+        .map_err(|source| Failure::Record { path: dir.path.clone(), source })
+}
+
+/// Removes a sandbox without a shim.
+pub fn delete(prefix: &Prefix, dir: &SandboxDir) -> Result<(), Failure> {
+    run(prefix, dir, Offline::Delete).map(drop)
+}
+
+fn run(prefix: &Prefix, dir: &SandboxDir, what: Offline) -> Result<Vec<u8>, Failure> {
+    let shim = prefix.find(Artefact::Shim)?;
+    let output = Command::new(&shim)
+        .args(what.arguments())
+        .arg("--sandbox-dir")
+        .arg(&dir.path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(Failure::host(format!("run {}", shim.display())))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let message = message.trim();
+    Err(Failure::ShimLost(match message.is_empty() {
+        true => format!("{} {}: {}", shim.display(), what.arguments().join(" "), output.status),
+        false => message.to_owned(),
+    }))
+}

@@ -1,0 +1,204 @@
+//! `ROOT/ID/`: the directory of one sandbox, and the directory of them all.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use kata_engine_api::record::Record;
+use rustix::fs::{Mode, OFlags};
+
+use crate::{failure::Failure, id::ContainerId};
+
+/// `--root`: where sandboxes have their directories.
+#[derive(Debug, Clone)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// The root as given, made absolute so that no later step depends on the working directory.
+    pub fn new(path: &Path) -> Result<Self, Failure> {
+        let absolute = std::path::absolute(path);
+        absolute
+            .map(Self)
+            .map_err(Failure::host(format!("use the state directory {}", path.display())))
+    }
+
+    /// The directory itself, absolute.
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes the directory of a new sandbox; exactly one of many callers with the same id succeeds.
+    pub fn create(&self, id: &ContainerId) -> Result<SandboxDir, Failure> {
+        let private = |recursive| {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o700).recursive(recursive);
+            builder
+        };
+        let path = self.0.join(id.as_str());
+        let failed =
+            |path: &Path| Failure::host(format!("make the state directory {}", path.display()));
+        let made = private(false).create(&path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                private(true).create(&self.0).and_then(|()| private(false).create(&path))
+            }
+            _ => Err(error),
+        });
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+                return Err(Failure::Exists { id: id.to_string(), root: self.0.clone() });
+            }
+            made => made.map_err(failed(&path))?,
+        }
+        SandboxDir::at(path)
+    }
+
+    /// The directory of a sandbox that exists.
+    pub fn open(&self, id: &ContainerId) -> Result<SandboxDir, Failure> {
+        match SandboxDir::at(self.0.join(id.as_str())) {
+            Err(Failure::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(Failure::Unknown { id: id.to_string(), root: self.0.clone() })
+            }
+            opened => opened,
+        }
+    }
+
+    /// Ids of all sandboxes, sorted. Names that can't be ids are not ours.
+    pub fn ids(&self) -> Result<Vec<ContainerId>, Failure> {
+        let failed = || Failure::host(format!("read the state directory {}", self.0.display()));
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed())?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed())?;
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            ids.extend(id.filter(|_| is_directory));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+/// The directory of one sandbox, held open: renaming it leads nobody astray.
+#[derive(Debug)]
+pub struct SandboxDir {
+    /// For messages, and for the shim's one-shot commands.
+    pub path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl SandboxDir {
+    fn at(path: PathBuf) -> Result<Self, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(Failure::system(format!("open {}", path.display())))?;
+        Ok(Self { path, fd })
+    }
+
+    /// What the shim has recorded; none when it did not come that far.
+    pub fn record(&self) -> Result<Option<Record>, Failure> {
+        let path = self.path.join("state.json");
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::host(format!("read {}", path.display()))(error)),
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| Failure::Record { path, source }),
+        }
+    }
+
+    /// The last line of the shim's log, for the message about a shim that says nothing more.
+    pub fn last_words(&self) -> String {
+        let path = self.path.join("shim.log");
+        let text = fs::read(&path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        match text.lines().rev().find(|line| !line.trim().is_empty()) {
+            Some(line) => line.to_owned(),
+            None => format!("nothing in {}", path.display()),
+        }
+    }
+
+    /// True once the directory is not there any more, or another one is.
+    pub fn is_gone(&self) -> bool {
+        let (Ok(ours), Ok(named)) = (rustix::fs::fstat(&self.fd), rustix::fs::stat(&self.path))
+        else {
+            return true;
+        };
+        (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino)
+    }
+}
+
+impl AsFd for SandboxDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::Root;
+    use crate::failure::Failure;
+
+    #[test]
+    fn an_id_is_taken_once_and_its_directory_is_private() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Root::new(&scratch.path().join("deep/root")).unwrap();
+        let id = "c1".parse().unwrap();
+        let made = root.create(&id).unwrap();
+        assert_eq!(fs::metadata(&made.path).unwrap().permissions().mode() & 0o777, 0o700);
+        let again = root.create(&id).unwrap_err();
+        assert!(matches!(again, Failure::Exists { .. }));
+        assert!(again.line().starts_with("container with given ID already exists"));
+        assert_eq!(root.ids().unwrap(), [id]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_so() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Root::new(&scratch.path().join("none")).unwrap();
+        let error = root.open(&"c1".parse().unwrap()).unwrap_err();
+        assert!(error.line().starts_with("container does not exist: c1 in "));
+        assert!(root.ids().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_root_that_is_a_file_is_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("file"), "").unwrap();
+        let root = Root::new(&scratch.path().join("file")).unwrap();
+        let error = root.create(&"c1".parse().unwrap()).unwrap_err().line();
+        assert!(error.contains("file/c1") && error.contains("ot a directory"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_made_anew_is_another_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Root::new(scratch.path()).unwrap();
+        let id = "c1".parse().unwrap();
+        let made = root.create(&id).unwrap();
+        assert!(!made.is_gone());
+        fs::rename(&made.path, scratch.path().join("old")).unwrap();
+        assert!(made.is_gone());
+        let _anew = root.create(&id).unwrap();
+        assert!(made.is_gone());
+    }
+
+    #[test]
+    fn a_strange_record_names_its_file() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Root::new(scratch.path()).unwrap();
+        let made = root.create(&"c1".parse().unwrap()).unwrap();
+        assert!(made.record().unwrap().is_none());
+        fs::write(made.path.join("state.json"), "{").unwrap();
+        assert!(made.record().unwrap_err().line().contains("c1/state.json: not understood"));
+    }
+}

@@ -1,0 +1,160 @@
+//! Calls of containerd's Task service on the socket of one sandbox.
+
+use std::{future::Future, io, os::fd::AsFd, time::Duration};
+
+use kata_engine_api::{
+    containerd::{
+        process::ProcessInfo,
+        task::{
+            DeleteRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest, ShutdownRequest,
+            StartRequest, WaitRequest,
+        },
+        task_ttrpc::TaskClient,
+    },
+    dial::{SHIM_SOCKET, connect_stream},
+};
+use ttrpc::{
+    r#async::{Client, transport::Socket},
+    context::{Context, with_duration},
+};
+
+use crate::{
+    failure::{Failure, from_status},
+    id::ContainerId,
+    sandbox_dir::SandboxDir,
+    signal::Signal,
+};
+
+/// The shim answers these from its own record, or after one message to the guest; a hung guest must not hang the caller.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// Start answers when the guest has booted, of which the shim knows the ceiling.
+const UNBOUNDED: Duration = Duration::ZERO;
+
+/// A connection to the shim of one container; lives inside a tokio runtime.
+pub struct ShimClient {
+    task: TaskClient,
+    id: ContainerId,
+}
+
+/// Runs a future to its end on this thread.
+pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::host("prepare to wait for events"))?
+        .block_on(future)
+}
+
+/// True when somebody listens on the shim's socket.
+pub fn answers(dir: &SandboxDir) -> bool {
+    connect_stream(dir.as_fd(), SHIM_SOCKET).is_ok()
+}
+
+impl ShimClient {
+    /// Connects; none when no shim lives.
+    pub fn connect(dir: &SandboxDir, id: &ContainerId) -> Result<Option<Self>, Failure> {
+        let failed = || Failure::host(format!("connect to the shim of {id}"));
+        let stream = match connect_stream(dir.as_fd(), SHIM_SOCKET) {
+            Ok(stream) => stream,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed()(error)),
+        };
+        let socket = Socket::try_from(stream).map_err(failed())?;
+        Ok(Some(Self { task: TaskClient::new(Client::new(socket)), id: id.clone() }))
+    }
+
+    /// Starts the container's own process; answered when it runs.
+    pub async fn start(&self) -> Result<(), Failure> {
+        let request = StartRequest { id: self.id(), ..Default::default() };
+        self.task
+            .start(context(UNBOUNDED), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("start", e))
+    }
+
+    /// Sends a signal to the container's own process, or to all of its processes.
+    pub async fn kill(&self, signal: Signal, all: bool) -> Result<(), Failure> {
+        let request =
+            KillRequest { id: self.id(), signal: signal.number(), all, ..Default::default() };
+        self.task
+            .kill(context(PROMPT), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("kill", e))
+    }
+
+    /// Returns once the container has ended.
+    pub async fn wait(&self) -> Result<(), Failure> {
+        let request = WaitRequest { id: self.id(), ..Default::default() };
+        self.task
+            .wait(context(UNBOUNDED), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("wait", e))
+    }
+
+    /// Forgets a container that has ended.
+    pub async fn delete(&self) -> Result<(), Failure> {
+        let request = DeleteRequest { id: self.id(), ..Default::default() };
+        self.task
+            .delete(context(PROMPT), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("delete", e))
+    }
+
+    /// Ends the shim and with it the sandbox.
+    pub async fn shut_down(&self) -> Result<(), Failure> {
+        let request = ShutdownRequest { id: self.id(), now: true, ..Default::default() };
+        self.task
+            .shutdown(context(PROMPT), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("shutdown", e))
+    }
+
+    /// Freezes all processes.
+    pub async fn pause(&self) -> Result<(), Failure> {
+        let request = PauseRequest { id: self.id(), ..Default::default() };
+        self.task
+            .pause(context(PROMPT), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("pause", e))
+    }
+
+    /// Lets frozen processes go on.
+    pub async fn resume(&self) -> Result<(), Failure> {
+        let request = ResumeRequest { id: self.id(), ..Default::default() };
+        self.task
+            .resume(context(PROMPT), &request)
+            .await
+            .map(drop)
+            .map_err(|e| from_status("resume", e))
+    }
+
+    /// The container's processes, as the host knows them.
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, Failure> {
+        let request = PidsRequest { id: self.id(), ..Default::default() };
+        let answer = self.task.pids(context(PROMPT), &request).await;
+        answer.map(|pids| pids.processes).map_err(|e| from_status("ps", e))
+    }
+
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+fn context(deadline: Duration) -> Context {
+    // Zero means none.
+    with_duration(deadline)
+}
