@@ -31,6 +31,7 @@ async fn play(guest: Guest, strings: FakeGuest) {
         Guest::Exit => strings.print(
             "[    1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300\n",
         ),
+        Guest::Probe => strings.print("PROBED\n"),
         Guest::Ticks => {
             while !matches!(strings.state(), FakeState::Ended(_)) {
                 if strings.state() == FakeState::Running {

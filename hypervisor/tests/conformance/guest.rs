@@ -22,6 +22,8 @@ pub enum Guest {
     Panic,
     /// Ends its PID 1.
     Exit,
+    /// Says what it finds behind its devices.
+    Probe,
 }
 
 /// What every guest prints first.
@@ -35,6 +37,7 @@ impl Guest {
             Self::Off => "end=off",
             Self::Panic => "end=panic",
             Self::Exit => "end=exit",
+            Self::Probe => "end=probe",
         }
     }
 }
@@ -70,8 +73,9 @@ fn build(directory: &Path) -> io::Result<PathBuf> {
         return Err(io::Error::other(format!("gcc: {status}")));
     }
     let mut archive = Vec::new();
-    entry(&mut archive, "dev", (0o40755, 0), &[]);
-    entry(&mut archive, "proc", (0o40755, 0), &[]);
+    for directory in ["dev", "proc", "sys", "mnt"] {
+        entry(&mut archive, directory, (0o40755, 0), &[]);
+    }
     entry(&mut archive, "dev/console", (0o20600, 0x0005_0001), &[]);
     entry(&mut archive, "init", (0o100_755, 0), &fs::read(init)?);
     entry(&mut archive, "TRAILER!!!", (0, 0), &[]);

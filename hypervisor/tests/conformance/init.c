@@ -13,7 +13,10 @@ static long call(long number, long a, long b, long c, long d)
 	return result;
 }
 
-enum { WRITE = 1, OPEN = 2, NANOSLEEP = 35, EXIT = 60, MOUNT = 165, REBOOT = 169 };
+enum {
+	READ = 0, WRITE = 1, OPEN = 2, NANOSLEEP = 35, SOCKET = 41, CONNECT = 42, EXIT = 60, MOUNT = 165,
+	REBOOT = 169
+};
 
 static void print(const char *text)
 {
@@ -35,6 +38,40 @@ static void reboot(long command)
 	call(REBOOT, 0xfee1dead, 672274793, command, 0);
 }
 
+static void print_file(const char *name, const char *path)
+{
+	char text[64];
+	long file = call(OPEN, (long)path, 0, 0, 0);
+	long length = call(READ, file, (long)text, sizeof text - 1, 0);
+
+	print(name);
+	print("=");
+	text[length > 0 ? length : 0] = 0;
+	print(length > 0 ? text : "none");
+	print("\n");
+}
+
+/* Says what it finds behind each device. */
+static void probe(void)
+{
+	/* sockaddr_vm: family, reserved, port, cid, padding. */
+	struct { unsigned short family, reserved; unsigned int port, cid, rest; } host = {40, 0, 1024, 2, 0};
+	long socket = call(SOCKET, 40, 1, 0, 0);
+
+	call(MOUNT, (long)"sys", (long)"/sys", (long)"sysfs", 0);
+	call(MOUNT, (long)"dev", (long)"/dev", (long)"devtmpfs", 0);
+	call(MOUNT, (long)"roots", (long)"/mnt", (long)"virtiofs", 0);
+	print_file("mac", "/sys/class/net/eth0/address");
+	print_file("mtu", "/sys/class/net/eth0/mtu");
+	print_file("serial", "/sys/block/vda/serial");
+	print_file("read-only", "/sys/block/vda/ro");
+	print_file("disk", "/dev/vda");
+	print_file("share", "/mnt/probe");
+	if (call(CONNECT, socket, (long)&host, 16, 0) == 0)
+		call(WRITE, socket, (long)"over vsock", 10, 0);
+	print("PROBED\n");
+}
+
 __attribute__((used)) static void start(char **stack)
 {
 	const char *end = "";
@@ -51,6 +88,8 @@ __attribute__((used)) static void start(char **stack)
 		reboot(0x01234567);
 	if (is(end, "off"))
 		reboot(0x4321fedc);
+	if (is(end, "probe"))
+		probe();
 	if (is(end, "exit"))
 		call(EXIT, 3, 0, 0, 0);
 	if (is(end, "panic")) {

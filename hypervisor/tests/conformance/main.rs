@@ -3,12 +3,16 @@
 //! Own main: the jail's launcher must be a process with one thread, and this binary is also that launcher.
 //! `KATA_TEST_KERNEL` names a guest kernel; without one the tests that boot print SKIP.
 
+// Test code, which clippy cannot see: it has a main of its own.
+#![allow(clippy::unwrap_used)]
+
+mod devices;
 mod fake;
 mod guest;
 mod qemu;
 mod suite;
 
-use std::{env, io::Write, process::ExitCode, time::Instant};
+use std::{env, io::Write, path::Path, process::ExitCode, time::Instant};
 
 use kata_hypervisor::{MachineType, jail};
 
@@ -76,6 +80,16 @@ async fn all(runner: &Runner) {
         let jailed = QemuRig { machine, jailed: true };
         conform(runner, &format!("{name}-jailed"), &jailed).await;
         alone(runner, name, &jailed).await;
+        runner
+            .run(&format!("{name}: devices_are_what_was_configured"), devices::work(&jailed))
+            .await;
+        match env::var_os("KATA_TEST_PROXY") {
+            Some(proxy) => {
+                let test = devices::work_over_vhost_user(&jailed, Path::new(&proxy));
+                runner.run(&format!("{name}: vhost_user_devices_work"), test).await;
+            }
+            None => say("SKIP vhost-user: KATA_TEST_PROXY names no proxy"),
+        }
         for rig in [QemuRig { machine, jailed: false }, jailed] {
             runner.run(&format!("{name}: timings"), qemu::timings(&rig)).await;
         }

@@ -28,7 +28,7 @@ fn image() -> &'static Image {
 }
 
 impl QemuRig {
-    fn settings(&self) -> QemuSettings {
+    pub fn settings(&self) -> QemuSettings {
         let own = std::env::current_exe().unwrap().display().to_string();
         let jail = JailSettings { launcher: vec![own, LAUNCHER.into()], user: USER };
         QemuSettings {
@@ -39,7 +39,7 @@ impl QemuRig {
         }
     }
 
-    fn config(&self, guest: Guest) -> VmConfig {
+    pub fn config(&self, guest: Guest) -> VmConfig {
         VmConfig {
             machine: self.machine,
             command_line: format!("console=ttyS0 quiet panic=-1 reboot=t {}", guest.parameter()),
