@@ -1,6 +1,7 @@
 //! Everything that `make` does: set-up, build, kernel, guest image, install, lint, tests.
 
 mod args;
+mod bench;
 mod build;
 mod cache;
 mod deny;
@@ -55,6 +56,6 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Image => image::build_all(&workspace),
         Command::Install(place) => install::install(&workspace, &place),
         Command::Uninstall(place) => install::uninstall(&place),
-        Command::Bench => anyhow::bail!("there is no bench yet"),
+        Command::Bench => bench::run(&workspace),
     }
 }

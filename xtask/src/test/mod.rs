@@ -1,23 +1,26 @@
 //! The tiers of tests, each by what its environment guarantees; see CONTRIBUTING.md.
 
+mod members;
 pub mod roots;
 mod skips;
 
 use std::ffi::OsString;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use self::skips::Skips;
 use crate::args::{Profile, TestOptions, TierName};
 use crate::layout::Workspace;
-use crate::process::{Run, is_in_path};
+use crate::process::Run;
 use crate::progress::{Step, human};
 use crate::setup::{self, Purpose};
 use crate::{build, deny, lint};
 
 const TIERS: &[TierName] = &[TierName::Lint, TierName::Unit, TierName::Component, TierName::Guest];
-const COMPONENT_TESTS: &str = "kata-component-tests";
+const HYPERVISOR: &str = "kata-hypervisor";
+/// Has a fake driver and real ones under one suite; it boots guests, so it runs in their tier.
+const CONFORMANCE: &str = "conformance";
 const GUEST_TESTS: &str = "kata-guest-tests";
 
 /// Runs the tiers in order; the first that fails ends it. The last line says how it went.
@@ -33,7 +36,7 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<()> {
         let step = Step::begin(format!("tier {}", name(*tier)));
         let outcome = match tier {
             TierName::Lint => lint(workspace, &mut skips),
-            TierName::Unit => unit(workspace),
+            TierName::Unit => unit(workspace, &mut skips),
             TierName::Component => component(workspace, &mut skips),
             TierName::Guest => guest(workspace, options.full, &mut skips),
         };
@@ -69,62 +72,66 @@ fn lint(workspace: &Workspace, skips: &mut Skips) -> Result<()> {
     Ok(())
 }
 
-fn unit(workspace: &Workspace) -> Result<()> {
+/// What is tested beside the code, in libraries and programs.
+fn unit(workspace: &Workspace, skips: &mut Skips) -> Result<()> {
     setup::prepare(Purpose::Build)?;
-    let runner: &[&str] = if is_in_path("cargo-nextest") {
-        &["nextest", "run", "--no-tests", "pass", "--status-level", "fail"]
-    } else {
-        &["test", "--quiet"]
-    };
-    let scope = ["--locked", "--workspace", "--exclude", COMPONENT_TESTS, "--exclude", GUEST_TESTS];
-    let cargo = Run::new("cargo").args(runner).args(scope).cwd(workspace.root());
-    cargo.attached()
+    let mut selection = vec!["--workspace", "--lib", "--bins"];
+    for member in &members::all(workspace)? {
+        if member.name == GUEST_TESTS {
+            selection.extend(["--exclude", GUEST_TESTS]);
+        }
+    }
+    skips.watch(cargo_test(workspace, &selection))
 }
 
+/// Every test program that needs no guest.
 fn component(workspace: &Workspace, skips: &mut Skips) -> Result<()> {
-    if !is_member(workspace, COMPONENT_TESTS)? {
-        skips.add("there are no component tests yet");
-        return Ok(());
+    let members = members::all(workspace)?;
+    let mut selection = Vec::new();
+    for member in members.iter().filter(|member| member.name != GUEST_TESTS) {
+        let programs: Vec<&str> =
+            member.test_programs().filter(|program| *program != CONFORMANCE).collect();
+        if !programs.is_empty() {
+            selection.extend(["-p", &member.name]);
+        }
+        selection.extend(programs.iter().flat_map(|program| ["--test", program]));
     }
-    skips.watch(cargo_test(workspace, COMPONENT_TESTS))
+    skips.watch(cargo_test(workspace, &selection))
 }
 
+/// What boots guests: the conformance suite of the hypervisor drivers, and the guest tests.
 fn guest(workspace: &Workspace, full: bool, skips: &mut Skips) -> Result<()> {
-    if !is_member(workspace, GUEST_TESTS)? {
-        skips.add("there are no guest tests yet");
-        return Ok(());
-    }
     setup::prepare(Purpose::Everything)?;
     build::everything(workspace, Some(Profile::Lean))?;
     build::distro_guest(workspace)?;
+    let prefix = workspace.staged();
     let mut variables: Vec<(&str, OsString)> = vec![
-        ("KATA_PREFIX", workspace.staged().0.into()),
+        ("KATA_PREFIX", prefix.0.clone().into()),
+        ("KATA_TEST_KERNEL", prefix.share().join("vmlinux").into()),
+        ("KATA_TEST_PROXY", prefix.program("kata-proxy").into()),
         ("KATA_TEST_ROOT_BUSYBOX", roots::busybox()?.into()),
         ("KATA_TEST_ROOT_DEBIAN", roots::debian()?.into()),
     ];
     if full {
         variables.push(("KATA_TEST_FULL", "1".into()));
     }
-    let tests = variables
-        .into_iter()
-        .fold(cargo_test(workspace, GUEST_TESTS), |run, (name, value)| run.env(name, value));
-    skips.watch(tests)
+    let with_variables = |selection: &[&str]| {
+        let tests = cargo_test(workspace, selection);
+        variables.iter().fold(tests, |run, (name, value)| run.env(name, value))
+    };
+    skips.watch(with_variables(&["-p", HYPERVISOR, "--test", CONFORMANCE]))?;
+    if members::all(workspace)?.iter().all(|member| member.name != GUEST_TESTS) {
+        skips.add("there are no guest tests yet");
+        return Ok(());
+    }
+    skips.watch(with_variables(&["-p", GUEST_TESTS]))
 }
 
 /// `--show-output` shows what a test that passed has written: that is where it says SKIP.
-fn cargo_test(workspace: &Workspace, package: &str) -> Run {
+fn cargo_test(workspace: &Workspace, selection: &[&str]) -> Run {
     Run::new("cargo")
-        .args(["test", "--locked", "--no-fail-fast", "-p", package, "--", "--show-output"])
+        .args(["test", "--quiet", "--locked", "--no-fail-fast"])
+        .args(selection)
+        .args(["--", "--show-output"])
         .cwd(workspace.root())
-}
-
-fn is_member(workspace: &Workspace, package: &str) -> Result<bool> {
-    let query = ["metadata", "--locked", "--no-deps", "--format-version", "1"];
-    let text = Run::new("cargo").args(query).cwd(workspace.root()).quietly().output()?;
-    let metadata: serde_json::Value =
-        serde_json::from_str(&text).context("read what cargo metadata says")?;
-    let Some(packages) = metadata["packages"].as_array() else {
-        bail!("cargo metadata lists no packages");
-    };
-    Ok(packages.iter().any(|found| found["name"] == package))
 }
