@@ -90,19 +90,29 @@ impl Failure {
 
     /// The error with its causes, on one line whatever they contain.
     pub fn line(&self) -> String {
-        let mut line = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line.split(['\n', '\r'])
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
+        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
+        let line = causes.fold(self.to_string(), |line, cause| format!("{line}: {cause}"));
+        without_numbers(&one_line(&line))
     }
+}
+
+/// Lines joined to one.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The standard library adds a number to each error of the system; the words before it say the same.
+fn without_numbers(line: &str) -> String {
+    const NUMBER: &str = " (os error ";
+    let mut rest = line;
+    let mut kept = String::new();
+    while let Some(at) = rest.find(NUMBER) {
+        let tail = &rest[at + NUMBER.len()..];
+        let digits = tail.trim_start_matches(|c: char| c.is_ascii_digit());
+        kept.push_str(&rest[..at]);
+        rest = digits.strip_prefix(')').unwrap_or(tail);
+    }
+    kept + rest
 }
 
 /// What a ttrpc status means to a person: the shim's message says it all.
@@ -168,5 +178,7 @@ mod tests {
     fn an_error_is_one_line_with_its_causes() {
         let failure = Failure::host("make /run/kata")(std::io::Error::other("it is\n  full"));
         assert_eq!(failure.line(), "cannot make /run/kata: it is full");
+        let failure = Failure::host("open x")(std::io::Error::from_raw_os_error(2));
+        assert_eq!(failure.line(), "cannot open x: No such file or directory");
     }
 }

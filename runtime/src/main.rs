@@ -32,18 +32,14 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
 
-use crate::{args::Cli, commands::Context, journal::Journal};
+use crate::{args::Cli, commands::Context, failure::one_line, journal::Journal};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors, and go to stdout. Nobody may be reading either.
-            error.print().ok();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
+        Err(error) => return answer(&error),
     };
     let journal =
         match Journal::open(cli.global.log.as_deref(), cli.global.log_format, cli.global.debug) {
@@ -61,5 +57,65 @@ fn main() -> ExitCode {
             journal.error(&format!("{verb}: {}", failure.line()));
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+/// What the parser has to say: help and the version as they are, a mistake on one line.
+fn answer(error: &clap::Error) -> ExitCode {
+    let several_lines = [
+        ErrorKind::DisplayHelp,
+        ErrorKind::DisplayVersion,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+    ];
+    if several_lines.contains(&error.kind()) {
+        // Nobody may be reading.
+        error.print().ok();
+    } else {
+        Journal::default().error(&mistake(&error.to_string()));
+    }
+    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The parser's message without its usage.
+fn mistake(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let end =
+        ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|word| text.find(word)).min();
+    let said = one_line(text.get(..end.unwrap_or(text.len())).unwrap_or(text));
+    format!("{said} (--help shows what is possible)")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, mistake};
+
+    fn said(line: &str) -> String {
+        mistake(&Cli::try_parse_from(line.split(' ')).unwrap_err().to_string())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        assert_eq!(
+            said("kata-runtime kill c1 TURM"),
+            "invalid value 'TURM' for '[SIGNAL]': unknown signal \"TURM\", did you mean TERM? (--help shows what \
+             is possible)"
+        );
+        for line in [
+            "kata-runtime create a/b",
+            "kata-runtime create",
+            "kata-runtime strat c1",
+            "kata-runtime --rot x",
+        ] {
+            let said = said(line);
+            assert!(!said.contains('\n') && !said.contains("Usage"), "{said}");
+        }
+        assert!(said("kata-runtime strat c1").contains("'start'"));
     }
 }

@@ -13,7 +13,11 @@ use kata_config::{Accelerator, Artefact, Loaded, find_vmm};
 use serde::Serialize;
 
 use super::{Context, print, print_json, version};
-use crate::{args::Report, failure::Failure, id::ContainerId};
+use crate::{
+    args::Report,
+    failure::{Failure, one_line},
+    id::ContainerId,
+};
 
 /// Memory of the host that one VM takes beside its guest's.
 const OVERHEAD_MIB: u64 = 128;
@@ -113,8 +117,8 @@ impl Context<'_> {
         command.arg("verify").stdin(Stdio::null());
         command.envs(self.shim_environment.iter().filter_map(|pair| pair.split_once('=')));
         match command.output() {
-            Ok(output) if output.status.success() => Finding::ok(WHAT, one_line(&output.stdout)),
-            Ok(output) => Finding::failed(WHAT, one_line(&output.stderr), FIX),
+            Ok(output) if output.status.success() => Finding::ok(WHAT, said(&output.stdout)),
+            Ok(output) => Finding::failed(WHAT, said(&output.stderr), FIX),
             Err(error) => Finding::failed(WHAT, error.to_string(), FIX),
         }
     }
@@ -158,11 +162,9 @@ impl Context<'_> {
             Ok(output) if output.status.success() && output.stdout == version().as_bytes() => {
                 Finding::ok(WHAT, format!("booted, ran, ended and was removed in {took:.1} s"))
             }
-            Ok(output) => Finding::failed(
-                WHAT,
-                format!("{}: {}", output.status, one_line(&output.stderr)),
-                FIX,
-            ),
+            Ok(output) => {
+                Finding::failed(WHAT, format!("{}: {}", output.status, said(&output.stderr)), FIX)
+            }
             Err(error) => Finding::failed(WHAT, error.to_string(), FIX),
         }
     }
@@ -318,10 +320,9 @@ fn cgroups() -> Finding {
     }
 }
 
-fn one_line(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let parts: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    parts.join("; ")
+/// What a program has said, on one line.
+fn said(output: &[u8]) -> String {
+    one_line(&String::from_utf8_lossy(output))
 }
 
 fn table(findings: &[Finding], able: bool) -> String {
@@ -346,7 +347,7 @@ fn table(findings: &[Finding], able: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Finding, available_mib, one_line, table};
+    use super::{Finding, available_mib, table};
 
     #[test]
     fn available_memory_is_read_in_mib() {
@@ -363,10 +364,5 @@ mod tests {
              FAIL  x                 is wrong\n                        -> mend it\n\
              \nThis host cannot run Kata yet.\n"
         );
-    }
-
-    #[test]
-    fn foreign_output_is_put_on_one_line() {
-        assert_eq!(one_line(b"a\n\n  b\n"), "a; b");
     }
 }

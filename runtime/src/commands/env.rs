@@ -54,7 +54,7 @@ impl Context<'_> {
     ) -> String {
         let mut text = super::version();
         // A String takes everything that is written to it.
-        let mut line = |name: &str, value: &str| writeln!(text, "{name:<28}{value}").ok();
+        let mut line = |name: &str, value: &str| writeln!(text, "{name:<32}{value}").ok();
         line("prefix:", &self.prefix.as_path().display().to_string());
         for (name, path) in paths {
             match path {
@@ -64,7 +64,7 @@ impl Context<'_> {
         }
         line("configuration:", &self.config.display().to_string());
         for (name, value, source) in settings {
-            line(&format!("  {name}"), &format!("{value:<20} {source}"));
+            line(&format!("  {name} "), &format!("{value:<20} {source}"));
         }
         text
     }
