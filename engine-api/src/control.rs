@@ -53,6 +53,7 @@ pub enum ToShim {
     Signal(i32),
     /// The terminal's new size.
     Resize(TerminalSize),
-    /// All output is passed on, or the grace is over; the monitor exits next.
+    /// All output is passed on, or the grace is over. The shim records the end and closes the connection; then the
+    /// monitor exits.
     Drained {},
 }

@@ -5,13 +5,13 @@
 pub mod hello;
 
 /// Generated from `proto/agent.proto`.
-#[allow(warnings, clippy::all)]
+#[allow(warnings, clippy::all, clippy::restriction)]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
 }
 
 /// The `Agent` service, generated from `proto/agent.proto`.
-#[allow(warnings, clippy::all)]
+#[allow(warnings, clippy::all, clippy::restriction)]
 pub mod agent_ttrpc {
     use super::agent;
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));

@@ -63,7 +63,7 @@ pub enum LedgerError {
     Redirect {
         link: String,
         #[source]
-        source: network::NetworkError,
+        source: Box<network::NetworkError>,
     },
     #[error(transparent)]
     Injected(#[from] InjectedFault),
@@ -132,8 +132,9 @@ fn undo(entry: &Entry) -> Result<(), LedgerError> {
         Entry::Cgroup { path } => cgroup::remove(path)
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
         Entry::Redirect { namespace, identity, link } => {
-            network::restore_link(namespace, *identity, link)
-                .map_err(|source| LedgerError::Redirect { link: link.clone(), source })
+            network::restore_link(namespace, *identity, link).map_err(|source| {
+                LedgerError::Redirect { link: link.clone(), source: Box::new(source) }
+            })
         }
     }
 }

@@ -1,10 +1,15 @@
 //! The host side of one sandbox: lifecycle, network, storage, resources, ledger.
 
+pub mod agent;
 pub mod cgroup;
 pub mod guest;
 pub mod ledger;
+pub mod lifecycle;
 pub mod network;
 pub mod packet;
+pub mod process;
 pub mod proxy;
+pub mod random;
 pub mod share;
 pub mod step;
+pub mod vm;

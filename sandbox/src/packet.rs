@@ -85,4 +85,13 @@ impl PacketSocket {
         })?;
         Ok(Some((message, packet.fds)))
     }
+
+    /// Closes the connection for both sides, whoever else holds this end.
+    pub fn close(&self) {
+        if let Err(error) =
+            rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both)
+        {
+            tracing::debug!(%error, "close packet socket");
+        }
+    }
 }

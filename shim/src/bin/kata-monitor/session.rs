@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            streams                 end                    every counted byte passed on,
-//! waiting ────────────► streaming ────────────► ending ──── and end of streams or grace over ────► drained, exit(code)
+//! waiting ────────────► streaming ────────────► ending ──── and end of streams or grace over ────► drained, leave, exit(code)
 //!    │                      │                                                                 
 //!    └──────────┬───────────┘
 //!               └ control closes: the shim is gone ─► end.json (shim lost), exit(137)
@@ -45,6 +45,9 @@ pub fn forwarded() -> impl Iterator<Item = i32> {
     const SIGCHLD: i32 = 17;
     (1..=64).filter(|signal| ![SIGPIPE, SIGCHLD].contains(signal))
 }
+
+/// A record is written within milliseconds; a shim that takes longer hangs.
+const RECORDING: Duration = Duration::from_secs(10);
 
 /// Why a monitor gives up on its shim.
 #[derive(Debug, thiserror::Error)]
@@ -130,9 +133,19 @@ impl Session {
             if let Some(code) = finished(state) {
                 // The shim may be gone by now; it has said all that it had to say.
                 self.tell(&ToShim::Drained {}).ok();
+                self.await_leave();
                 return Ok(code);
             }
         }
+    }
+
+    /// Stays until the shim has recorded the end and closed the connection, or is gone: whoever sees this process exit
+    /// finds the record true.
+    fn await_leave(&self) {
+        let timeout = Timespec { tv_sec: RECORDING.as_secs().cast_signed(), tv_nsec: 0 };
+        let mut control = [PollFd::new(&self.control, PollFlags::IN)];
+        // Neither an error nor a timeout changes anything: the end is known and its output passed on.
+        rustix::io::retry_on_intr(|| poll(&mut control, Some(&timeout))).ok();
     }
 
     fn wait(&self, ending: Option<&Ending>) -> Result<News, Lost> {

@@ -1,0 +1,139 @@
+//! The agent as the host calls it.
+
+use std::{sync::Arc, time::Duration};
+
+use kata_protocol::{agent, agent_ttrpc::AgentClient};
+use thiserror::Error;
+use tokio::net::UnixStream;
+use ttrpc::{
+    Code,
+    asynchronous::{Client, transport::Socket},
+    context,
+};
+
+use crate::step::{InjectedFault, Step, Steps};
+
+/// An agent that is alive answers within milliseconds; under emulation, with eight guests on two processors, seconds.
+/// This bounds a call to one that hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long an ending guest may take to kill what is left and write its caches back.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a call failed.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum AgentError {
+    /// The agent refused; its words are for a person.
+    #[error("{message}")]
+    Refused { code: Code, message: String },
+    #[error("agent did not answer {call}")]
+    Lost {
+        call: &'static str,
+        #[source]
+        source: ttrpc::Error,
+    },
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
+
+impl AgentError {
+    fn new(call: &'static str, source: ttrpc::Error) -> Self {
+        match source {
+            ttrpc::Error::RpcStatus(status) if status.code() != Code::DEADLINE_EXCEEDED => {
+                Self::Refused { code: status.code(), message: status.message }
+            }
+            source => Self::Lost { call, source },
+        }
+    }
+}
+
+/// The connection to the agent of one sandbox; clones share it.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    steps: Arc<Steps>,
+}
+
+/// Calls that have a deadline and answer with nothing to wait for.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)+) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// [`AgentError`].
+            pub async fn $name(&self, request: &agent::$request) -> Result<agent::$answer, AgentError> {
+                self.steps.enter(Step::CallAgent)?;
+                self.client
+                    .$name(within(DEADLINE), request)
+                    .await
+                    .map_err(|e| AgentError::new(stringify!($name), e))
+            }
+        )+
+    };
+}
+
+impl Agent {
+    /// Speaks to the agent on the connection that it dialled.
+    pub fn new(connection: UnixStream, steps: Arc<Steps>) -> Self {
+        Self { client: AgentClient::new(Client::new(Socket::new(connection))), steps }
+    }
+
+    calls! {
+        /// First of all: settings, network, and the first container.
+        start_sandbox(StartSandboxRequest) -> StartSandboxResponse;
+        /// Makes and starts an additional process.
+        exec_process(ExecProcessRequest) -> ProcessCreated;
+        /// Sends a signal.
+        signal_process(SignalProcessRequest) -> Empty;
+        /// Sets a terminal's size.
+        resize_terminal(ResizeTerminalRequest) -> Empty;
+        /// Processes of a container, by guest pid.
+        list_processes(ContainerRef) -> ListProcessesResponse;
+        /// Freezes a container.
+        pause_container(ContainerRef) -> Empty;
+        /// Thaws a container.
+        resume_container(ContainerRef) -> Empty;
+        /// Changes a container's limits.
+        update_container(UpdateContainerRequest) -> Empty;
+        /// The files of a container's cgroup.
+        container_stats(ContainerRef) -> ContainerStatsResponse;
+        /// Forgets an ended process.
+        delete_process(ProcessRef) -> Empty;
+        /// Sets the guest's wall clock.
+        set_clock(SetClockRequest) -> Empty;
+        /// Lets the guest forget inodes that it merely caches.
+        drop_caches(Empty) -> Empty;
+    }
+
+    /// Waits, for as long as it takes, until a process has ended.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the agent's connection ends first.
+    pub async fn wait_process(
+        &self,
+        request: &agent::ProcessRef,
+    ) -> Result<agent::ProcessEnd, AgentError> {
+        self.client
+            .wait_process(context::Context::default(), request)
+            .await
+            .map_err(|e| AgentError::new("wait_process", e))
+    }
+
+    /// Kills what is left in the guest and writes its caches back to the host.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn shutdown(&self) -> Result<(), AgentError> {
+        self.client
+            .shutdown(within(SHUTDOWN_DEADLINE), &agent::Empty::new())
+            .await
+            .map(drop)
+            .map_err(|e| AgentError::new("shutdown", e))
+    }
+}
+
+fn within(deadline: Duration) -> context::Context {
+    context::with_duration(deadline)
+}

@@ -1,0 +1,503 @@
+//! One sandbox: from its directory to the moment when nothing of it is left.
+//!
+//! ```text
+//! prepare ──► prepared ── boot ─► running ── loss, or stop ─► lost ── tear_down ─► gone
+//!                └────────── boot failed, or stop ─────────────┘
+//! ```
+//!
+//! *Prepared*: ledger, control groups, shared tree. *Running*: proxy and VMM besides, and an agent that has answered.
+//! *Lost*: VMM and proxy are both dead, whatever began it; [`Loss`] says what did. A sandbox is lost once; it is
+//! never booted again.
+//!
+//! One task, [`Sandbox::watch`], sees VMM and proxy die, decides on the loss and kills the other. Nobody else
+//! decides it. Lock order: none is held while another is taken.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use kata_hypervisor::{Hypervisor, VmEnd};
+use kata_protocol::{agent, hello::HelloError};
+use kata_sys::spawn::{Child, Exit};
+use thiserror::Error;
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    agent::{Agent, AgentError},
+    cgroup::{CgroupError, Groups, Limits},
+    guest::{AgentConnection, Switchboard},
+    ledger::{self, Entry, Ledger, LedgerError},
+    network::{self, Namespace, Network, NetworkError},
+    process::{self, pid_number},
+    proxy::{self, ProxyError, ProxyPlan},
+    random,
+    share::{ShareError, SharedTree},
+    step::{InjectedFault, Step, Steps},
+    vm::{self, Vm, VmError, VmSettings},
+};
+
+/// A VMM and a proxy that lose each other end one after the other; so long the news of the second may take.
+const AFTERMATH: Duration = Duration::from_millis(700);
+
+/// Why a sandbox could not be made, booted or taken down.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum SandboxError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("get random bytes")]
+    Random(#[source] io::Error),
+    #[error("network task panicked")]
+    NetworkTask,
+    #[error("the VM did not come up: {0}")]
+    BootFailed(String),
+    #[error("the VM did not come up within {} s (console: {console})", limit.as_secs())]
+    BootTimeout { limit: Duration, console: String },
+    #[error("the sandbox is not running")]
+    NotRunning,
+    #[error("remove {path}")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
+
+/// How a sandbox was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loss {
+    /// The guest kernel panicked; its last words.
+    GuestPanic(String),
+    /// The agent died or closed its connection.
+    Agent(String),
+    /// The VMM died by itself or was killed.
+    Vmm(String),
+    /// The proxy died by itself or was killed.
+    Proxy(String),
+    /// We stopped it.
+    Stopped,
+}
+
+impl Loss {
+    fn describe(&self) -> String {
+        match self {
+            Self::GuestPanic(text) => format!("guest kernel panicked: {text}"),
+            Self::Agent(text) => format!("agent was lost: {text}"),
+            Self::Vmm(text) => format!("VMM ended: {text}"),
+            Self::Proxy(text) => format!("proxy ended: {text}"),
+            Self::Stopped => "it was stopped".into(),
+        }
+    }
+}
+
+/// What a sandbox is made from.
+#[derive(Debug)]
+pub struct Settings {
+    /// Sandbox directory.
+    pub directory: PathBuf,
+    /// The same, open.
+    pub directory_fd: OwnedFd,
+    /// Host name of the guest.
+    pub hostname: String,
+    /// Host path of `kata-proxy`.
+    pub proxy: PathBuf,
+    /// Control groups, planned.
+    pub groups: Groups,
+    /// Host limits; guest base and overhead are in the memory limit.
+    pub limits: Limits,
+    /// Pid of the monitor that goes into the container's group.
+    pub monitor: u32,
+    /// The VM.
+    pub vm: VmSettings,
+}
+
+/// What is booted with.
+#[derive(Debug)]
+pub struct Boot {
+    /// Namespace whose links the guest takes over.
+    pub network: Option<Namespace>,
+    /// The first container.
+    pub first: agent::CreateContainerRequest,
+    /// Start it, too.
+    pub start: bool,
+}
+
+/// What is worth recording of a running sandbox.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Pid of the VMM.
+    pub vmm_pid: Option<u32>,
+    /// Pid of the proxy.
+    pub proxy_pid: Option<u32>,
+    /// What was chosen, and why.
+    pub notes: BTreeMap<String, String>,
+}
+
+/// The live parts, as far as there are any.
+#[derive(Default)]
+struct Live {
+    agent: Option<Agent>,
+    vm: Option<Vm>,
+    proxy: Option<Arc<Child>>,
+    facts: Facts,
+    stopping: bool,
+}
+
+/// One sandbox.
+pub struct Sandbox {
+    settings: Settings,
+    steps: Arc<Steps>,
+    ledger: Ledger,
+    tree: SharedTree,
+    board: Arc<Switchboard>,
+    nonce: [u8; 32],
+    agent_waiting: Mutex<Option<tokio::sync::oneshot::Receiver<AgentConnection>>>,
+    live: Mutex<Live>,
+    loss: watch::Sender<Option<Loss>>,
+}
+
+impl Sandbox {
+    /// Makes everything that a VM will need and that costs nothing while there is none.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
+    pub fn prepare(settings: Settings) -> Result<Arc<Self>, SandboxError> {
+        let steps = Arc::new(Steps::from_environment());
+        let ledger = Ledger::open(&settings.directory_fd)?;
+        for path in settings.groups.missing() {
+            ledger.intend(&steps, &Entry::Cgroup { path })?;
+        }
+        steps.enter(Step::MakeCgroup)?;
+        settings.groups.make()?;
+        settings.groups.enter(settings.monitor)?;
+        steps.enter(Step::LimitCgroup)?;
+        settings.groups.limit(&settings.limits)?;
+        let tree = SharedTree::mount(&settings.directory.join("shared"), &steps)?;
+        let nonce = random::bytes().map_err(SandboxError::Random)?;
+        let (board, agent_waiting) = Switchboard::new(nonce);
+        Ok(Arc::new(Self {
+            settings,
+            steps,
+            ledger,
+            tree,
+            board,
+            nonce,
+            agent_waiting: Mutex::new(Some(agent_waiting)),
+            live: Mutex::default(),
+            loss: watch::Sender::new(None),
+        }))
+    }
+
+    /// The tree that the guest will see.
+    pub fn tree(&self) -> &SharedTree {
+        &self.tree
+    }
+
+    /// The seam.
+    pub fn steps(&self) -> &Steps {
+        &self.steps
+    }
+
+    /// Where streams arrive.
+    pub fn switchboard(&self) -> &Switchboard {
+        &self.board
+    }
+
+    /// The agent of a running sandbox.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotRunning`].
+    pub fn agent(&self) -> Result<Agent, SandboxError> {
+        self.live().agent.clone().ok_or(SandboxError::NotRunning)
+    }
+
+    /// What is worth recording.
+    pub fn facts(&self) -> Facts {
+        self.live().facts.clone()
+    }
+
+    /// Boots the VM with its first container; returns the guest pid of the container's init.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; the sandbox is lost then.
+    pub async fn boot(self: &Arc<Self>, boot: Boot) -> Result<u32, SandboxError> {
+        let booted = self.try_boot(boot).await;
+        if booted.is_err() {
+            self.stop().await;
+        }
+        booted
+    }
+
+    async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<u32, SandboxError> {
+        let mut network = self.attach_network(boot.network).await?;
+        let plan = ProxyPlan {
+            program: &self.settings.proxy,
+            directory: &self.settings.directory_fd,
+            shared_tree: self.tree.root(),
+        };
+        let (proxy, ends) = proxy::start(&plan, &self.steps)?;
+        let proxy_pid = pid_number(&proxy.child);
+        self.settings.groups.enter_vm(proxy_pid)?;
+        let proxy_child = Arc::new(proxy.child);
+        self.live().proxy = Some(proxy_child.clone());
+        let control = proxy.control;
+        let sandbox = self.clone();
+        tokio::spawn(self.board.clone().serve(control, move || sandbox.drop_guest_caches()));
+        self.steps.enter(Step::BootVmm)?;
+        let devices = vm::Devices { ends, nics: std::mem::take(&mut network.nics) };
+        let (vm, notes) = vm::make(&self.settings.vm, &self.nonce, devices)?;
+        self.live().vm = Some(vm.clone());
+        vm.boot().await.map_err(VmError::Boot)?;
+        {
+            let mut live = self.live();
+            let vmm_pid = vm.pid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+            live.facts = Facts { vmm_pid, proxy_pid: Some(proxy_pid), notes };
+        }
+        tokio::spawn(self.clone().watch(vm.clone(), proxy_child));
+        let agent = self.await_agent(&vm).await?;
+        self.start_sandbox(agent, network, boot.first).await
+    }
+
+    async fn attach_network(
+        self: &Arc<Self>,
+        namespace: Option<Namespace>,
+    ) -> Result<Network, SandboxError> {
+        let Some(namespace) = namespace else { return Ok(Network::default()) };
+        let sandbox = self.clone();
+        let attach = move || network::attach(&namespace, &sandbox.ledger, &sandbox.steps);
+        let attached = tokio::task::spawn_blocking(attach).await;
+        Ok(attached.map_err(|_| SandboxError::NetworkTask)??)
+    }
+
+    /// Waits for the agent's hello, or for evidence that none will come.
+    async fn await_agent(self: &Arc<Self>, vm: &Vm) -> Result<Agent, SandboxError> {
+        self.steps.enter(Step::AwaitAgent)?;
+        let waiting = self.agent_waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiting = waiting.ok_or(SandboxError::NotRunning)?;
+        let limit = self.settings.vm.boot_limit;
+        let connection = tokio::select! {
+            connection = waiting => connection.map_err(|_| SandboxError::NotRunning)??,
+            loss = self.lost() => return Err(SandboxError::BootFailed(loss.describe())),
+            () = tokio::time::sleep(limit) => {
+                return Err(SandboxError::BootTimeout { limit, console: vm.console_tail() });
+            }
+        };
+        Ok(Agent::new(connection, self.steps.clone()))
+    }
+
+    async fn start_sandbox(
+        self: &Arc<Self>,
+        agent: Agent,
+        network: Network,
+        first: agent::CreateContainerRequest,
+    ) -> Result<u32, SandboxError> {
+        self.steps.enter(Step::StartSandbox)?;
+        let entropy = random::bytes::<64>().map_err(SandboxError::Random)?;
+        self.live().agent = Some(agent.clone());
+        let request = agent::StartSandboxRequest {
+            hostname: self.settings.hostname.clone(),
+            entropy: entropy.to_vec(),
+            links: network.links,
+            routes: network.routes,
+            neighbours: network.neighbours,
+            first_container: Some(first).into(),
+            start: true,
+            clock_unix_ns: unix_nanoseconds(),
+            ..Default::default()
+        };
+        let answer = tokio::select! {
+            answer = agent.start_sandbox(&request) => answer,
+            loss = self.lost() => return Err(SandboxError::BootFailed(loss.describe())),
+        };
+        match answer {
+            Ok(answer) => Ok(answer.first_container.guest_pid),
+            Err(AgentError::Lost { .. }) => {
+                Err(SandboxError::BootFailed(self.agent_lost().await.describe()))
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    fn drop_guest_caches(&self) {
+        let Ok(agent) = self.agent() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = agent.drop_caches(&agent::Empty::new()).await {
+                tracing::warn!(%error, "ask the guest to drop cached inodes");
+            }
+        });
+    }
+
+    /// Sees VMM and proxy end, and says once and for all what began it.
+    async fn watch(self: Arc<Self>, vm: Vm, proxy: Arc<Child>) {
+        let vm_ended = vm.wait();
+        let proxy_ended = process::exit(&proxy);
+        tokio::pin!(vm_ended, proxy_ended);
+        let loss = tokio::select! {
+            vm = &mut vm_ended => {
+                let proxy = timeout(AFTERMATH, &mut proxy_ended).await.ok();
+                decide(vm, proxy.as_ref())
+            }
+            proxy = &mut proxy_ended => match timeout(AFTERMATH, &mut vm_ended).await {
+                Ok(vm) => decide(vm, Some(&proxy)),
+                Err(_) => Loss::Proxy(describe(&proxy)),
+            },
+        };
+        let stopping = {
+            let mut live = self.live();
+            live.agent = None;
+            live.stopping
+        };
+        self.end_processes(Some(&vm), Some(&proxy)).await;
+        let loss = if stopping { Loss::Stopped } else { loss };
+        tracing::info!(loss = loss.describe(), "sandbox ended");
+        self.lose(loss);
+    }
+
+    /// Waits until the sandbox is lost.
+    pub async fn lost(&self) -> Loss {
+        let mut loss = self.loss.subscribe();
+        let found = loss.wait_for(Option::is_some).await;
+        found.ok().and_then(|loss| loss.clone()).unwrap_or(Loss::Stopped)
+    }
+
+    /// The agent's connection has ended: says why, after a moment in which the cause may show itself.
+    pub async fn agent_lost(self: &Arc<Self>) -> Loss {
+        if let Ok(loss) = timeout(AFTERMATH, self.lost()).await {
+            return loss;
+        }
+        self.lose(Loss::Agent("its connection ended while the VM went on".into()));
+        self.kill();
+        self.lost().await
+    }
+
+    /// Lets VMM and proxy be killed, without waiting for it.
+    pub fn kill(self: &Arc<Self>) {
+        let (vm, proxy) = self.processes();
+        let sandbox = self.clone();
+        tokio::spawn(async move { sandbox.end_processes(vm.as_ref(), proxy.as_deref()).await });
+    }
+
+    /// The first word on how the sandbox was lost is the one that counts.
+    fn lose(&self, loss: Loss) {
+        self.loss.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(loss);
+            first
+        });
+    }
+
+    fn processes(&self) -> (Option<Vm>, Option<Arc<Child>>) {
+        let live = self.live();
+        (live.vm.clone(), live.proxy.clone())
+    }
+
+    async fn end_processes(&self, vm: Option<&Vm>, proxy: Option<&Child>) {
+        if let Err(error) = self.steps.enter(Step::StopVmm) {
+            tracing::warn!(%error, "stop the VMM");
+        }
+        if let Some(Err(error)) = proxy.map(Child::kill) {
+            tracing::debug!(%error, "kill the proxy");
+        }
+        if let Some(vm) = vm
+            && let Err(error) = vm.stop().await
+        {
+            tracing::warn!(%error, "stop the VMM");
+        }
+        if let Some(proxy) = proxy
+            && let Err(error) = process::exit(proxy).await
+        {
+            tracing::warn!(%error, "wait for the proxy");
+        }
+    }
+
+    /// Has the guest end what is left in it and write its caches back. A guest that is gone or hangs is passed over.
+    pub async fn quiesce(&self) {
+        let Ok(agent) = self.agent() else { return };
+        tokio::select! {
+            done = agent.shutdown() => if let Err(error) = done {
+                tracing::warn!(%error, "guest did not shut down in order");
+            },
+            _ = self.lost() => {}
+        }
+    }
+
+    /// Ends VMM and proxy, and returns when they are dead. Idempotent.
+    pub async fn stop(&self) {
+        {
+            let mut live = self.live();
+            live.stopping = true;
+            live.agent = None;
+        }
+        let (vm, proxy) = self.processes();
+        self.end_processes(vm.as_ref(), proxy.as_deref()).await;
+        self.lose(Loss::Stopped);
+    }
+
+    /// Takes everything away that is not the sandbox directory itself.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; to be tried again.
+    pub async fn tear_down(&self) -> Result<(), SandboxError> {
+        self.stop().await;
+        if let Err(error) = self.tree.unmount() {
+            tracing::debug!(%error, "shared tree is unmounted already");
+        }
+        let directory = self.settings.directory.clone();
+        let replay = tokio::task::spawn_blocking(move || ledger::replay(&directory)).await;
+        replay.map_err(|_| SandboxError::NetworkTask)??;
+        Ok(())
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which of the two began it, once both are known or the other one's time is over.
+fn decide(vm: VmEnd, proxy: Option<&io::Result<Exit>>) -> Loss {
+    match vm {
+        VmEnd::Stopped => Loss::Stopped,
+        VmEnd::GuestPanic(text) => Loss::GuestPanic(text),
+        VmEnd::AgentDied(text) => Loss::Agent(text),
+        end @ VmEnd::VmmKilled { .. } => Loss::Vmm(end.to_string()),
+        // A proxy that loses its VMM exits in order; one that dies may take its VMM along.
+        end => match proxy {
+            None | Some(Ok(Exit::Code(0))) => Loss::Vmm(end.to_string()),
+            Some(proxy) => Loss::Proxy(describe(proxy)),
+        },
+    }
+}
+
+fn describe(exit: &io::Result<Exit>) -> String {
+    match exit {
+        Ok(Exit::Code(code)) => format!("proxy exited with code {code}"),
+        Ok(Exit::Signal(signal)) => format!("proxy was killed by signal {signal}"),
+        Err(error) => format!("proxy ended unseen: {error}"),
+    }
+}
+
+fn unix_nanoseconds() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}

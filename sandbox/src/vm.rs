@@ -1,0 +1,133 @@
+//! The VM of a sandbox: what is chosen for it, and why.
+
+use std::{
+    collections::BTreeMap, fmt::Write, num::NonZeroU8, path::PathBuf, sync::Arc, time::Duration,
+};
+
+use kata_hypervisor::{
+    AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice, MachineDemand,
+    MachineType, MemoryMib, Nic as VmNic, Share, TscClock, VmConfig, Vsock,
+    qemu::{JailSettings, Qemu, QemuSettings},
+};
+use kata_protocol::{NONCE_PARAMETER, ROOTS, VOLUMES, hello::BootNonce};
+use thiserror::Error;
+
+use crate::{network::Nic, proxy::VmmEnds};
+
+/// Why the VM could not be made.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum VmError {
+    #[error("KVM is asked for but can't be used")]
+    Kvm(#[from] KvmUnusable),
+    #[error("start the VM")]
+    Boot(#[source] HypervisorError),
+    #[error("link MTU {0} is more than a guest's card can carry")]
+    Mtu(u32),
+}
+
+/// Settings of the VM, as configured.
+#[derive(Debug, Clone)]
+pub struct VmSettings {
+    /// Host path of the VMM.
+    pub vmm: PathBuf,
+    /// Program and arguments that enter the VMM's jail.
+    pub launcher: Vec<String>,
+    /// User and group id of the VMM; no other process has it.
+    pub user: u32,
+    /// `cgroup.procs` files of the groups that the VMM joins before it is one.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Host path of the guest kernel.
+    pub kernel: PathBuf,
+    /// Host path of the initrd.
+    pub initrd: PathBuf,
+    /// Guest memory.
+    pub memory: MemoryMib,
+    /// Virtual processors.
+    pub vcpus: NonZeroU8,
+    /// Machine type; chosen by what the sandbox needs when there is none.
+    pub machine: Option<MachineType>,
+    /// Accelerator, chosen.
+    pub accelerator: AcceleratorChoice,
+    /// Measures the host's TSC frequency since the sandbox was made: a guest under TCG needs to be told.
+    pub tsc: Arc<TscClock>,
+    /// Longest that a boot may take.
+    pub boot_limit: Duration,
+}
+
+/// A VM, not booted yet.
+pub type Vm = Arc<Qemu>;
+
+/// What is attached to it.
+#[derive(Debug)]
+pub struct Devices {
+    /// Served by the proxy.
+    pub ends: VmmEnds,
+    /// Taps.
+    pub nics: Vec<Nic>,
+}
+
+/// A VM, and notes on what was chosen for it.
+pub type Made = (Vm, BTreeMap<String, String>);
+
+/// Chooses the machine and puts the VM together; it boots later.
+///
+/// # Errors
+/// [`VmError`].
+pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Result<Made, VmError> {
+    let mut config = VmConfig::new(settings.kernel.clone(), settings.initrd.clone());
+    config.command_line = command_line(nonce);
+    config.memory = settings.memory;
+    config.vcpus = settings.vcpus;
+    config.accelerator = settings.accelerator.accelerator;
+    config.tsc_khz = settings.tsc.khz();
+    config.vsock = Some(Vsock { socket: devices.ends.vsock });
+    config.shares = vec![
+        Share { tag: ROOTS.0.into(), socket: devices.ends.roots },
+        Share { tag: VOLUMES.0.into(), socket: devices.ends.volumes },
+    ];
+    for nic in devices.nics {
+        let mtu = u16::try_from(nic.mtu).map_err(|_| VmError::Mtu(nic.mtu))?;
+        config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), mtu });
+    }
+    let demand =
+        MachineDemand { virtio_devices: config.virtio_devices(), ..MachineDemand::default() };
+    let machine = match settings.machine {
+        Some(machine) => MachineChoice { machine, reason: "asked for by the configuration".into() },
+        None => MachineType::choose(demand),
+    };
+    config.machine = machine.machine;
+    let notes = notes(settings, &machine);
+    let qemu = QemuSettings {
+        binary: settings.vmm.clone(),
+        jail: Some(JailSettings { launcher: settings.launcher.clone(), user: settings.user }),
+        cgroup: None,
+        cgroup_procs: settings.cgroup_procs.clone(),
+    };
+    Ok((Arc::new(Qemu::new(qemu, config).map_err(VmError::Boot)?), notes))
+}
+
+/// What the agent is told on the kernel's command line; the driver adds what the machine needs.
+fn command_line(nonce: &BootNonce) -> String {
+    let mut line = format!("{NONCE_PARAMETER}=");
+    for byte in nonce {
+        // Writing to a string cannot fail.
+        write!(line, "{byte:02x}").ok();
+    }
+    line
+}
+
+fn notes(settings: &VmSettings, machine: &MachineChoice) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("machine".into(), format!("{:?}: {}", machine.machine, machine.reason)),
+        (
+            "accelerator".into(),
+            format!("{:?}: {}", settings.accelerator.accelerator, settings.accelerator.reason),
+        ),
+        ("hypervisor".into(), settings.vmm.display().to_string()),
+        ("kernel".into(), settings.kernel.display().to_string()),
+        ("initrd".into(), settings.initrd.display().to_string()),
+        ("memory".into(), settings.memory.to_string()),
+        ("vcpus".into(), settings.vcpus.to_string()),
+    ])
+}

@@ -1,0 +1,94 @@
+//! One error for everything that a request can fail of, mapped once to each of the two ways out.
+
+use kata_engine_api::handover::{Failure, FailureKind};
+use kata_sandbox::{agent::AgentError, lifecycle::SandboxError};
+use ttrpc::Code;
+
+/// Why a request failed: its kind for programs, its message for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What sort of failure.
+    pub kind: FailureKind,
+    /// The whole chain, one line.
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub fn not_found(what: &str) -> Self {
+        Self::new(FailureKind::NotFound, what)
+    }
+
+    pub fn precondition(why: impl Into<String>) -> Self {
+        Self::new(FailureKind::FailedPrecondition, why)
+    }
+
+    /// Of an error whose chain tells it all.
+    pub fn internal(error: &dyn std::error::Error) -> Self {
+        Self::new(FailureKind::Internal, chain(error))
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+impl From<AgentError> for Refusal {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Refused { code, message } => {
+                let kind = match code {
+                    // Of a program that is to run; of anything else the shim knows before it asks.
+                    Code::NOT_FOUND => FailureKind::CommandNotFound,
+                    Code::PERMISSION_DENIED => FailureKind::CommandNotExecutable,
+                    Code::FAILED_PRECONDITION => FailureKind::FailedPrecondition,
+                    Code::ALREADY_EXISTS => FailureKind::AlreadyExists,
+                    Code::INVALID_ARGUMENT => FailureKind::InvalidArgument,
+                    _ => FailureKind::Internal,
+                };
+                Self::new(kind, message)
+            }
+            other => Self::internal(&other),
+        }
+    }
+}
+
+impl From<SandboxError> for Refusal {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            SandboxError::Agent(agent) => agent.into(),
+            other => Self::internal(&other),
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self { kind: refusal.kind, message: refusal.message }
+    }
+}
+
+impl From<Refusal> for ttrpc::Error {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal.kind {
+            FailureKind::NotFound | FailureKind::CommandNotFound => Code::NOT_FOUND,
+            FailureKind::AlreadyExists => Code::ALREADY_EXISTS,
+            FailureKind::FailedPrecondition => Code::FAILED_PRECONDITION,
+            FailureKind::InvalidArgument => Code::INVALID_ARGUMENT,
+            FailureKind::CommandNotExecutable => Code::PERMISSION_DENIED,
+            FailureKind::Internal => Code::UNKNOWN,
+        };
+        Self::RpcStatus(ttrpc::get_status(code, refusal.message))
+    }
+}

@@ -1,0 +1,116 @@
+//! `handover.sock`: requests that come with descriptors, one a connection.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+use kata_engine_api::handover::{Answer, Create, Exec, FailureKind, Request};
+use kata_sandbox::packet::{PacketError, PacketSocket};
+use kata_sys::watch::watch;
+use rustix::net::{SocketFlags, accept_with};
+use tokio::io::Interest;
+
+use crate::{
+    failure::Refusal,
+    monitor::Monitor,
+    service::{Handed, Service},
+};
+
+/// Longest configuration that is read.
+const MAX_JSON: u64 = 16 * 1024 * 1024;
+
+/// Serves connections until the socket fails.
+pub async fn serve(service: Arc<Service>, listener: OwnedFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&listener, true)?;
+    let listener = watch(listener, Interest::READABLE)?;
+    loop {
+        let connection = listener
+            .async_io(Interest::READABLE, |fd| {
+                Ok(accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+            })
+            .await?;
+        let service = service.clone();
+        tokio::spawn(async move {
+            if let Err(error) = answer(&service, connection).await {
+                tracing::warn!(%error, "handover");
+            }
+        });
+    }
+}
+
+async fn answer(service: &Service, connection: OwnedFd) -> Result<(), PacketError> {
+    let connection = PacketSocket::new(connection)?;
+    let Some((request, fds)) = connection.receive::<Request>().await? else { return Ok(()) };
+    let done = match request {
+        Request::Create(create) => take_create(service, &create, fds).await,
+        Request::Exec(exec) => take_exec(service, &exec, fds).await,
+    };
+    let answer = match done {
+        Ok(()) => Answer::Ok {},
+        Err(refusal) => {
+            tracing::info!(message = refusal.message, "request refused");
+            Answer::Error(refusal.into())
+        }
+    };
+    connection.send(&answer, &[]).await
+}
+
+async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+    let mut fds = Descriptors(fds.into_iter());
+    let handed = Handed {
+        control: fds.next("the monitor's control socket")?,
+        config: read_json(fds.next("config.json")?)?,
+        root: fds.next("the root file system")?,
+        network: if create.network_namespace {
+            Some(fds.next("the network namespace")?)
+        } else {
+            None
+        },
+        volumes: create.volumes.iter().map(|_| fds.next("a volume")).collect::<Result<_, _>>()?,
+    };
+    service.create(create, handed).await
+}
+
+async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+    let mut fds = Descriptors(fds.into_iter());
+    let control = fds.next("the monitor's control socket")?;
+    let json = read_json(fds.next("the process")?)?;
+    let process = kata_spec::parse_process(&json, "process")
+        .map_err(|e| Refusal::new(FailureKind::InvalidArgument, crate::failure::chain(&e)))?;
+    let monitor = Monitor::new(control, exec.monitor_pid).map_err(|e| Refusal::internal(&e))?;
+    let terminal = process.terminal.then_some(exec.terminal_size);
+    let container = service.container(&exec.container_id)?;
+    container.exec(&exec.exec_id, monitor, process.guest_process(), terminal).await
+}
+
+/// The descriptors of a request, in their order.
+struct Descriptors(std::vec::IntoIter<OwnedFd>);
+
+impl Descriptors {
+    fn next(&mut self, what: &str) -> Result<OwnedFd, Refusal> {
+        self.0.next().ok_or_else(|| {
+            Refusal::new(
+                FailureKind::InvalidArgument,
+                format!("the descriptor of {what} is missing"),
+            )
+        })
+    }
+}
+
+fn read_json(fd: OwnedFd) -> Result<Vec<u8>, Refusal> {
+    let mut file = File::from(fd);
+    let mut text = Vec::new();
+    let read = file
+        .seek(SeekFrom::Start(0))
+        .and_then(|_| (&mut file).take(MAX_JSON + 1).read_to_end(&mut text));
+    match read {
+        Ok(length) if length as u64 > MAX_JSON => {
+            Err(Refusal::new(FailureKind::InvalidArgument, "configuration is longer than 16 MiB"))
+        }
+        Ok(_) => Ok(text),
+        Err(error) => Err(Refusal::internal(&error)),
+    }
+}

@@ -1,0 +1,62 @@
+//! The other door to a sandbox directory: what can be said and done when no shim answers.
+
+use std::{fs, io, path::Path, time::SystemTime};
+
+use anyhow::Context;
+use kata_engine_api::{
+    record::{Cause, EndNote, Ended, Record, Status},
+    timestamp::rfc3339,
+};
+use kata_sandbox::ledger;
+
+use crate::{process::LOST, record};
+
+/// Where a monitor leaves the end that no shim could record.
+const END_FILE: &str = "end.json";
+
+/// Prints the record as it must be now that the shim is gone.
+pub fn state(directory: &Path) -> anyhow::Result<()> {
+    let record = settled(directory)?.with_context(|| {
+        format!("{} holds no container that was ever created", directory.display())
+    })?;
+    serde_json::to_writer_pretty(io::stdout(), &record).context("print the record")?;
+    Ok(())
+}
+
+/// Takes away everything that the ledger names, then the directory. Succeeds when it is gone already.
+pub fn delete(directory: &Path) -> anyhow::Result<()> {
+    ledger::replay(directory).with_context(|| format!("clean up after {}", directory.display()))?;
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn settled(directory: &Path) -> anyhow::Result<Option<Record>> {
+    let Some(mut record) = record::read(directory)? else { return Ok(None) };
+    if record.status != Status::Stopped {
+        record.status = Status::Stopped;
+        record.ended = Some(read_end(directory)?);
+    }
+    record.pid = 0;
+    Ok(Some(record))
+}
+
+/// The monitor's note; a monitor that died with its shim has left none.
+fn read_end(directory: &Path) -> anyhow::Result<Ended> {
+    match fs::read(directory.join(END_FILE)) {
+        Ok(text) => {
+            let note: EndNote = serde_json::from_slice(&text).context("read end.json")?;
+            Ok(note.ended)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Ended {
+            code: LOST,
+            cause: Cause::ShimLost,
+            detail: None,
+            at: rfc3339(SystemTime::now()),
+        }),
+        Err(e) => Err(e).context("read end.json"),
+    }
+}

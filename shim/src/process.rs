@@ -1,0 +1,310 @@
+//! One process of a container, from its monitor's arrival to its recorded end.
+//!
+//! ```text
+//! created ── start ─► running ── agent or loss says how it ended ─► ending ── drained ─► ended
+//!    └─────────────── killed before its start ───────────────────────┘
+//! ```
+//!
+//! *Ending* lasts until the monitor has passed on all output (or is gone). Only then is the end recorded and given to
+//! those who wait; last of all the control connection closes, upon which the monitor exits with the code. So whoever
+//! sees the monitor's exit finds the record true, and whoever sees the record finds the output whole.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use kata_engine_api::{
+    control::{End, Stream, ToShim},
+    handover::TerminalSize,
+    record::{Cause, Ended},
+    timestamp::rfc3339,
+};
+use kata_protocol::{
+    agent,
+    hello::{StreamKind, StreamToken},
+};
+use kata_sandbox::{guest::Switchboard, lifecycle::Loss};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{failure::Refusal, monitor::Monitor};
+
+/// Exit code of a process whose sandbox was lost.
+pub const LOST: u8 = 137;
+
+/// The agent dials the streams before the process runs, but on other connections than the one that tells its end.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing of it runs.
+    Created,
+    /// The guest is being asked to run it.
+    Starting,
+    /// It runs.
+    Running,
+    /// It has ended; its output is being passed on.
+    Ending,
+    /// All is said.
+    Ended,
+}
+
+/// How a process ended, before its output is drained.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// For the monitor.
+    pub end: End,
+    /// For people.
+    pub detail: Option<String>,
+}
+
+/// One process: a container's init, or an exec.
+#[derive(Debug)]
+pub struct Process {
+    /// Container's id.
+    pub container_id: String,
+    /// Empty for the init.
+    pub exec_id: String,
+    /// It has a terminal.
+    pub terminal: bool,
+    /// The process that stands for it on the host.
+    pub monitor: Monitor,
+    phase: Mutex<Phase>,
+    size: Mutex<Option<TerminalSize>>,
+    drained: Notify,
+    handover: Mutex<Option<JoinHandle<()>>>,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+impl Process {
+    pub fn new(
+        container_id: &str,
+        exec_id: &str,
+        monitor: Monitor,
+        terminal: Option<Option<TerminalSize>>,
+    ) -> Self {
+        Self {
+            container_id: container_id.into(),
+            exec_id: exec_id.into(),
+            terminal: terminal.is_some(),
+            monitor,
+            phase: Mutex::new(Phase::Created),
+            size: Mutex::new(terminal.flatten()),
+            drained: Notify::new(),
+            handover: Mutex::default(),
+            ended: watch::Sender::new(None),
+        }
+    }
+
+    pub fn is_init(&self) -> bool {
+        self.exec_id.is_empty()
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves on, if the process is in one of `from`; says whether it was.
+    pub fn advance(&self, from: &[Phase], to: Phase) -> bool {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = from.contains(&phase);
+        if allowed {
+            *phase = to;
+        }
+        allowed
+    }
+
+    /// How the agent is to know it.
+    pub fn reference(&self) -> agent::ProcessRef {
+        agent::ProcessRef {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            ..Default::default()
+        }
+    }
+
+    pub fn size(&self) -> Option<TerminalSize> {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_size(&self, size: TerminalSize) {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
+    }
+
+    /// The end, once it is recorded.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.borrow().clone()
+    }
+
+    /// Waits for the end.
+    pub async fn wait(&self) -> Result<Ended, Refusal> {
+        let mut ended = self.ended.subscribe();
+        let end = ended.wait_for(Option::is_some).await;
+        end.ok().and_then(|end| end.clone()).ok_or_else(|| Refusal::precondition("shim is ending"))
+    }
+
+    /// The last step: those who wait get the end.
+    pub fn publish(&self, ended: Ended) {
+        self.ended.send_replace(Some(ended));
+    }
+
+    /// The monitor has passed on all output, or is gone.
+    pub fn note_drained(&self) {
+        self.drained.notify_one();
+    }
+
+    /// Tells the monitor the end and waits until the output is passed on, for as long as a slow reader takes.
+    pub async fn drain(&self, end: End) {
+        let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(handover) = handover
+            && end.stdout_bytes.is_some()
+            && timeout(HANDOVER, handover).await.is_err()
+        {
+            tracing::warn!("the streams of an ended process did not arrive");
+        }
+        self.monitor.end(end).await;
+        self.drained.notified().await;
+    }
+
+    /// Kinds of streams that its monitor has a use for.
+    fn kinds(&self) -> &'static [(Stream, StreamKind)] {
+        if self.terminal {
+            &[(Stream::Terminal, StreamKind::Terminal)]
+        } else {
+            &[
+                (Stream::Stdin, StreamKind::Stdin),
+                (Stream::Stdout, StreamKind::Stdout),
+                (Stream::Stderr, StreamKind::Stderr),
+            ]
+        }
+    }
+
+    /// Expects the process's streams at the switchboard and hands them to the monitor when they have come.
+    pub fn expect_streams(
+        self: &Arc<Self>,
+        board: &Switchboard,
+        token: StreamToken,
+    ) -> agent::Stdio {
+        let waiting: Vec<_> =
+            self.kinds().iter().map(|(kind, wire)| (*kind, board.expect(token, *wire))).collect();
+        let process = Arc::clone(self);
+        let handover = tokio::spawn(async move {
+            let mut streams = Vec::new();
+            for (kind, receiver) in waiting {
+                // A process that never started has no streams, and its monitor needs none.
+                let Ok(stream) = receiver.await else { return };
+                streams.push((kind, stream));
+            }
+            process.monitor.hand_over(streams).await;
+        });
+        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(handover);
+        let size = self.size();
+        let token = token.to_vec();
+        let mut stdio = agent::Stdio {
+            terminal: self.terminal,
+            rows: size.map_or(0, |size| size.rows.into()),
+            columns: size.map_or(0, |size| size.columns.into()),
+            ..Default::default()
+        };
+        if self.terminal {
+            stdio.terminal_token = token;
+        } else {
+            stdio.stdin_token.clone_from(&token);
+            stdio.stdout_token.clone_from(&token);
+            stdio.stderr_token = token;
+        }
+        stdio
+    }
+
+    /// The next thing its monitor says.
+    pub async fn next_word(&self) -> Option<ToShim> {
+        self.monitor.next().await
+    }
+}
+
+impl Outcome {
+    /// As the agent tells it.
+    pub fn of_agent(end: &agent::ProcessEnd) -> Self {
+        let (code, cause) = match (end.signal, end.oom_killed) {
+            (0, _) => (u8::try_from(end.exit_code & 0xff).unwrap_or(u8::MAX), Cause::Exited),
+            (signal, oom) => (signal_code(signal), if oom { Cause::Oom } else { Cause::Signaled }),
+        };
+        let end = End {
+            code,
+            cause,
+            stdout_bytes: Some(end.stdout_bytes),
+            stderr_bytes: Some(end.stderr_bytes),
+        };
+        Self { end, detail: None }
+    }
+
+    /// As it follows from what became of the sandbox.
+    pub fn of_loss(loss: &Loss) -> Self {
+        let (cause, detail) = match loss {
+            Loss::GuestPanic(text) => (Cause::GuestPanic, Some(text.clone())),
+            Loss::Agent(text) => (Cause::AgentLost, Some(text.clone())),
+            Loss::Vmm(text) => (Cause::VmmKilled, Some(text.clone())),
+            Loss::Proxy(text) => (Cause::ProxyKilled, Some(text.clone())),
+            Loss::Stopped => (Cause::Unknown, None),
+        };
+        Self { end: End { code: LOST, cause, stdout_bytes: None, stderr_bytes: None }, detail }
+    }
+
+    /// Without anything having run.
+    pub fn unstarted(code: u8, cause: Cause, detail: Option<String>) -> Self {
+        let none = Some(0);
+        Self { end: End { code, cause, stdout_bytes: none, stderr_bytes: none }, detail }
+    }
+
+    /// As it is recorded.
+    pub fn recorded(&self) -> Ended {
+        Ended {
+            code: self.end.code,
+            cause: self.end.cause,
+            detail: self.detail.clone(),
+            at: rfc3339(SystemTime::now()),
+        }
+    }
+}
+
+/// 128 + signal, as shells have it.
+pub fn signal_code(signal: u32) -> u8 {
+    u8::try_from(128 + (signal & 0x7f)).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_engine_api::record::Cause;
+    use kata_protocol::agent::ProcessEnd;
+    use kata_sandbox::lifecycle::Loss;
+
+    use super::Outcome;
+
+    #[test]
+    fn a_signal_is_128_and_more_and_oom_has_a_cause_of_its_own() {
+        let killed = ProcessEnd { signal: 9, ..Default::default() };
+        let outcome = Outcome::of_agent(&killed);
+        assert_eq!((outcome.end.code, outcome.end.cause), (137, Cause::Signaled));
+        let oom = ProcessEnd { signal: 9, oom_killed: true, ..Default::default() };
+        assert_eq!(Outcome::of_agent(&oom).end.cause, Cause::Oom);
+    }
+
+    #[test]
+    fn no_loss_is_ever_exit_code_0() {
+        let text = String::new;
+        for loss in [
+            Loss::GuestPanic(text()),
+            Loss::Agent(text()),
+            Loss::Vmm(text()),
+            Loss::Proxy(text()),
+            Loss::Stopped,
+        ] {
+            assert_ne!(Outcome::of_loss(&loss).end.code, 0);
+        }
+    }
+}

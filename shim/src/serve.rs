@@ -1,0 +1,90 @@
+//! Serves one sandbox for the OCI command line.
+//!
+//! Inherited: fd 3 listens for ttrpc (`shim.sock`), fd 4 for handovers (`handover.sock`), fd 5 is the sandbox
+//! directory. The process leaves the host's mount namespace before it has a second thread, and stays in a session of its
+//! own until the container is deleted.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixListener as StdListener,
+    },
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use kata_engine_api::containerd::task_ttrpc::create_task;
+use kata_sys::inherit;
+use rustix::{
+    fs::{Mode, OFlags, openat},
+    mount::{MountPropagationFlags, mount_change},
+    thread::UnshareFlags,
+};
+use tokio::net::UnixListener;
+use ttrpc::asynchronous::{Server, transport::Listener};
+
+use crate::{handover, service::Service, task::TaskService};
+
+/// Serves until the container is deleted.
+pub fn serve() -> anyhow::Result<()> {
+    let shim_socket = inherit::take(3).context("fd 3 should be the listening shim.sock")?;
+    let handover_socket = inherit::take(4).context("fd 4 should be the listening handover.sock")?;
+    let directory = inherit::take(5).context("fd 5 should be the sandbox directory")?;
+    inherit::close_rest().context("close what was inherited besides")?;
+    let path: PathBuf = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+        .context("find the path of the sandbox directory")?;
+    log_to(&directory)?;
+    kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).context("leave the host's mounts")?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .context("follow the host's mounts")?;
+    // The VMM and the proxy die with the thread that made them, so everything runs on this one, which never ends.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(Service::new(path, Arc::new(directory)), shim_socket, handover_socket))
+}
+
+async fn run(
+    service: Arc<Service>,
+    shim_socket: OwnedFd,
+    handover_socket: OwnedFd,
+) -> anyhow::Result<()> {
+    let listener = StdListener::from(shim_socket);
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let accepted = futures_util::stream::try_unfold(listener, async |listener| {
+        let (stream, _) = listener.accept().await?;
+        Ok::<_, io::Error>(Some((stream, listener)))
+    });
+    let mut server = Server::new()
+        .add_listener(Listener::new(accepted))
+        .register_service(create_task(Arc::new(TaskService(service.clone()))));
+    server.start().await.context("serve shim.sock")?;
+    let handovers = handover::serve(service.clone(), handover_socket);
+    tokio::select! {
+        served = handovers => served.context("serve handover.sock")?,
+        () = service.finished() => {}
+    }
+    server.shutdown().await.context("finish the last answers")?;
+    Ok(())
+}
+
+/// Everything that the shim and its children have to say goes to `shim.log`.
+fn log_to(directory: &OwnedFd) -> anyhow::Result<()> {
+    let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
+    let log =
+        openat(directory, "shim.log", flags, Mode::RUSR | Mode::WUSR).context("open shim.log")?;
+    rustix::stdio::dup2_stderr(&log).context("write errors to shim.log")?;
+    let level = match std::env::var("KATA_LOG").as_deref() {
+        Ok("trace") => tracing::Level::TRACE,
+        Ok("debug") => tracing::Level::DEBUG,
+        _ => tracing::Level::INFO,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(File::from(log))
+        .init();
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! The containers that this shim is responsible for. On the OCI command line, that is one.
+
+use std::{
+    num::NonZeroU8,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use kata_config::{Artefact, Config, DEFAULT_DIRECTORY, Loaded, Machine, Prefix, find_vmm};
+use kata_engine_api::{
+    handover::{Create, FailureKind},
+    record::{Record, Status},
+    timestamp::rfc3339,
+};
+use kata_hypervisor::{Accelerator, AcceleratorSetting, MachineType, MemoryMib, TscClock};
+use kata_protocol::{ROOTS, VOLUMES};
+use kata_sandbox::{
+    cgroup::{Groups, Limits},
+    lifecycle::{Sandbox, Settings},
+    network::Namespace,
+    share::VolumeKind,
+    vm::VmSettings,
+};
+use kata_spec::{Checked, check};
+use tokio::sync::Notify;
+
+use crate::{
+    container::{Container, Parts},
+    failure::Refusal,
+    monitor::Monitor,
+    process::Process,
+};
+
+/// What the guest's kernel and the agent need beside the container's own memory.
+const GUEST_BASE_MIB: u64 = 64;
+
+/// What VMM and proxy take beside the guest's memory: measured under TCG, whose translations are the largest part.
+const OVERHEAD_MIB: u64 = 256;
+
+/// First of the user ids that VMMs run under. The shim's pid picks one: no two live shims have the same, and a VMM never
+/// outlives its shim, so nothing has to be allocated, locked or given back.
+const FIRST_VMM_USER: u32 = 2_000_000_000;
+
+const MIB: u64 = 1024 * 1024;
+
+/// The descriptors that come with a [`Create`].
+#[derive(Debug)]
+pub struct Handed {
+    /// Control socket of the monitor.
+    pub control: OwnedFd,
+    /// Text of `config.json`.
+    pub config: Vec<u8>,
+    /// The root file system.
+    pub root: OwnedFd,
+    /// The network namespace.
+    pub network: Option<OwnedFd>,
+    /// One tree for each volume.
+    pub volumes: Vec<OwnedFd>,
+}
+
+/// What this shim serves.
+pub struct Service {
+    directory: PathBuf,
+    directory_fd: Arc<OwnedFd>,
+    container: Mutex<Option<Arc<Container>>>,
+    finished: Notify,
+}
+
+impl Service {
+    pub fn new(directory: PathBuf, directory_fd: Arc<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self {
+            directory,
+            directory_fd,
+            container: Mutex::default(),
+            finished: Notify::new(),
+        })
+    }
+
+    /// The container with this id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Refusal> {
+        let container = self.container.lock().unwrap_or_else(PoisonError::into_inner);
+        match container.as_ref() {
+            Some(container) if container.record().id == id => Ok(container.clone()),
+            _ => Err(Refusal::not_found(&format!("container {id:?} does not exist"))),
+        }
+    }
+
+    /// Makes the container, and the sandbox that it will run in. A failure leaves nothing.
+    pub async fn create(&self, create: &Create, handed: Handed) -> Result<(), Refusal> {
+        if self.container.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Err(Refusal::new(FailureKind::AlreadyExists, "this shim has its container"));
+        }
+        let made = self.make(create, handed);
+        if let Err(refusal) = made {
+            if let Err(error) = kata_sandbox::ledger::replay(&self.directory) {
+                tracing::warn!(%error, "undo a failed create");
+            }
+            self.finished.notify_one();
+            return Err(refusal);
+        }
+        made
+    }
+
+    fn make(&self, create: &Create, handed: Handed) -> Result<(), Refusal> {
+        let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
+        let value = serde_json::from_slice(&handed.config).map_err(|e| invalid(e.to_string()))?;
+        let spec = check(&value, create.bundle.as_ref())
+            .map_err(|e| invalid(crate::failure::chain(&e)))?;
+        let settings = self.settings(create, &spec)?;
+        let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
+        attach_trees(&sandbox, create, &handed).map_err(|e| Refusal::internal(&e))?;
+        let guest_spec = spec.guest_spec(|number| format!("{}/{number}", VOLUMES.1));
+        let network = handed
+            .network
+            .map(|fd| Namespace { fd, path: network_path(&spec, create.monitor_pid) });
+        let monitor =
+            Monitor::new(handed.control, create.monitor_pid).map_err(|e| Refusal::internal(&e))?;
+        let terminal = spec.process.terminal.then_some(create.terminal_size);
+        let container = Container::create(Parts {
+            sandbox,
+            directory: self.directory_fd.clone(),
+            init: Arc::new(Process::new(&create.id, "", monitor, terminal)),
+            spec: guest_spec,
+            guest_root: format!("{}/{}", ROOTS.1, create.id),
+            network,
+            record: first_record(create, &spec),
+        })?;
+        *self.container.lock().unwrap_or_else(PoisonError::into_inner) = Some(container);
+        Ok(())
+    }
+
+    fn settings(&self, create: &Create, spec: &Checked) -> Result<Settings, Refusal> {
+        let internal = |e: &dyn std::error::Error| Refusal::internal(e);
+        let mut loaded = Loaded::read(DEFAULT_DIRECTORY.as_ref()).map_err(|e| internal(&e))?;
+        let annotations = spec.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        for warning in loaded.annotate(annotations).map_err(|e| internal(&e))? {
+            tracing::warn!(warning, "annotation");
+        }
+        let config = loaded.config;
+        let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
+        let memory = guest_memory(&config, spec);
+        let groups =
+            Groups::plan(spec.cgroups_path.as_deref(), &create.id).map_err(|e| internal(&e))?;
+        let limits = Limits {
+            memory: spec
+                .limits
+                .memory_bytes
+                .and_then(|_| i64::try_from((u64::from(memory.0) + OVERHEAD_MIB) * MIB).ok()),
+            cpu_quota: spec.limits.cpu_quota_us.and_then(|quota| i64::try_from(quota).ok()),
+            cpu_period: spec.limits.cpu_period_us,
+            cpu_shares: spec.limits.cpu_shares,
+            cpus: spec.limits.cpus.clone(),
+            mems: None,
+        };
+        Ok(Settings {
+            directory: self.directory.clone(),
+            directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
+            hostname: spec.hostname.clone().unwrap_or_default(),
+            proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
+            vm: vm_settings(&config, &prefix, memory, groups.vm_procs())?,
+            groups,
+            limits,
+            monitor: create.monitor_pid,
+        })
+    }
+
+    /// Takes the stopped container away, and everything that was made for it.
+    pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
+        let container = self.container(id)?;
+        if container.record().status != Status::Stopped {
+            return Err(Refusal::precondition(format!("container {id:?} is not stopped")));
+        }
+        container.sandbox().tear_down().await?;
+        std::fs::remove_dir_all(&self.directory).map_err(|e| {
+            Refusal::new(FailureKind::Internal, format!("remove {}: {e}", self.directory.display()))
+        })?;
+        *self.container.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.finished.notify_one();
+        Ok(())
+    }
+
+    /// Waits until there is nothing left to serve.
+    pub async fn finished(&self) {
+        self.finished.notified().await;
+    }
+}
+
+fn attach_trees(
+    sandbox: &Sandbox,
+    create: &Create,
+    handed: &Handed,
+) -> Result<(), kata_sandbox::share::ShareError> {
+    sandbox.tree().attach_root(&create.id, &handed.root, sandbox.steps())?;
+    for (number, (volume, tree)) in create.volumes.iter().zip(&handed.volumes).enumerate() {
+        let kind = if volume.directory { VolumeKind::Directory } else { VolumeKind::File };
+        sandbox.tree().attach_volume(number, kind, tree, sandbox.steps())?;
+    }
+    Ok(())
+}
+
+/// A namespace of the monitor's own is found through the monitor, an engine's by the path that the engine gave it.
+fn network_path(spec: &Checked, monitor: u32) -> PathBuf {
+    match &spec.network {
+        kata_spec::Network::Path(path) => path.clone(),
+        _ => PathBuf::from(format!("/proc/{monitor}/ns/net")),
+    }
+}
+
+/// The configured size; a container with a limit gets that much for itself.
+fn guest_memory(config: &Config, spec: &Checked) -> MemoryMib {
+    let wanted = spec.limits.memory_bytes.map(|bytes| bytes.div_ceil(MIB) + GUEST_BASE_MIB);
+    let wanted = wanted.and_then(|mib| u32::try_from(mib).ok());
+    MemoryMib(wanted.map_or(config.vm.memory_mib, |mib| mib.max(128)))
+}
+
+fn vm_settings(
+    config: &Config,
+    prefix: &Prefix,
+    memory: MemoryMib,
+    cgroup_procs: Vec<PathBuf>,
+) -> Result<VmSettings, Refusal> {
+    let internal = |e: &dyn std::error::Error| Refusal::internal(e);
+    let setting = match config.hypervisor.accelerator {
+        kata_config::Accelerator::Auto => AcceleratorSetting::Auto,
+        kata_config::Accelerator::Kvm => AcceleratorSetting::Kvm,
+        kata_config::Accelerator::Tcg => AcceleratorSetting::Tcg,
+    };
+    let accelerator = setting.choose().map_err(|e| internal(&e))?;
+    let vcpus = u8::try_from(config.vm.vcpus).ok().and_then(NonZeroU8::new);
+    let shim = prefix.find(Artefact::Shim).map_err(|e| internal(&e))?;
+    Ok(VmSettings {
+        vmm: find_vmm(config).map_err(|e| internal(&e))?,
+        launcher: vec![shim.to_string_lossy().into_owned(), "vmm-jail".into()],
+        user: FIRST_VMM_USER + std::process::id(),
+        cgroup_procs,
+        kernel: prefix.kernel(config).map_err(|e| internal(&e))?,
+        initrd: prefix.initrd(config).map_err(|e| internal(&e))?,
+        memory,
+        vcpus: vcpus.ok_or_else(|| {
+            Refusal::new(FailureKind::InvalidArgument, "vm.vcpus must be from 1 to 255")
+        })?,
+        machine: match config.hypervisor.machine {
+            Machine::Auto => None,
+            Machine::Microvm => Some(MachineType::Microvm),
+            Machine::Q35 => Some(MachineType::Q35),
+        },
+        boot_limit: match accelerator.accelerator {
+            Accelerator::Kvm => config.boot.timeout_kvm,
+            Accelerator::Tcg => config.boot.timeout_tcg,
+        },
+        accelerator,
+        tsc: Arc::new(TscClock::start()),
+    })
+}
+
+fn first_record(create: &Create, spec: &Checked) -> Record {
+    Record {
+        oci_version: spec.oci_version.clone(),
+        id: create.id.clone(),
+        status: Status::Creating,
+        pid: create.monitor_pid,
+        bundle: create.bundle.clone(),
+        rootfs: spec.rootfs.to_string_lossy().into_owned(),
+        created: rfc3339(SystemTime::now()),
+        owner_uid: rustix::process::getuid().as_raw(),
+        annotations: spec.annotations.clone(),
+        ended: None,
+        shim_pid: std::process::id(),
+        vmm_pid: None,
+        proxy_pid: None,
+        sandbox: std::collections::BTreeMap::new(),
+    }
+}

@@ -1,0 +1,170 @@
+//! containerd's Task service (v2), as far as one lone container needs it.
+
+use std::{sync::Arc, time::SystemTime};
+
+use async_trait::async_trait;
+use kata_engine_api::{
+    containerd::{
+        any::Any,
+        empty::Empty,
+        process::{ProcessInfo, Status as TaskStatus},
+        task,
+        task_ttrpc::Task,
+        timestamp::Timestamp,
+    },
+    handover::TerminalSize,
+    record::Status,
+};
+use ttrpc::r#async::TtrpcContext;
+
+use crate::{failure::Refusal, service::Service};
+
+/// The service on `shim.sock`.
+pub struct TaskService(pub Arc<Service>);
+
+#[async_trait]
+impl Task for TaskService {
+    async fn state(
+        &self,
+        _: &TtrpcContext,
+        request: task::StateRequest,
+    ) -> ttrpc::Result<task::StateResponse> {
+        let container = self.0.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let record = container.record();
+        let ended = process.ended();
+        let status = match (&ended, record.status) {
+            (Some(_), _) | (_, Status::Stopped) => TaskStatus::STOPPED,
+            (None, Status::Creating | Status::Created) => TaskStatus::CREATED,
+            (None, Status::Running) => TaskStatus::RUNNING,
+            (None, Status::Paused) => TaskStatus::PAUSED,
+        };
+        Ok(task::StateResponse {
+            id: request.id,
+            bundle: record.bundle,
+            pid: process.monitor.pid,
+            status: status.into(),
+            terminal: process.terminal,
+            exit_status: ended.as_ref().map_or(0, |ended| ended.code.into()),
+            exec_id: request.exec_id,
+            ..Default::default()
+        })
+    }
+
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        request: task::StartRequest,
+    ) -> ttrpc::Result<task::StartResponse> {
+        let container = self.0.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        if process.is_init() {
+            container.start().await?;
+        }
+        Ok(task::StartResponse { pid: process.monitor.pid, ..Default::default() })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: task::KillRequest) -> ttrpc::Result<Empty> {
+        let container = self.0.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        container.signal(&process, request.signal, request.all).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        request: task::WaitRequest,
+    ) -> ttrpc::Result<task::WaitResponse> {
+        let process = self.0.container(&request.id)?.process(&request.exec_id)?;
+        let ended = process.wait().await?;
+        Ok(task::WaitResponse {
+            exit_status: ended.code.into(),
+            exited_at: Some(Timestamp::from(SystemTime::now())).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: task::DeleteRequest,
+    ) -> ttrpc::Result<task::DeleteResponse> {
+        let process = self.0.container(&request.id)?.process(&request.exec_id)?;
+        let ended =
+            process.ended().ok_or_else(|| Refusal::precondition("process has not ended"))?;
+        if process.is_init() {
+            self.0.delete(&request.id).await?;
+        }
+        Ok(task::DeleteResponse {
+            pid: process.monitor.pid,
+            exit_status: ended.code.into(),
+            exited_at: Some(Timestamp::from(SystemTime::now())).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn pids(
+        &self,
+        _: &TtrpcContext,
+        request: task::PidsRequest,
+    ) -> ttrpc::Result<task::PidsResponse> {
+        let container = self.0.container(&request.id)?;
+        let mut pids = Vec::new();
+        for guest_pid in container.guest_pids().await? {
+            let info = Any {
+                type_url: "io.katacontainers.guest_pid".into(),
+                value: guest_pid.to_string().into_bytes(),
+                ..Default::default()
+            };
+            pids.push(ProcessInfo {
+                pid: container.record().pid,
+                info: Some(info).into(),
+                ..Default::default()
+            });
+        }
+        Ok(task::PidsResponse { processes: pids, ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: task::PauseRequest) -> ttrpc::Result<Empty> {
+        self.0.container(&request.id)?.set_paused(true).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: task::ResumeRequest) -> ttrpc::Result<Empty> {
+        self.0.container(&request.id)?.set_paused(false).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: task::ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.0.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let clamp = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+        let size = TerminalSize { rows: clamp(request.height), columns: clamp(request.width) };
+        container.resize(&process, size).await?;
+        Ok(Empty::new())
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: task::ConnectRequest,
+    ) -> ttrpc::Result<task::ConnectResponse> {
+        let container = self.0.container(&request.id)?;
+        Ok(task::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: container.record().pid,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: task::ShutdownRequest) -> ttrpc::Result<Empty> {
+        // The shim ends with the deletion of its container, and not before.
+        Ok(Empty::new())
+    }
+}
