@@ -210,7 +210,7 @@ fn names<'a>(list: &'a Value, keys: &[&str]) -> Option<Vec<&'a str>> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Answers, MACHINES, TYPES, VerifyError, judge};
+    use super::{Answers, MACHINES, MINIMUM_VERSION, TYPES, VerifyError, judge};
 
     fn answers(types: &[&str], machines: &[&str], major: u32) -> Answers {
         let objects =
@@ -241,6 +241,16 @@ mod tests {
             "QEMU lacks version 10.0.0 or later (it is 7.0.2), accelerator kvm or tcg, machine type \
              microvm, device vhost-user-fs-device, device vhost-user-fs-pci"
         );
+    }
+
+    #[test]
+    fn the_packaging_notes_name_all_of_it() {
+        let notes = include_str!("../../../qemu/README.md");
+        let least = format!("| oldest that is accepted | {MINIMUM_VERSION} |");
+        assert!(notes.contains(&least), "{least}");
+        for name in TYPES.into_iter().chain(MACHINES) {
+            assert!(notes.contains(&format!("`{name}`")), "{name}");
+        }
     }
 
     #[test]

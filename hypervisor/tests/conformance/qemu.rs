@@ -1,6 +1,11 @@
 //! QEMU, jailed or not, and what is true of it alone.
 
-use std::{fs, io, path::Path, process::Command, time::Instant};
+use std::{
+    fs, io,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use kata_hypervisor::{
@@ -192,7 +197,7 @@ pub async fn a_vmm_ends_with_its_owner(rig: &QemuRig) {
     owner.kill().unwrap();
     owner.wait().unwrap();
     let pidfd = kata_sys::watch::watch(pidfd, tokio::io::Interest::READABLE).unwrap();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(2), pidfd.readable()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(2), pidfd.readable()).await;
     drop(ended.expect("the VMM follows its owner").unwrap());
 }
 
@@ -209,23 +214,77 @@ pub async fn this_qemu_has_all_that_is_used() {
     assert!(verified.tcg);
 }
 
-/// Not a claim: the time from spawn to the guest's first program.
-pub async fn timings(rig: &QemuRig) {
-    let mut samples = Vec::new();
-    for _ in 0..5 {
-        let start = Instant::now();
-        let vm = rig.qemu(Guest::Ticks);
-        let prepared = start.elapsed();
-        vm.boot().await.unwrap();
-        let booted = start.elapsed();
-        console_says(&vm, MARKER).await;
-        samples.push((start.elapsed(), prepared, booted));
-        vm.stop().await.unwrap();
+/// Not a claim: time to the guest's first program, beside a QEMU that is started by hand on the same machine with the
+/// same memory and kernel, in turns.
+pub async fn timings(machine: MachineType) {
+    const ROUNDS: usize = 7;
+    let (mut bare, mut plain, mut jailed) = (Vec::new(), Vec::new(), Vec::new());
+    let khz = TscClock::start().khz().unwrap();
+    for _ in 0..ROUNDS {
+        bare.push(by_hand(machine, khz));
+        for (is_jailed, samples) in [(false, &mut plain), (true, &mut jailed)] {
+            let rig = QemuRig { machine, jailed: is_jailed };
+            let config = VmConfig { tsc_khz: Some(khz), ..rig.config(Guest::Ticks) };
+            let start = Instant::now();
+            let vm = Qemu::new(rig.settings(), config).unwrap();
+            let prepared = start.elapsed();
+            vm.boot().await.unwrap();
+            let answered = start.elapsed();
+            console_says(&vm, MARKER).await;
+            samples.push([prepared, answered, start.elapsed()]);
+            vm.stop().await.unwrap();
+        }
     }
-    samples.sort();
-    let (up, prepared, booted) = samples[samples.len() / 2];
-    let (machine, jailed) = (rig.machine, rig.jailed);
+    let median = |samples: &mut Vec<[Duration; 3]>, column: usize| {
+        samples.sort_by_key(|sample| sample[column]);
+        samples[ROUNDS / 2][column]
+    };
+    bare.sort();
     crate::say(&format!(
-        "     {machine:?} jailed={jailed}: prepared {prepared:.1?}, QMP answers {booted:.1?}, guest up {up:.1?}"
+        "     {machine:?}, n={ROUNDS}, medians: by hand {} ms",
+        bare[ROUNDS / 2].as_millis()
     ));
+    for (name, mut samples) in [("plain ", plain), ("jailed", jailed)] {
+        let [prepared, answered, up] = [0, 1, 2].map(|column| median(&mut samples, column));
+        crate::say(&format!(
+            "     {name}: prepared {prepared:.1?}, QMP answers {answered:.0?}, guest up {} ms",
+            up.as_millis()
+        ));
+    }
+}
+
+fn by_hand(machine: MachineType, khz: u32) -> Duration {
+    let machine = match machine {
+        MachineType::Microvm => "microvm,acpi=off,rtc=on,memory-backend=m",
+        MachineType::Q35 => "q35,memory-backend=m",
+    };
+    let line = format!("console=ttyS0 quiet panic=-1 reboot=t end=never tsc_early_khz={khz}");
+    let start = Instant::now();
+    let mut qemu = Command::new(QEMU)
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ])
+        .args(["-machine", machine, "-accel", "tcg", "-cpu", "max", "-m", "128M", "-append", &line])
+        .args(["-object", "memory-backend-memfd,id=m,size=128M,share=on", "-kernel"])
+        .arg(&image().kernel)
+        .arg("-initrd")
+        .arg(&image().initrd)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = io::BufReader::new(qemu.stdout.take().unwrap());
+    io::BufRead::lines(output)
+        .find(|line| line.as_ref().unwrap().contains(MARKER))
+        .unwrap()
+        .unwrap();
+    let up = start.elapsed();
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    up
 }
