@@ -1,2 +1,72 @@
-//! Placeholder.
-fn main() {}
+//! `kata-agent`: PID 1 of every guest.
+//!
+//! ```text
+//! boot ─► dial the host, say hello ─► serve `kata.agent.v1.Agent` on that connection ─► it ends: sync, restart
+//!          │
+//!          └─ one thread: requests, streams and the reaper are tasks of it; containers are made by `helper`
+//! ```
+//!
+//! The same binary, started as `helper`, makes one container process and ends (see [`helper`]). Started as anything but
+//! process 1 of a guest of ours it touches nothing.
+
+mod boot;
+mod cgroup;
+mod clock;
+mod container;
+mod helper;
+mod launch;
+mod network;
+mod order;
+mod process;
+mod reaper;
+mod sandbox;
+mod service;
+mod socket;
+mod spec;
+mod streams;
+
+use std::process::ExitCode;
+
+use tokio::runtime::Builder;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|argument| argument == helper::ARGUMENT) {
+        return helper::main();
+    }
+    let nonce = match boot::identify() {
+        Ok(nonce) => nonce,
+        Err(error) => {
+            eprintln!("kata-agent: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // From here on this is our guest: whatever happens, the end is a restart, which ends the VM.
+    if let Err(error) = run(nonce) {
+        complain(&*error);
+    }
+    boot::restart()
+}
+
+fn run(nonce: kata_protocol::hello::BootNonce) -> Result<(), Box<dyn std::error::Error>> {
+    boot::prepare()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(service::serve(nonce))?)
+}
+
+/// Says an error and its causes in one line of the console, which the host keeps.
+fn complain(error: &dyn std::error::Error) {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    eprintln!("kata-agent: {line}");
+}
+
+/// Ends the process without a return through `main`: for the copy that a helper has made of itself.
+#[expect(clippy::exit, reason = "the copy's stack is its original's")]
+fn leave(code: ExitCode) -> ! {
+    std::process::exit(i32::from(code != ExitCode::SUCCESS))
+}

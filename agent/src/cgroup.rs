@@ -1,0 +1,278 @@
+//! The cgroup (v2) of one container: made before its first process, removed after its last.
+//!
+//! ```text
+//! /sys/fs/cgroup ─┬─ agent/            the agent and its helpers
+//!                 └─ containers/ID/    one a container; below it is the container's own business
+//! ```
+//!
+//! A cgroup can't be removed while a process is in it, so removal waits for the kernel's word (`populated 0` in
+//! `cgroup.events`), never for a time.
+
+mod device_program;
+mod limits;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use kata_sys::{bpf, watch};
+use rustix::fs::{Mode, OFlags};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    order::{Failure, Step},
+    spec::Resources,
+};
+
+/// Mount point of the hierarchy.
+pub const HIERARCHY: &str = "/sys/fs/cgroup";
+const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+const AGENT: &str = "/sys/fs/cgroup/agent";
+
+/// Most bytes that are taken of one file for statistics.
+const MAX_FILE: usize = 64 * 1024;
+
+/// The cgroup of one container.
+#[derive(Debug)]
+pub struct Cgroup {
+    directory: PathBuf,
+    /// The device rules in force, kept so that an update can replace them in one instant.
+    devices: Option<OwnedFd>,
+}
+
+/// Gives every group the controllers that the kernel has, and puts the agent into a leaf of its own.
+pub fn prepare_hierarchy() -> io::Result<()> {
+    fs::create_dir(AGENT)?;
+    fs::write(Path::new(AGENT).join("cgroup.procs"), "0")?;
+    fs::create_dir(CONTAINERS)?;
+    let available = fs::read_to_string(Path::new(HIERARCHY).join("cgroup.controllers"))?;
+    let all: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+    for group in [HIERARCHY, CONTAINERS] {
+        fs::write(Path::new(group).join("cgroup.subtree_control"), all.join(" "))?;
+    }
+    Ok(())
+}
+
+impl Cgroup {
+    /// Makes the group of a container and applies its limits; nothing is left when that fails.
+    pub fn create(container_id: &str, resources: &Resources) -> Result<Self, Failure> {
+        let directory = Path::new(CONTAINERS).join(container_id);
+        fs::create_dir(&directory).step(|| format!("create cgroup {}", directory.display()))?;
+        let mut cgroup = Self { directory, devices: None };
+        let applied = cgroup
+            .apply(resources)
+            .and_then(|()| cgroup.limit_devices(&resources.devices).step(|| "load device rules"));
+        match applied {
+            Ok(()) => Ok(cgroup),
+            Err(failure) => {
+                cgroup.remove().step(|| "remove unused cgroup")?;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Changes limits; those that are not named stay.
+    pub fn update(&mut self, resources: &Resources) -> Result<(), Failure> {
+        self.apply(resources)?;
+        if !resources.devices.is_empty() {
+            self.limit_devices(&resources.devices).step(|| "load device rules")?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, resources: &Resources) -> Result<(), Failure> {
+        for setting in limits::settings(resources)? {
+            let path = self.directory.join(&setting.file);
+            match fs::write(&path, &setting.value) {
+                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
+                result => result.step(|| format!("set {} to {}", setting.file, setting.value))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn limit_devices(&mut self, rules: &[crate::spec::DeviceRule]) -> io::Result<()> {
+        let program = bpf::load_device_program(&device_program::assemble(rules)?)?;
+        bpf::attach_device_program(self.open()?, &program, self.devices.as_ref())?;
+        self.devices = Some(program);
+        Ok(())
+    }
+
+    /// The directory that a new process is to be born in.
+    ///
+    /// A container that manages groups of its own (an init system) has controllers enabled below its group,
+    /// which may then hold no process: its init's present group is taken.
+    pub fn birthplace(&self, init: Option<i32>) -> io::Result<OwnedFd> {
+        let controllers = fs::read_to_string(self.directory.join("cgroup.subtree_control"))?;
+        let Some(init) = init.filter(|_| !controllers.trim().is_empty()) else {
+            return self.open();
+        };
+        let membership = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
+        let path = membership.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = path.ok_or_else(|| io::Error::other("process has no cgroup"))?;
+        open_directory(&Path::new(HIERARCHY).join(path))
+    }
+
+    fn open(&self) -> io::Result<OwnedFd> {
+        open_directory(&self.directory)
+    }
+
+    /// SIGKILL to every process of the group and of those below it.
+    pub fn kill(&self) -> io::Result<()> {
+        fs::write(self.directory.join("cgroup.kill"), "1")
+    }
+
+    /// Stops every process or lets them go on; that is done when the event has come.
+    pub fn freeze(&self, freezer: Freezer) -> io::Result<Event> {
+        fs::write(self.directory.join("cgroup.freeze"), freezer.value())?;
+        self.event("frozen", freezer.value())
+    }
+
+    /// The moment when no process is left, in the group or below.
+    pub fn emptiness(&self) -> io::Result<Event> {
+        self.event("populated", "0")
+    }
+
+    fn event(&self, key: &'static str, value: &'static str) -> io::Result<Event> {
+        let file = fs::File::open(self.directory.join("cgroup.events"))?;
+        Ok(Event { file: watch::watch(file.into(), Interest::PRIORITY)?, key, value })
+    }
+
+    /// Processes of the group and of those below it, as the agent numbers them.
+    pub fn processes(&self) -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for directory in self.tree()? {
+            let content = fs::read_to_string(directory.join("cgroup.procs")).or_else(gone)?;
+            pids.extend(content.lines().filter_map(|line| line.parse::<u32>().ok()));
+        }
+        Ok(pids)
+    }
+
+    /// True when the OOM killer has struck in the group or below it.
+    pub fn oom_killed(&self) -> bool {
+        let events = fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
+        flat_value(&events, "oom_kill").is_some_and(|count| count != "0")
+    }
+
+    /// The readable files of the group, verbatim.
+    pub fn statistics(&self) -> io::Result<HashMap<String, String>> {
+        let mut files = HashMap::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+            let Ok(name) = name.into_string() else { continue };
+            // Of cgroup.* only the counts: the rest are lists of processes or can't be read.
+            let wanted = !name.starts_with("cgroup.") || name == "cgroup.stat";
+            if !wanted || !path.is_file() {
+                continue;
+            }
+            // Some files can be written only, or have nothing to say for a group of this kind.
+            let Ok(mut content) = fs::read_to_string(&path) else { continue };
+            content.truncate(content.floor_char_boundary(MAX_FILE));
+            files.insert(name, content);
+        }
+        Ok(files)
+    }
+
+    /// Removes the group and those below it; all must be empty.
+    pub fn remove(&self) -> io::Result<()> {
+        for directory in self.tree()?.iter().rev() {
+            match fs::remove_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The group and all below it, parents first.
+    fn tree(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = vec![self.directory.clone()];
+        let mut next = 0;
+        while let Some(directory) = found.get(next).cloned() {
+            next += 1;
+            let Ok(entries) = fs::read_dir(&directory) else { continue };
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    found.push(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A state of a group that `cgroup.events` tells.
+#[derive(Debug)]
+pub struct Event {
+    file: AsyncFd<OwnedFd>,
+    key: &'static str,
+    value: &'static str,
+}
+
+impl Event {
+    /// Waits until the group is in that state.
+    pub async fn reached(self) -> io::Result<()> {
+        loop {
+            let mut content = [0; 128];
+            let length = rustix::io::pread(self.file.get_ref(), &mut content, 0)?;
+            let content = String::from_utf8_lossy(content.get(..length).unwrap_or_default());
+            if flat_value(&content, self.key) == Some(self.value) {
+                return Ok(());
+            }
+            self.file.ready(Interest::PRIORITY).await?.clear_ready();
+        }
+    }
+}
+
+/// What the freezer is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freezer {
+    Freeze,
+    Thaw,
+}
+
+impl Freezer {
+    fn value(self) -> &'static str {
+        match self {
+            Self::Freeze => "1",
+            Self::Thaw => "0",
+        }
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// A group that was removed meanwhile has no processes.
+fn gone(error: io::Error) -> io::Result<String> {
+    match error.raw_os_error() {
+        Some(libc_enodev) if libc_enodev == rustix::io::Errno::NODEV.raw_os_error() => {
+            Ok(String::new())
+        }
+        _ if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        _ => Err(error),
+    }
+}
+
+/// The value of `key` in a flat-keyed file.
+fn flat_value<'a>(content: &'a str, key: &str) -> Option<&'a str> {
+    content.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::flat_value;
+
+    #[test]
+    fn a_key_is_not_mistaken_for_its_prefix() {
+        let events = "oom 3\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!(flat_value(events, "oom_kill"), Some("1"));
+        assert_eq!(flat_value(events, "oom_"), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Limits of the OCI specification in the words of cgroup v2.
+
+use crate::{
+    order::Failure,
+    spec::{BlockIo, Cpu, Memory, Resources, ThrottleDevice},
+};
+
+/// One value for one file of a group.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) file: String,
+    pub(super) value: String,
+    /// A kernel without the file loses nothing that was asked for.
+    pub(super) optional: bool,
+}
+
+fn set(file: impl Into<String>, value: impl ToString) -> Setting {
+    Setting { file: file.into(), value: value.to_string(), optional: false }
+}
+
+/// What to write, in this order.
+pub(super) fn settings(resources: &Resources) -> Result<Vec<Setting>, Failure> {
+    let mut settings = Vec::new();
+    if let Some(cpu) = &resources.cpu {
+        cpu_settings(cpu, &mut settings);
+    }
+    if let Some(memory) = &resources.memory {
+        memory_settings(memory, &mut settings)?;
+    }
+    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
+        match limit {
+            // Zero is what engines write for "not set".
+            0 => {}
+            limit => settings.push(set("pids.max", maximum(limit))),
+        }
+    }
+    if let Some(block_io) = &resources.block_io {
+        block_io_settings(block_io, &mut settings);
+    }
+    for huge in &resources.hugepage_limits {
+        settings.push(set(format!("hugetlb.{}.max", checked(&huge.page_size)?), huge.limit));
+        let file = format!("hugetlb.{}.rsvd.max", huge.page_size);
+        settings.push(Setting { optional: true, ..set(file, huge.limit) });
+    }
+    for (device, limit) in &resources.rdma {
+        let bound = |name, value: Option<u32>| value.map(|value| format!(" {name}={value}"));
+        let handles = bound("hca_handle", limit.hca_handles).unwrap_or_default();
+        let objects = bound("hca_object", limit.hca_objects).unwrap_or_default();
+        settings.push(set("rdma.max", format!("{device}{handles}{objects}")));
+    }
+    for (file, value) in &resources.unified {
+        settings.push(set(checked(file)?, value));
+    }
+    Ok(settings)
+}
+
+/// A name that can only be that of a file of the group itself.
+fn checked(name: &str) -> Result<&str, Failure> {
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        return Err(Failure::invalid(format!("{name:?} is no file of a cgroup")));
+    }
+    Ok(name)
+}
+
+fn maximum(limit: i64) -> String {
+    if limit < 0 { "max".into() } else { limit.to_string() }
+}
+
+fn cpu_settings(cpu: &Cpu, settings: &mut Vec<Setting>) {
+    if let Some(idle) = cpu.idle {
+        settings.push(set("cpu.idle", idle));
+    }
+    // An idle group has no weight: the kernel refuses to set one.
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
+        settings.push(set("cpu.weight", weight_of_shares(shares)));
+    }
+    if cpu.quota.is_some() || cpu.period.is_some() {
+        let quota = cpu.quota.filter(|quota| *quota > 0);
+        let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        let period = cpu.period.filter(|period| *period != 0);
+        let period = period.map(|period| format!(" {period}")).unwrap_or_default();
+        settings.push(set("cpu.max", format!("{quota}{period}")));
+    }
+    if let Some(burst) = cpu.burst {
+        settings.push(set("cpu.max.burst", burst));
+    }
+    for (file, list) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
+        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
+            settings.push(set(file, list));
+        }
+    }
+}
+
+/// Shares (2 to 262144) as a weight (1 to 10000), as runc and crun convert them.
+fn weight_of_shares(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+}
+
+fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), Failure> {
+    let limit = memory.limit.filter(|limit| *limit != 0);
+    if let Some(swap) = memory.swap.filter(|swap| *swap != 0) {
+        let value = match (swap, limit) {
+            (..0, _) => "max".to_owned(),
+            (swap, Some(limit @ 0..)) if swap >= limit => (swap - limit).to_string(),
+            _ => {
+                return Err(Failure::invalid(
+                    "memory.swap counts memory and swap together: it needs a memory.limit that is not above it",
+                ));
+            }
+        };
+        // A kernel without swap keeps every limit on it.
+        settings.push(Setting { optional: true, ..set("memory.swap.max", value) });
+    }
+    if let Some(limit) = limit {
+        settings.push(set("memory.max", maximum(limit)));
+    }
+    if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
+        settings.push(set("memory.low", maximum(reservation)));
+    }
+    Ok(())
+}
+
+fn block_io_settings(block_io: &BlockIo, settings: &mut Vec<Setting>) {
+    // Weights of 10 to 1000 as 1 to 10000.
+    let weight = |weight: u16| 1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9_999 / 990;
+    if let Some(value) = block_io.weight.filter(|value| *value != 0) {
+        settings.push(set("io.weight", weight(value)));
+    }
+    for device in &block_io.weight_device {
+        if let Some(value) = device.weight {
+            let value = format!("{}:{} {}", device.major, device.minor, weight(value));
+            settings.push(set("io.weight", value));
+        }
+    }
+    let mut throttle = |devices: &[ThrottleDevice], key: &str| {
+        for device in devices {
+            let rate = if device.rate == 0 { "max".into() } else { device.rate.to_string() };
+            settings.push(set("io.max", format!("{}:{} {key}={rate}", device.major, device.minor)));
+        }
+    };
+    throttle(&block_io.throttle_read_bps_device, "rbps");
+    throttle(&block_io.throttle_write_bps_device, "wbps");
+    throttle(&block_io.throttle_read_iops_device, "riops");
+    throttle(&block_io.throttle_write_iops_device, "wiops");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::settings;
+    use crate::spec::Resources;
+
+    fn written(resources: &str) -> Vec<(String, String)> {
+        let resources: Resources = serde_json::from_str(resources).unwrap();
+        let settings = settings(&resources).unwrap();
+        settings.into_iter().map(|setting| (setting.file, setting.value)).collect()
+    }
+
+    fn pair(file: &str, value: &str) -> (String, String) {
+        (file.into(), value.into())
+    }
+
+    #[test]
+    fn swap_is_what_is_left_above_memory() {
+        let settings = written(r#"{"memory": {"limit": 1000, "swap": 1500, "reservation": 10}}"#);
+        let expected =
+            [pair("memory.swap.max", "500"), pair("memory.max", "1000"), pair("memory.low", "10")];
+        assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn swap_below_memory_is_refused() {
+        let resources: Resources =
+            serde_json::from_str(r#"{"memory": {"limit": 1000, "swap": 500}}"#).unwrap();
+        assert!(settings(&resources).is_err());
+    }
+
+    #[test]
+    fn cpu_limits_are_translated() {
+        let settings = written(
+            r#"{"cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-1", "mems": ""}}"#,
+        );
+        let expected =
+            [pair("cpu.weight", "39"), pair("cpu.max", "50000 100000"), pair("cpuset.cpus", "0-1")];
+        assert_eq!(settings, expected);
+        assert_eq!(written(r#"{"cpu": {"quota": -1}}"#), [pair("cpu.max", "max")]);
+    }
+
+    #[test]
+    fn no_limit_and_not_set_differ() {
+        assert_eq!(written(r#"{"pids": {"limit": -1}}"#), [pair("pids.max", "max")]);
+        assert_eq!(
+            written(r#"{"pids": {"limit": 0}, "memory": {"limit": 0}, "cpu": {"shares": 0}}"#),
+            []
+        );
+    }
+
+    #[test]
+    fn a_unified_key_can_not_leave_the_group() {
+        let resources: Resources =
+            serde_json::from_str(r#"{"unified": {"../cgroup.procs": "1"}}"#).unwrap();
+        assert!(settings(&resources).is_err());
+    }
+
+    #[test]
+    fn throttling_names_device_and_direction() {
+        let settings = written(
+            r#"{"blockIO": {"throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 7}]}}"#,
+        );
+        assert_eq!(settings, [pair("io.max", "8:16 wiops=7")]);
+    }
+}

@@ -1,0 +1,292 @@
+//! A container: one cgroup, one init, and the processes that were added.
+//!
+//! ```text
+//! created (gate) ── start ─► running ── init ends ─► stopped ── delete init ─► gone
+//! ```
+//!
+//! Stopped is not stored: it is that init's end has come. A created or running container can be paused and resumed.
+//! Locks are held for a lookup only, never over an await.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::process::{Pid, Signal};
+
+use crate::{
+    cgroup::{Cgroup, Freezer},
+    launch::{Gate, launch},
+    order::{self, Failure, FailureKind, Kind, Order, Step, TerminalSize},
+    process::{Parts, Process},
+    reaper::Reaper,
+    spec::{NamespaceKind, Resources, Spec},
+    streams::{Streams, Wanted},
+};
+
+/// A container that has been created.
+pub struct Container {
+    pub id: String,
+    spec: OwnedFd,
+    cgroup: Arc<Mutex<Cgroup>>,
+    init: Arc<Process>,
+    /// Holds init back until it is started.
+    gate: Mutex<Option<Gate>>,
+    paused: AtomicBool,
+    /// Added processes by exec id.
+    added: Mutex<HashMap<String, Option<Arc<Process>>>>,
+}
+
+/// What a container is created from.
+pub struct Creation {
+    pub id: String,
+    pub spec: Vec<u8>,
+    pub root: String,
+    pub streams: Wanted,
+}
+
+impl Container {
+    /// Makes cgroup, namespaces, root and init; nothing is left when that fails.
+    pub async fn create(creation: Creation, reaper: &Arc<Reaper>) -> Result<Self, Failure> {
+        let spec: Spec = serde_json::from_slice(&creation.spec)
+            .map_err(|error| Failure::invalid(format!("spec: {error}")))?;
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let cgroup = Cgroup::create(&creation.id, &resources.unwrap_or_default())?;
+        let cgroup = Arc::new(Mutex::new(cgroup));
+        match Self::create_in(creation, &spec, cgroup.clone(), reaper).await {
+            Ok(container) => Ok(container),
+            Err(failure) => {
+                abolish(&cgroup).await.step(|| format!("{failure}; and then clean up"))?;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn create_in(
+        creation: Creation,
+        spec: &Spec,
+        cgroup: Arc<Mutex<Cgroup>>,
+        reaper: &Arc<Reaper>,
+    ) -> Result<Self, Failure> {
+        let Creation { id, spec: document, root, streams } = creation;
+        let launching = reaper.launching();
+        let document = order::document(&document).step(|| "keep the spec")?;
+        let birthplace = lock(&cgroup).birthplace(None).step(|| "open the cgroup")?;
+        let kind = Kind::Init { container_id: id.clone(), root };
+        let order = Order { terminal: terminal_size(&streams), kind };
+        let streams = Streams::open(&streams).await?;
+        let files = [birthplace.as_fd(), document.as_fd()];
+        let launched = launch(&order, &files, &streams.child).await?;
+        let (parts, gate) = Parts::new(launched, streams);
+        let linux = spec.linux.as_ref();
+        let alone = linux.is_some_and(|linux| linux.makes(NamespaceKind::Pid));
+        let ended_in = cgroup.clone();
+        let init = Process::adopt(parts, reaper, move || {
+            let cgroup = lock(&ended_in);
+            if !alone {
+                // Without a pid namespace of its own nothing else ends the rest.
+                cgroup.kill().ok();
+            }
+            cgroup.oom_killed()
+        })?;
+        drop(launching);
+        Ok(Self {
+            id,
+            spec: document,
+            cgroup,
+            init,
+            gate: Mutex::new(Some(gate)),
+            paused: AtomicBool::new(false),
+            added: Mutex::default(),
+        })
+    }
+
+    pub fn init(&self) -> &Arc<Process> {
+        &self.init
+    }
+
+    /// Has init execute its program.
+    pub async fn start(&self) -> Result<(), Failure> {
+        self.must_live("start")?;
+        let gate = lock(&self.gate).take();
+        gate.ok_or_else(|| self.refuse("start", "started already"))?.open().await
+    }
+
+    /// Adds a process, and starts it.
+    pub async fn exec(
+        &self,
+        exec_id: &str,
+        process: &[u8],
+        wanted: &Wanted,
+        reaper: &Arc<Reaper>,
+    ) -> Result<Arc<Process>, Failure> {
+        self.must_live("exec in")?;
+        match lock(&self.added).entry(exec_id.to_owned()) {
+            Entry::Vacant(entry) => entry.insert(None),
+            Entry::Occupied(_) => {
+                return Err(Failure {
+                    kind: FailureKind::Exists,
+                    message: format!("container {} has a process {exec_id} already", self.id),
+                });
+            }
+        };
+        let added = self.exec_reserved(process, wanted, reaper).await;
+        let mut processes = lock(&self.added);
+        match &added {
+            Ok(process) => processes.insert(exec_id.to_owned(), Some(process.clone())),
+            Err(_) => processes.remove(exec_id),
+        };
+        added
+    }
+
+    async fn exec_reserved(
+        &self,
+        process: &[u8],
+        wanted: &Wanted,
+        reaper: &Arc<Reaper>,
+    ) -> Result<Arc<Process>, Failure> {
+        let launching = reaper.launching();
+        let process = order::document(process).step(|| "keep the process")?;
+        let birthplace =
+            lock(&self.cgroup).birthplace(Some(self.init.pid)).step(|| "open the cgroup")?;
+        let order = Order { terminal: terminal_size(wanted), kind: Kind::Exec };
+        let streams = Streams::open(wanted).await?;
+        let files =
+            [birthplace.as_fd(), self.spec.as_fd(), process.as_fd(), self.init.pidfd().as_fd()];
+        let launched = launch(&order, &files, &streams.child).await?;
+        let (parts, gate) = Parts::new(launched, streams);
+        let cgroup = self.cgroup.clone();
+        let process = Process::adopt(parts, reaper, move || lock(&cgroup).oom_killed())?;
+        drop(launching);
+        gate.open().await?;
+        Ok(process)
+    }
+
+    /// A process by its exec id; the empty one is init's.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, Failure> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        lock(&self.added).get(exec_id).cloned().flatten().ok_or_else(|| Failure {
+            kind: FailureKind::NotFound,
+            message: format!("container {} has no process {exec_id}", self.id),
+        })
+    }
+
+    /// Sends a signal to every process of the container.
+    pub fn signal_all(&self, signal: Signal) -> Result<(), Failure> {
+        let cgroup = lock(&self.cgroup);
+        if signal == Signal::KILL {
+            return cgroup.kill().step(|| "kill the container");
+        }
+        for pid in cgroup.processes().step(|| "list the container's processes")? {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            // One that has ended meanwhile needs no signal.
+            if let Some(pid) = pid {
+                rustix::process::kill_process(pid, signal).ok();
+            }
+        }
+        Ok(())
+    }
+
+    pub fn processes(&self) -> Result<Vec<u32>, Failure> {
+        lock(&self.cgroup).processes().step(|| "list the container's processes")
+    }
+
+    /// Stops all processes, and returns when they stand still.
+    pub async fn pause(&self) -> Result<(), Failure> {
+        self.must_live("pause")?;
+        self.freezing(Freezer::Freeze).await.step(|| "freeze the container")?;
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets all processes go on.
+    pub async fn resume(&self) -> Result<(), Failure> {
+        if self.init.ended().is_some() || !self.paused.load(Ordering::Relaxed) {
+            return Err(self.refuse("resume", "not paused"));
+        }
+        self.freezing(Freezer::Thaw).await.step(|| "thaw the container")?;
+        self.paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn freezing(&self, freezer: Freezer) -> std::io::Result<()> {
+        let events = lock(&self.cgroup).freeze(freezer)?;
+        events.reached().await
+    }
+
+    /// Changes limits.
+    pub fn update(&self, resources: &Resources) -> Result<(), Failure> {
+        if self.init.ended().is_some() {
+            return Err(self.refuse("update", "stopped"));
+        }
+        lock(&self.cgroup).update(resources)
+    }
+
+    pub fn statistics(&self) -> Result<HashMap<String, String>, Failure> {
+        lock(&self.cgroup).statistics().step(|| "read the container's statistics")
+    }
+
+    /// Forgets an added process that has ended.
+    pub fn delete_added(&self, exec_id: &str) -> Result<(), Failure> {
+        if self.process(exec_id)?.ended().is_none() {
+            return Err(self.refuse(&format!("delete process {exec_id} of"), "running it"));
+        }
+        lock(&self.added).remove(exec_id);
+        Ok(())
+    }
+
+    /// Frees everything that was made for a container whose init has ended.
+    pub async fn delete(&self) -> Result<(), Failure> {
+        if self.init.ended().is_none() {
+            return Err(self.refuse("delete", "running"));
+        }
+        abolish(&self.cgroup).await.step(|| "remove the container's cgroup")
+    }
+
+    fn must_live(&self, verb: &str) -> Result<(), Failure> {
+        if self.init.ended().is_some() {
+            return Err(self.refuse(verb, "stopped"));
+        }
+        if self.paused.load(Ordering::Relaxed) {
+            return Err(self.refuse(verb, "paused"));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, verb: &str, state: &str) -> Failure {
+        Failure {
+            kind: FailureKind::State,
+            message: format!("can't {verb} container {}: it is {state}", self.id),
+        }
+    }
+}
+
+/// Kills what is in a group, waits until it is gone, and removes the group.
+async fn abolish(cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
+    let empty = {
+        let cgroup = lock(cgroup);
+        // A frozen group is thawed by the kill itself.
+        cgroup.kill()?;
+        cgroup.emptiness()?
+    };
+    empty.reached().await?;
+    lock(cgroup).remove()
+}
+
+fn terminal_size(wanted: &Wanted) -> Option<TerminalSize> {
+    match wanted {
+        Wanted::Terminal { size, .. } => Some(*size),
+        Wanted::Pipes { .. } => None,
+    }
+}
+
+/// No code panics while it holds one of our locks; should that change, the data are whole all the same.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

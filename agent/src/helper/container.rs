@@ -1,0 +1,158 @@
+//! A container and its init, from the order to execve.
+
+use std::{
+    convert::Infallible,
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use kata_sys::fork::{self, Fork, Forked};
+use rustix::{
+    fs::{Gid, Mode, Uid},
+    pipe::{PipeFlags, pipe_with},
+    process::{setsid, umask},
+    system::{setdomainname, sethostname},
+    thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+use super::{Control, become_process, exec::launch, namespaces, paths, rootfs, terminal};
+use crate::{
+    order::{Failure, Report, Step, TerminalSize},
+    spec::{Linux, NamespaceKind, Process, Spec},
+};
+
+/// What a container is made from.
+pub(super) struct Creation<'a> {
+    pub(super) control: &'a Control,
+    pub(super) spec: Spec,
+    pub(super) root: PathBuf,
+    pub(super) container_id: String,
+    pub(super) terminal: Option<TerminalSize>,
+}
+
+impl Creation<'_> {
+    /// Clones the init and sees it into its user namespace; the rest is the init's own work.
+    pub(super) fn run(&self, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
+        let process = self.spec.process.as_ref();
+        let process = process.ok_or_else(|| Failure::invalid("the spec has no process"))?;
+        let nothing = Linux::default();
+        let linux = self.spec.linux.as_ref().unwrap_or(&nothing);
+        set_oom_score(process)?;
+        namespaces::join(linux)?;
+        namespaces::make_time_namespace(linux)?;
+        let (mapped, map) = pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe")?;
+        let made = Some(namespaces::to_make(linux));
+        match fork::fork(&Fork { namespaces: made, cgroup: Some(cgroup) })
+            .step(|| "clone the container's init")?
+        {
+            Forked::Copy => {
+                drop(map);
+                become_process(self.control, || self.settle(process, linux, &mapped))
+            }
+            Forked::Original(pid, _) => {
+                let pid_number = pid.as_raw_nonzero().get();
+                self.control.report(&Report::Forked { pid: pid_number }, &[])?;
+                if linux.makes(NamespaceKind::User) {
+                    namespaces::map_ids(pid, linux)?;
+                    rustix::io::write(&map, &[0]).step(|| "release the container's init")?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(
+        &self,
+        process: &Process,
+        linux: &Linux,
+        mapped: &OwnedFd,
+    ) -> Result<Infallible, Failure> {
+        if linux.makes(NamespaceKind::User) {
+            enter_user_namespace(mapped)?;
+        }
+        setsid().step(|| "lead a session")?;
+        umask(Mode::empty());
+        if linux.makes(NamespaceKind::Cgroup) {
+            // Only now, in the container's cgroup: it becomes the root of what the container sees.
+            fork::unshare(UnshareFlags::NEWCGROUP).step(|| "make cgroup namespace")?;
+        }
+        name_host(&self.spec)?;
+        for (name, value) in &linux.sysctl {
+            set_sysctl(name, value)?;
+        }
+        rootfs::enter(&self.root, &self.spec, linux)?;
+        let terminal = match self.terminal {
+            Some(size) => {
+                let terminal = terminal::acquire(process, size)?;
+                terminal.become_console()?;
+                Some(terminal)
+            }
+            None => None,
+        };
+        make_working_directory(&process.cwd)?;
+        launch(self.control, process, linux, (&self.container_id, terminal))
+    }
+}
+
+/// The agent's own score keeps the OOM killer off; every process gets its own, 0 unless the spec says more.
+pub(super) fn set_oom_score(process: &Process) -> Result<(), Failure> {
+    let score = process.oom_score_adj.unwrap_or(0);
+    fs::write("/proc/self/oom_score_adj", score.to_string())
+        .step(|| format!("set oom_score_adj to {score}"))
+}
+
+/// Waits for the id maps and becomes root of the namespace.
+fn enter_user_namespace(mapped: &OwnedFd) -> Result<(), Failure> {
+    let mut byte = [0];
+    let length = rustix::io::read(mapped, &mut byte).step(|| "wait for the id maps")?;
+    if length == 0 {
+        return Err(Failure::invalid("the helper ended before the ids were mapped"));
+    }
+    set_thread_groups(&[]).step(|| "drop groups in the user namespace")?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .step(|| "become group 0 of the namespace")?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step(|| "become user 0 of the namespace")
+}
+
+fn name_host(spec: &Spec) -> Result<(), Failure> {
+    let new = spec.linux.as_ref().is_some_and(|linux| linux.makes(NamespaceKind::Uts));
+    if !new {
+        return Ok(());
+    }
+    if let Some(name) = &spec.hostname {
+        sethostname(name.as_bytes()).step(|| format!("set hostname {name}"))?;
+    }
+    if let Some(name) = &spec.domainname {
+        setdomainname(name.as_bytes()).step(|| format!("set domainname {name}"))?;
+    }
+    Ok(())
+}
+
+fn set_sysctl(name: &str, value: &str) -> Result<(), Failure> {
+    // Both ways of writing a name are in use; a slash form may contain dots that mean themselves.
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    if path.split('/').any(|part| part == "..") {
+        return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
+    }
+    fs::write(Path::new("/proc/sys").join(path.trim_start_matches('/')), value)
+        .step(|| format!("set sysctl {name}"))
+}
+
+/// runc makes a working directory that the image lacks, and images rely on it.
+fn make_working_directory(path: &str) -> Result<(), Failure> {
+    let root = paths::Root::open(Path::new("/")).step(|| "open the root")?;
+    let missing = root.find(Path::new(path)).is_err();
+    if missing {
+        root.make(Path::new(path), paths::Leaf::Directory)
+            .step(|| format!("make working directory {path}"))?;
+    }
+    Ok(())
+}
+
+impl Control {
+    /// As something to keep through the change of root.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,144 @@
+//! A process more in a running container, and the last steps that it shares with init.
+
+use std::{
+    convert::Infallible,
+    ffi::CString,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use kata_sys::fork::{self, Fork, Forked};
+use rustix::{
+    process::{Pid, setsid},
+    thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
+};
+
+use super::{
+    CONTROL, Control, become_process,
+    container::set_oom_score,
+    credentials::{self, Wanted},
+    filter::Filters,
+    program::{Program, WorkingDirectory},
+    rlimits,
+    terminal::{self, Terminal},
+};
+use crate::{
+    order::{self, Failure, Report, Step, TerminalSize},
+    spec::{Linux, Personality, Process, Spec},
+};
+
+/// What an exec is made from.
+pub(super) struct Entry<'a> {
+    pub(super) control: &'a Control,
+    pub(super) terminal: Option<TerminalSize>,
+    pub(super) spec: OwnedFd,
+    pub(super) process: OwnedFd,
+    pub(super) init: OwnedFd,
+}
+
+impl Entry<'_> {
+    /// Joins everything that init is in, and clones the process there.
+    pub(super) fn run(&self, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
+        let spec: Spec = parse(&self.spec, "spec")?;
+        let process: Process = parse(&self.process, "process")?;
+        set_oom_score(&process)?;
+        let mut namespaces = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::CONTROL_GROUP
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::NETWORK
+            | ThreadNameSpaceType::PROCESS_ID
+            | ThreadNameSpaceType::TIME;
+        if spec.linux.as_ref().is_some_and(has_user_namespace) {
+            // Joining the one that a process is in already is an error, so only where there is another.
+            namespaces |= ThreadNameSpaceType::USER;
+        }
+        move_into_thread_name_spaces(self.init.as_fd(), namespaces)
+            .step(|| "join the container's namespaces")?;
+        match fork::fork(&Fork { namespaces: None, cgroup: Some(cgroup) })
+            .step(|| "clone the process")?
+        {
+            Forked::Copy => become_process(self.control, || self.settle(&spec, &process)),
+            Forked::Original(pid, _) => self.report(pid),
+        }
+    }
+
+    fn report(&self, pid: Pid) -> Result<(), Failure> {
+        self.control.report(&Report::Forked { pid: pid.as_raw_nonzero().get() }, &[])
+    }
+
+    fn settle(&self, spec: &Spec, process: &Process) -> Result<Infallible, Failure> {
+        setsid().step(|| "lead a session")?;
+        let terminal = match self.terminal {
+            Some(size) => Some(terminal::acquire(process, size)?),
+            None => None,
+        };
+        let nothing = Linux::default();
+        let linux = spec.linux.as_ref().unwrap_or(&nothing);
+        launch(self.control, process, linux, ("", terminal))
+    }
+}
+
+fn has_user_namespace(linux: &Linux) -> bool {
+    linux.namespace(crate::spec::NamespaceKind::User).is_some()
+}
+
+fn parse<T: serde::de::DeserializeOwned>(document: &OwnedFd, name: &str) -> Result<T, Failure> {
+    let content = order::read_document(document.as_fd()).step(|| format!("read {name}"))?;
+    serde_json::from_slice(&content).map_err(|error| Failure::invalid(format!("{name}: {error}")))
+}
+
+/// From a process that stands in its container to one that runs its program.
+pub(super) fn launch(
+    control: &Control,
+    process: &Process,
+    linux: &Linux,
+    (keyring, terminal): (&str, Option<Terminal>),
+) -> Result<Infallible, Failure> {
+    if !keyring.is_empty() {
+        join_keyring(keyring)?;
+    }
+    if let Some(personality) = &linux.personality {
+        set_personality(personality)?;
+    }
+    let wanted = Wanted::parse(process.capabilities.as_ref())?;
+    let filters = Filters::prepare(linux.seccomp.as_ref())?;
+    credentials::own_streams(process)?;
+    rlimits::apply(&process.rlimits)?;
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).step(|| "give up new privileges")?;
+    }
+    let working_directory = WorkingDirectory::enter_as_root(&process.cwd)?;
+    wanted.enter(&process.user)?;
+    working_directory.enter_as_user()?;
+    let program = Program::find(process)?;
+    let master: Vec<BorrowedFd<'_>> = terminal.iter().map(|it| it.master.as_fd()).collect();
+    control.report(&Report::Ready, &master)?;
+    drop(terminal);
+    if !order::wait_for_start(control.socket()).step(|| "wait for the start")? {
+        return Err(Failure::invalid("the agent gave the process up"));
+    }
+    fork::reset_signals().step(|| "reset signals")?;
+    fork::close_on_exec_from(CONTROL as u32).step(|| "close descriptors")?;
+    filters.load()?;
+    wanted.settle()?;
+    Err(program.execute())
+}
+
+fn set_personality(personality: &Personality) -> Result<(), Failure> {
+    let domain = match personality.domain.as_str() {
+        "LINUX" => 0,
+        "LINUX32" => 8,
+        unknown => return Err(Failure::invalid(format!("unknown personality {unknown:?}"))),
+    };
+    fork::set_personality(domain).step(|| "set the personality")
+}
+
+/// Keys of the agent's session are out of reach; a kernel without keys has none to share.
+fn join_keyring(container_id: &str) -> Result<(), Failure> {
+    let name = CString::new(format!("_ses.{container_id}"))
+        .map_err(|_| Failure::invalid("container id contains a NUL"))?;
+    match fork::join_session_keyring(&name) {
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+        result => result.step(|| "join a session keyring"),
+    }
+}

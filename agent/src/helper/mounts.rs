@@ -1,0 +1,189 @@
+//! The mounts of a container, in the order of its spec.
+//!
+//! Each is made detached (`fsmount`, `open_tree`), given its attributes, and only then attached, to a mount point that
+//! was opened below the container's root: no path of the container's is looked up twice.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use kata_sys::mount_attr::{self, MountAttributes, Reach};
+use rustix::{
+    fs::{CWD, FileType, OFlags, fstat},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    },
+};
+
+use super::{
+    copy_up,
+    options::{Change, Extent, Options},
+    paths::{Leaf, Root, leaf_for},
+};
+use crate::{
+    boot::SCRUBBED_COMMAND_LINE,
+    order::{Failure, Step},
+    spec::Mount,
+};
+
+/// Makes every mount of the spec below `root`.
+pub fn make_all(root: &Root, mounts: &[Mount]) -> Result<(), Failure> {
+    for mount in mounts {
+        make(root, mount)?;
+    }
+    Ok(())
+}
+
+/// True when the container brings a `/dev` of its own, which is then left as it is.
+pub fn brings_devices(mounts: &[Mount]) -> bool {
+    mounts.iter().any(|mount| {
+        Path::new(&mount.destination) == Path::new("/dev")
+            && Options::parse(&mount.options).bind.is_some()
+    })
+}
+
+fn make(root: &Root, mount: &Mount) -> Result<(), Failure> {
+    let mut options = Options::parse(&mount.options);
+    let kind = mount.kind.as_deref().unwrap_or_default();
+    if kind == "bind" && options.bind.is_none() {
+        options.bind = Some(Extent::Mount);
+    }
+    let described = || format!("mount {kind} on {}", mount.destination);
+    let target = PathBuf::from(&mount.destination);
+    let detached = match options.bind {
+        Some(extent) => {
+            let source = mount.source.as_deref().unwrap_or_default();
+            clone_tree(Path::new(source), extent)
+                .step(|| format!("bind {source} to {}", mount.destination))?
+        }
+        None => new_filesystem(kind, mount, &options).step(described)?,
+    };
+    if options.copy_up {
+        let below = root.look_up(&target, OFlags::RDONLY | OFlags::DIRECTORY);
+        if let Ok(below) = below {
+            copy_up::copy_directory(&below, &detached)
+                .step(|| format!("copy {} up", mount.destination))?;
+        }
+    }
+    change(&detached, &options).step(described)?;
+    let leaf = leaf_for(&detached).step(described)?;
+    let place =
+        root.make(&target, leaf).step(|| format!("make mount point {}", mount.destination))?;
+    attach(&detached, &place).step(described)?;
+    for (kind, extent) in &options.propagation {
+        propagate(&detached, u64::from(kind.bits()), *extent).step(described)?;
+    }
+    if kind == "proc" {
+        hide_nonce(root, &target).step(|| "hide the boot nonce")?;
+    }
+    Ok(())
+}
+
+/// A detached copy of the mount at `source`.
+pub fn clone_tree(source: &Path, extent: Extent) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, extent == Extent::Tree);
+    open_tree(CWD, source, flags)
+}
+
+/// A detached copy of the mount with an opened file as its root.
+pub fn clone_opened(file: impl AsFd, extent: Extent) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, extent == Extent::Tree);
+    open_tree(file.as_fd(), "", flags)
+}
+
+/// Attaches a detached mount to an opened mount point.
+pub fn attach(detached: impl AsFd, place: impl AsFd) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(detached.as_fd(), "", place.as_fd(), "", flags)
+}
+
+fn new_filesystem(kind: &str, mount: &Mount, options: &Options) -> rustix::io::Result<OwnedFd> {
+    // The guest has version 2 only; containers that ask for "cgroup" get its view, as with runc.
+    let kind = if kind == "cgroup" { "cgroup2" } else { kind };
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let source = mount.source.as_deref().filter(|source| !source.is_empty()).unwrap_or(kind);
+    fsconfig_set_string(context.as_fd(), "source", source)?;
+    let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+    if source.starts_with('/') && options.mount.set & read_only != 0 {
+        fsconfig_set_flag(context.as_fd(), "ro")?;
+    }
+    for (key, value) in &options.data {
+        match value {
+            Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())?,
+            None => fsconfig_set_flag(context.as_fd(), key.as_str())?,
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+fn change(mount: &OwnedFd, options: &Options) -> std::io::Result<()> {
+    for (change, reach) in [(options.tree, Reach::Tree), (options.mount, Reach::Mount)] {
+        let Change { set, clear } = change;
+        if set != 0 || clear != 0 {
+            mount_attr::change(mount, MountAttributes { set, clear, propagation: 0 }, reach)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the propagation type of an attached mount.
+pub fn propagate(mount: &OwnedFd, propagation: u64, extent: Extent) -> std::io::Result<()> {
+    let reach = if extent == Extent::Tree { Reach::Tree } else { Reach::Mount };
+    mount_attr::change(mount, MountAttributes { propagation, ..MountAttributes::default() }, reach)
+}
+
+/// Makes a mount, or all of a tree, read-only.
+pub fn make_read_only(mount: &OwnedFd, reach: Reach) -> std::io::Result<()> {
+    let set = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+    mount_attr::change(mount, MountAttributes { set, ..MountAttributes::default() }, reach)
+}
+
+/// Covers `cmdline` of a new proc file system by a copy without the boot nonce.
+fn hide_nonce(root: &Root, proc: &Path) -> rustix::io::Result<()> {
+    let place = root.find(&proc.join("cmdline")).map_err(|error| {
+        rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
+    })?;
+    attach(clone_tree(Path::new(SCRUBBED_COMMAND_LINE), Extent::Mount)?, place)
+}
+
+/// Covers what is at `path` so that nothing of it can be read; what is not there needs no cover.
+pub fn mask(root: &Root, path: &Path, null: &OwnedFd) -> rustix::io::Result<()> {
+    let Ok(place) = root.find(path) else { return Ok(()) };
+    if leaf_for(&place).is_ok_and(|leaf| leaf == Leaf::File) {
+        return attach(clone_opened(null, Extent::Mount)?, place);
+    }
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "size", "0")?;
+    fsconfig_set_string(context.as_fd(), "nr_blocks", "1")?;
+    fsconfig_create(context.as_fd())?;
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    attach(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?, place)
+}
+
+/// Makes the tree at `path` read-only; what is not there needs nothing.
+pub fn protect(root: &Root, path: &Path) -> std::io::Result<()> {
+    let Ok(place) = root.find(path) else { return Ok(()) };
+    let copy = clone_opened(&place, Extent::Tree)?;
+    make_read_only(&copy, Reach::Tree)?;
+    Ok(attach(copy, place)?)
+}
+
+/// True for the null device itself and nothing that only has its name.
+pub fn is_null_device(file: &OwnedFd) -> bool {
+    fstat(file).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3)
+    })
+}

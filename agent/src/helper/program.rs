@@ -1,0 +1,174 @@
+//! Finding and executing a container's program, with the words that engines look for in an error.
+
+use std::{ffi::CString, path::Path};
+
+use kata_sys::fork;
+use rustix::{
+    fs::{Access, AtFlags, CWD, FileType, accessat, stat},
+    io::Errno,
+};
+
+use crate::{
+    order::{Failure, FailureKind, Step},
+    spec::Process,
+};
+
+/// What execve takes, with nothing left to look up.
+#[derive(Debug)]
+pub struct Program {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    /// Finds the program as the process would: with its user, working directory and PATH.
+    pub fn find(process: &Process) -> Result<Self, Failure> {
+        let name = process.args.first().ok_or_else(|| Failure::invalid("process.args is empty"))?;
+        let text = |text: &String| {
+            CString::new(text.as_str())
+                .map_err(|_| Failure::invalid("process.args or process.env contains a NUL"))
+        };
+        Ok(Self {
+            path: text(&search(name, search_path(&process.env))?)?,
+            arguments: process.args.iter().map(text).collect::<Result<_, _>>()?,
+            environment: process.env.iter().map(text).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Becomes the program; returns only why it could not.
+    pub fn execute(&self) -> Failure {
+        let error = fork::execute(&self.path, &self.arguments, &self.environment);
+        let kind = match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR) => FailureKind::NotFound,
+            Some(Errno::ACCESS | Errno::PERM | Errno::NOEXEC | Errno::ISDIR) => {
+                FailureKind::PermissionDenied
+            }
+            _ => FailureKind::Internal,
+        };
+        Failure {
+            kind,
+            message: format!("exec {}: {}", self.path.to_string_lossy(), plain(&error)),
+        }
+    }
+}
+
+fn search_path(environment: &[String]) -> &str {
+    // The last assignment is the one that a shell would see.
+    environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default()
+}
+
+fn search(name: &str, path: &str) -> Result<String, Failure> {
+    if name.contains('/') {
+        return match executable(name) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                let why = format!("stat {name}: no such file or directory");
+                Err(not_run(FailureKind::NotFound, name, &why))
+            }
+            Err(Errno::ISDIR) => {
+                Err(not_run(FailureKind::PermissionDenied, name, "is a directory"))
+            }
+            Err(Errno::ACCESS | Errno::PERM) => {
+                Err(not_run(FailureKind::PermissionDenied, name, "permission denied"))
+            }
+            Err(error) => Err(error).step(|| format!("exec: {name:?}: stat {name}")),
+        };
+    }
+    path.split(':')
+        .map(|directory| if directory.is_empty() { "." } else { directory })
+        .map(|directory| format!("{directory}/{name}"))
+        .find(|candidate| !name.is_empty() && executable(candidate).is_ok())
+        .ok_or_else(|| not_run(FailureKind::NotFound, name, "executable file not found in $PATH"))
+}
+
+fn executable(path: &str) -> rustix::io::Result<()> {
+    if FileType::from_raw_mode(stat(path)?.st_mode) == FileType::Directory {
+        return Err(Errno::ISDIR);
+    }
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+}
+
+fn not_run(kind: FailureKind, name: &str, why: &str) -> Failure {
+    Failure { kind, message: format!("exec: {name:?}: {why}") }
+}
+
+/// As C and Go word it: without the number that Rust adds, in lower case.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+/// Enters the working directory, as root if the user may not.
+#[derive(Debug)]
+pub struct WorkingDirectory<'a> {
+    path: &'a Path,
+    entered: bool,
+}
+
+impl<'a> WorkingDirectory<'a> {
+    /// Before the change of user: a directory that only root may enter serves, as with runc.
+    pub fn enter_as_root(path: &'a str) -> Result<Self, Failure> {
+        let path = Path::new(if path.is_empty() { "/" } else { path });
+        if !path.is_absolute() {
+            return Err(Failure::invalid(format!("process.cwd {path:?} is not absolute")));
+        }
+        Ok(Self { path, entered: rustix::process::chdir(path).is_ok() })
+    }
+
+    /// After it: one that only the user may enter serves too.
+    pub fn enter_as_user(self) -> Result<(), Failure> {
+        if !self.entered {
+            let text = self.path.display();
+            rustix::process::chdir(self.path).map_err(|error| Failure {
+                kind: FailureKind::Internal,
+                message: format!(
+                    "chdir to cwd (\"{text}\") set in config.json failed: {}",
+                    plain(&error.into())
+                ),
+            })?;
+        }
+        // The kernel says "(unreachable)" of a directory outside of the root: nothing may be inherited from there.
+        let here = rustix::process::getcwd(Vec::new()).step(|| "find the working directory")?;
+        if !here.as_bytes().starts_with(b"/") {
+            return Err(Failure::invalid("the working directory is outside of the container"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{search, search_path};
+    use crate::order::FailureKind;
+
+    #[test]
+    fn a_program_without_a_slash_is_searched_in_path() {
+        assert_eq!(search("sh", "/nonexistent:/bin").unwrap(), "/bin/sh");
+        let error = search("no-such-program", "/bin").unwrap_err();
+        assert_eq!(error.kind, FailureKind::NotFound);
+        assert_eq!(error.message, "exec: \"no-such-program\": executable file not found in $PATH");
+    }
+
+    #[test]
+    fn a_missing_path_is_worded_as_runc_words_it() {
+        let error = search("/no/such", "/bin").unwrap_err();
+        assert_eq!(error.message, "exec: \"/no/such\": stat /no/such: no such file or directory");
+    }
+
+    #[test]
+    fn what_may_not_be_executed_is_permission_denied() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = search(file.path().to_str().unwrap(), "").unwrap_err();
+        assert_eq!(error.kind, FailureKind::PermissionDenied);
+        assert!(error.message.ends_with(": permission denied"), "{error}");
+        let error = search("/etc/", "").unwrap_err();
+        assert!(error.message.ends_with(": is a directory"), "{error}");
+    }
+
+    #[test]
+    fn the_last_path_counts() {
+        let environment = ["PATH=/a".to_owned(), "X=1".into(), "PATH=/b".into()];
+        assert_eq!(search_path(&environment), "/b");
+    }
+}

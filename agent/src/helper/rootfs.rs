@@ -1,0 +1,91 @@
+//! The root of a container: prepared from outside, then entered for good.
+
+use std::path::Path;
+
+use kata_sys::mount_attr::Reach;
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    mount::{MountPropagationFlags as Propagation, UnmountFlags, mount_change, unmount},
+    process::{fchdir, pivot_root},
+};
+
+use super::{
+    devices::{self, Nodes},
+    mounts,
+    options::Extent,
+    paths::Root,
+};
+use crate::{
+    order::{Failure, Step},
+    spec::{Linux, NamespaceKind, Spec},
+};
+
+/// Makes the tree at `path` the root of this process and its mount namespace.
+pub fn enter(path: &Path, spec: &Spec, linux: &Linux) -> Result<(), Failure> {
+    // Nothing that is mounted from here on may reach the agent's namespace.
+    mount_change("/", Propagation::PRIVATE | Propagation::REC).step(|| "isolate mounts")?;
+    let root = attach_root(path).step(|| format!("mount root {}", path.display()))?;
+    mounts::make_all(&root, &spec.mounts)?;
+    if !mounts::brings_devices(&spec.mounts) {
+        let bind = linux.namespace(NamespaceKind::User).is_some();
+        let nodes = if bind { Nodes::Bind } else { Nodes::Make };
+        devices::make_all(&root, &linux.devices, nodes)?;
+    }
+    pivot(&root).step(|| "enter the root")?;
+    drop(root);
+    let root = Root::open(Path::new("/")).step(|| "open the root")?;
+    cover_paths(&root, linux)?;
+    finish(&root, spec, linux).step(|| "finish the root")
+}
+
+/// A copy of the tree's mount, so that attributes of the container's root are its own.
+fn attach_root(path: &Path) -> std::io::Result<Root> {
+    let tree = mounts::clone_tree(path, Extent::Tree)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    mounts::attach(&tree, place)?;
+    mounts::propagate(&tree, u64::from(Propagation::PRIVATE.bits()), Extent::Tree)?;
+    Root::open(path)
+}
+
+fn pivot(root: &Root) -> std::io::Result<()> {
+    fchdir(root.directory())?;
+    // The old root ends up on top of the new one, where one detach takes it away.
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+fn cover_paths(root: &Root, linux: &Linux) -> Result<(), Failure> {
+    for path in &linux.readonly_paths {
+        mounts::protect(root, Path::new(path)).step(|| format!("make {path} read-only"))?;
+    }
+    if linux.masked_paths.is_empty() {
+        return Ok(());
+    }
+    let null = root.find(Path::new("/dev/null")).step(|| "find /dev/null")?;
+    if !mounts::is_null_device(&null) {
+        return Err(Failure::invalid(
+            "/dev/null of the container is no null device: can't mask paths",
+        ));
+    }
+    for path in &linux.masked_paths {
+        mounts::mask(root, Path::new(path), &null).step(|| format!("mask {path}"))?;
+    }
+    Ok(())
+}
+
+fn finish(root: &Root, spec: &Spec, linux: &Linux) -> std::io::Result<()> {
+    if spec.root.as_ref().is_some_and(|root| root.readonly) {
+        mounts::make_read_only(root.directory(), Reach::Mount)?;
+    }
+    let propagation = match linux.rootfs_propagation.as_deref() {
+        Some("shared" | "rshared") => Propagation::SHARED,
+        Some("slave" | "rslave") => Propagation::DOWNSTREAM,
+        Some("unbindable" | "runbindable") => Propagation::UNBINDABLE,
+        _ => return Ok(()),
+    };
+    mount_change("/", propagation | Propagation::REC)?;
+    Ok(())
+}

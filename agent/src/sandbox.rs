@@ -1,0 +1,138 @@
+//! What the guest holds: settings of the sandbox, and its containers.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use kata_protocol::agent::{CreateContainerRequest, StartSandboxRequest};
+
+use crate::{
+    clock,
+    container::{Container, Creation},
+    network,
+    order::{Failure, FailureKind, Step},
+    process::Process,
+    reaper::Reaper,
+    streams::Wanted,
+};
+
+/// As long as a name in a file system may be.
+const MAX_ID: usize = 255;
+
+/// The containers by id; `None` holds the place of one that is being created.
+type Containers = HashMap<String, Option<Arc<Container>>>;
+
+/// The one sandbox of this guest.
+#[derive(Default)]
+pub struct Sandbox {
+    pub reaper: Arc<Reaper>,
+    containers: Mutex<Containers>,
+}
+
+impl Sandbox {
+    /// Applies clock, entropy, hostname and network; without a container.
+    pub fn configure(&self, request: &StartSandboxRequest) -> Result<(), Failure> {
+        if request.clock_unix_ns != 0 {
+            clock::set(request.clock_unix_ns).step(|| "set the clock")?;
+        }
+        clock::seed(&request.entropy).step(|| "seed the random pool")?;
+        if !request.hostname.is_empty() {
+            rustix::system::sethostname(request.hostname.as_bytes()).step(|| "set the hostname")?;
+        }
+        network::configure(&request.links, &request.routes, &request.neighbours)
+    }
+
+    /// Creates a container.
+    pub async fn create(&self, request: CreateContainerRequest) -> Result<Arc<Container>, Failure> {
+        let id = request.container_id;
+        check_id(&id)?;
+        match self.containers().entry(id.clone()) {
+            Entry::Vacant(entry) => entry.insert(None),
+            Entry::Occupied(_) => {
+                return Err(Failure {
+                    kind: FailureKind::Exists,
+                    message: format!("container {id} exists already"),
+                });
+            }
+        };
+        let created = self.create_reserved(&id, request.spec, request.root, &request.stdio).await;
+        let mut containers = self.containers();
+        match &created {
+            Ok(container) => containers.insert(id, Some(container.clone())),
+            Err(_) => containers.remove(&id),
+        };
+        created
+    }
+
+    async fn create_reserved(
+        &self,
+        id: &str,
+        spec: Vec<u8>,
+        root: String,
+        stdio: &kata_protocol::agent::Stdio,
+    ) -> Result<Arc<Container>, Failure> {
+        let streams = Wanted::parse(stdio)?;
+        let creation = Creation { id: id.to_owned(), spec, root, streams };
+        Ok(Arc::new(Container::create(creation, &self.reaper).await?))
+    }
+
+    /// Takes back a container whose start has failed; its init is ending or has ended.
+    pub async fn discard(&self, container: &Container) {
+        container.init().wait().await;
+        // What is left of it stays until the guest's end, which is near: the host has been told of the failure.
+        self.delete(&container.id, "").await.ok();
+    }
+
+    /// A container by its id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        self.containers().get(id).cloned().flatten().ok_or_else(|| Failure {
+            kind: FailureKind::NotFound,
+            message: format!("no container {id}"),
+        })
+    }
+
+    /// A process by the ids of its container and itself.
+    pub fn process(&self, container_id: &str, exec_id: &str) -> Result<Arc<Process>, Failure> {
+        self.container(container_id)?.process(exec_id)
+    }
+
+    /// Frees the record of a process that has ended; with init's, the container.
+    pub async fn delete(&self, container_id: &str, exec_id: &str) -> Result<(), Failure> {
+        let container = self.container(container_id)?;
+        if !exec_id.is_empty() {
+            return container.delete_added(exec_id);
+        }
+        container.delete().await?;
+        self.containers().remove(container_id);
+        Ok(())
+    }
+
+    fn containers(&self) -> MutexGuard<'_, Containers> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An id names a cgroup directory, so it must be one name and no more.
+fn check_id(id: &str) -> Result<(), Failure> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(plain) || id.starts_with('.') {
+        return Err(Failure::invalid(format!("{id:?} is no container id")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_id;
+
+    #[test]
+    fn an_id_is_one_name_in_a_file_system() {
+        for good in ["a", "web-1.2_x+y", &"x".repeat(255)] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "é", &"x".repeat(256)] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+}

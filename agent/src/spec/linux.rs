@@ -1,0 +1,106 @@
+//! `linux`: namespaces, devices, paths.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Resources, Seccomp, StringMap, null_is_default};
+
+/// What is particular to Linux.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Linux {
+    #[serde(deserialize_with = "null_is_default")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub gid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub sysctl: StringMap,
+    pub resources: Option<Resources>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub namespaces: Vec<Namespace>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub devices: Vec<Device>,
+    pub seccomp: Option<Seccomp>,
+    pub rootfs_propagation: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub masked_paths: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub readonly_paths: Vec<String>,
+    pub personality: Option<Personality>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
+}
+
+impl Linux {
+    /// The container's entry for a namespace of this kind.
+    pub fn namespace(&self, kind: NamespaceKind) -> Option<&Namespace> {
+        self.namespaces.iter().find(|namespace| namespace.kind == kind)
+    }
+
+    /// True when the container gets a namespace of this kind made for it.
+    pub fn makes(&self, kind: NamespaceKind) -> bool {
+        self.namespace(kind).is_some_and(|namespace| namespace.path.is_none())
+    }
+}
+
+/// One range of ids of a user namespace.
+#[derive(Debug, Clone, Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container: u32,
+    #[serde(rename = "hostID")]
+    pub host: u32,
+    pub size: u32,
+}
+
+/// A namespace to make, or (with a path) to join.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Namespace {
+    #[serde(rename = "type")]
+    pub kind: NamespaceKind,
+    #[serde(default)]
+    pub path: Option<String>,
+}
+
+/// Kinds of namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceKind {
+    Pid,
+    Network,
+    Mount,
+    Ipc,
+    Uts,
+    User,
+    Cgroup,
+    Time,
+}
+
+/// A device node to make in the container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Device {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub path: String,
+    pub major: u32,
+    pub minor: u32,
+    pub file_mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// The execution domain.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Personality {
+    pub domain: String,
+}
+
+/// Offset of a clock in a time namespace.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    pub secs: i64,
+    pub nanosecs: u32,
+}

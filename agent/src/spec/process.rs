@@ -1,0 +1,67 @@
+//! `process`: the program and what it may do.
+
+use serde::Deserialize;
+
+use super::null_is_default;
+
+/// A program to run, as init or by exec.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Process {
+    pub terminal: bool,
+    pub console_size: Option<ConsoleSize>,
+    pub user: User,
+    #[serde(deserialize_with = "null_is_default")]
+    pub args: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    pub cwd: String,
+    pub capabilities: Option<Capabilities>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub rlimits: Vec<Rlimit>,
+    pub no_new_privileges: bool,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+pub struct ConsoleSize {
+    pub height: u16,
+    pub width: u16,
+}
+
+/// Numeric identity; names were resolved by the engine.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    pub umask: Option<u32>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub additional_gids: Vec<u32>,
+}
+
+/// The five capability sets, as names.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    #[serde(deserialize_with = "null_is_default")]
+    pub bounding: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub effective: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub inheritable: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub permitted: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub ambient: Vec<String>,
+}
+
+/// One resource limit; `u64::MAX` is infinity.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Rlimit {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub soft: u64,
+    pub hard: u64,
+}

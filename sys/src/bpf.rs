@@ -1,0 +1,104 @@
+//! Device rules of a cgroup: loading and attaching of `BPF_PROG_TYPE_CGROUP_DEVICE` programs.
+
+use std::{
+    io,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+};
+
+/// One eBPF instruction, as the kernel reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Instruction {
+    /// Operation code.
+    pub code: u8,
+    /// Destination register in the low, source register in the high four bits.
+    pub registers: u8,
+    /// Jump distance or memory offset.
+    pub offset: i16,
+    /// Immediate operand.
+    pub immediate: i32,
+}
+
+const PROG_LOAD: libc::c_int = 5;
+const PROG_ATTACH: libc::c_int = 8;
+const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const ATTACH_CGROUP_DEVICE: u32 = 6;
+const ATTACH_ALLOW_MULTI: u32 = 2;
+
+/// The beginning of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+struct LoadAttributes {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+}
+
+/// The beginning of `union bpf_attr` for BPF_PROG_ATTACH.
+#[repr(C)]
+struct AttachAttributes {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+    replaced: u32,
+}
+
+/// Gives a program to the kernel, which verifies it.
+///
+/// # Errors
+/// `EINVAL` or `EACCES` when the verifier refuses; `EPERM` without CAP_BPF.
+pub fn load_device_program(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    let attributes = LoadAttributes {
+        program_type: PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+    };
+    // SAFETY: the attributes name `instruction_count` instructions and a NUL-terminated licence, all of
+    // which outlive the call; there is no log buffer for the kernel to write to.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>())
+    };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: BPF_PROG_LOAD returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a device program to a cgroup directory; programs of its ancestors stay in force.
+///
+/// `replaced` is detached in the same instant; without it the program is added.
+///
+/// # Errors
+/// Those of bpf(2).
+pub fn attach_device_program(
+    cgroup: impl AsFd,
+    program: impl AsFd,
+    replaced: Option<&OwnedFd>,
+) -> io::Result<()> {
+    const REPLACE: u32 = 4;
+    let attributes = AttachAttributes {
+        target: cgroup.as_fd().as_raw_fd() as u32,
+        program: program.as_fd().as_raw_fd() as u32,
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: ATTACH_ALLOW_MULTI | replaced.map_or(0, |_| REPLACE),
+        replaced: replaced.map_or(0, |program| program.as_raw_fd() as u32),
+    };
+    // SAFETY: the attributes are plain integers and outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_ATTACH,
+            &raw const attributes,
+            size_of::<AttachAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
