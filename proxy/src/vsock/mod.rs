@@ -22,3 +22,6 @@ pub mod credit;
 pub mod device;
 pub mod header;
 pub mod muxer;
+
+#[cfg(test)]
+mod tests;

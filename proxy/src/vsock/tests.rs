@@ -1,0 +1,5 @@
+//! The device from both ends: a guest that writes rings into memory, and a host that holds the Unix sockets.
+
+mod hostile;
+mod rig;
+mod streams;
