@@ -42,6 +42,7 @@ fn run() -> anyhow::Result<()> {
     };
     let tree = inherited(7, "shared tree")?;
     close_rest()?;
+    kata_sys::heap::share_one_arena();
     let tree = jail::enter(tree, &sockets.control).context("cannot enter the jail")?;
     match serve(&config, sockets, tree)? {
         End::Vmm | End::Shim => Ok(()),

@@ -9,6 +9,8 @@ pub mod entropy;
 pub mod fork;
 #[cfg(feature = "guest-memory")]
 pub mod guest_memory;
+#[cfg(target_env = "gnu")]
+pub mod heap;
 pub mod inherit;
 pub mod jail;
 pub mod mount_attr;

@@ -54,13 +54,22 @@ impl Pressure {
     pub fn check(&self) {
         let high = self.limit / 4 * 3;
         if self.reported.load(Ordering::Relaxed) {
-            let open = (1..=SAMPLES).filter(|sample| is_open(high * sample / SAMPLES)).count();
-            if open < (SAMPLES / 2) as usize {
-                self.reported.store(false, Ordering::Relaxed);
+            if self.sample(high) < SAMPLES / 2 && self.reported.swap(false, Ordering::Relaxed) {
+                // What thousands of inodes have taken is worth having back.
+                kata_sys::heap::trim();
             }
-        } else if is_open(high) && !self.reported.swap(true, Ordering::Relaxed) {
+        } else if is_open(high)
+            // The number alone may be a file that stays open for long.
+            && self.sample(high) > SAMPLES / 8 * 7
+            && !self.reported.swap(true, Ordering::Relaxed)
+        {
             (self.report)(high, self.limit);
         }
+    }
+
+    /// How many of [`SAMPLES`] descriptors below `high` are open.
+    fn sample(&self, high: u64) -> u64 {
+        (1..=SAMPLES).map(|sample| u64::from(is_open(high * sample / SAMPLES))).sum()
     }
 }
 
