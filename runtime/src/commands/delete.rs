@@ -1,12 +1,11 @@
 //! `delete`: nothing is left of a container.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{os::fd::OwnedFd, time::Duration};
 
-use kata_engine_api::{
-    dial::{SHIM_SOCKET, connect_stream},
-    handover::FailureKind,
-};
-use tokio::{io::Interest, net::UnixStream, time::timeout};
+use kata_engine_api::handover::FailureKind;
+use kata_sys::watch::watch;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::{io::Interest, time::timeout};
 
 use super::{Context, state::has_unnoticed_end};
 use crate::{
@@ -58,12 +57,14 @@ impl Context<'_> {
 /// What a live shim does of it; without one nothing is done.
 async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Result<(), Failure> {
     let Some(shim) = ShimClient::connect(dir, id)? else { return Ok(()) };
-    let line = connect_stream(dir.as_fd(), SHIM_SOCKET).ok();
+    let record = dir.record()?;
+    // Taken while it lives for certain, so that it is no other process of the same number.
+    let process = record.as_ref().and_then(|record| pidfd(record.shim_pid));
     if force {
         // One that has ended already refuses the signal.
         shim.kill(Signal::KILL, true).await.ok();
     }
-    if force || dir.record()?.as_ref().is_some_and(has_unnoticed_end) {
+    if force || record.as_ref().is_some_and(has_unnoticed_end) {
         // Delete finds out whether it has.
         timeout(END, shim.wait()).await.ok();
     }
@@ -74,18 +75,18 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
         }
         deleted => deleted.map_err(|failure| still_running(failure, id))?,
     }
-    if let Some(line) = line {
-        timeout(EXIT, closed(line)).await.ok();
+    if let Some(process) = process {
+        let process =
+            watch(process, Interest::READABLE).map_err(Failure::host("wait for the shim"))?;
+        // Whatever it is still busy with, the directory tells whether it has done its work.
+        timeout(EXIT, process.readable()).await.ok();
     }
     Ok(())
 }
 
-/// Waits until the shim's end of a connection is closed.
-async fn closed(line: std::os::unix::net::UnixStream) -> std::io::Result<()> {
-    line.set_nonblocking(true)?;
-    let line = UnixStream::from_std(line)?;
-    // Nothing is ever sent on it unasked: what can be read is the end.
-    line.ready(Interest::READABLE).await.map(drop)
+fn pidfd(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 fn still_running(failure: Failure, id: &ContainerId) -> Failure {

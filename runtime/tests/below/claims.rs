@@ -1,0 +1,192 @@
+//! What is claimed, one function each.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+};
+
+/// A prefix with the real command line, a bundle, and an empty state directory.
+struct Host {
+    scratch: tempfile::TempDir,
+}
+
+impl Host {
+    fn new(arguments: &[&str]) -> Self {
+        let host = Self { scratch: tempfile::tempdir().unwrap() };
+        let runtime = Path::new(env!("CARGO_BIN_EXE_kata-runtime"));
+        let this = env::current_exe().unwrap();
+        for (from, to) in [
+            (runtime, "p/bin/kata-runtime"),
+            (&this, "p/bin/containerd-shim-kata-v2"),
+            (&this, "p/libexec/kata/kata-monitor"),
+            (&this, "b/rootfs/program"),
+        ] {
+            let to = host.path(to);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(drop)).unwrap();
+        }
+        assert_eq!(host.run(&["spec", "--bundle", "b"]).0, 0);
+        let text = fs::read(host.path("b/config.json")).unwrap();
+        let mut spec: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        spec["process"]["terminal"] = false.into();
+        spec["process"]["args"] = arguments.into();
+        fs::write(host.path("b/config.json"), spec.to_string()).unwrap();
+        host
+    }
+
+    fn path(&self, relative: &str) -> PathBuf {
+        self.scratch.path().join(relative)
+    }
+
+    fn mood(self, mood: &str) -> Self {
+        fs::write(self.path("p/mood"), mood).unwrap();
+        self
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.path("p/bin/kata-runtime"));
+        command.arg("--root").arg(self.path("root")).args(words);
+        command.current_dir(self.scratch.path());
+        // Files: a container that lives on would keep pipes open, and whoever reads them waiting.
+        let file = |name: &str| File::create(self.path(name)).unwrap();
+        command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> (i32, String) {
+        let status = self.command(words).status().unwrap();
+        (status.code().unwrap(), fs::read_to_string(self.path("out")).unwrap())
+    }
+
+    /// Exit code and what was complained.
+    fn told(&self, words: &[&str]) -> (i32, String) {
+        let (code, _) = self.run(words);
+        (code, fs::read_to_string(self.path("err")).unwrap())
+    }
+
+    fn spawn(&self, words: &[&str]) -> Child {
+        self.command(words).spawn().unwrap()
+    }
+
+    fn status(&self, id: &str) -> Option<String> {
+        let (_, text) = self.run(&["state", id]);
+        let state: serde_json::Value = serde_json::from_str(&text).ok()?;
+        Some(state["status"].as_str().unwrap().to_owned())
+    }
+
+    /// No state is left, and no process whose program is in our prefix.
+    fn assert_nothing_is_left(&self) {
+        assert_eq!(fs::read_dir(self.path("root")).map(Iterator::count).unwrap_or_default(), 0);
+        for entry in fs::read_dir("/proc").unwrap() {
+            let program = fs::read_link(entry.unwrap().path().join("exe")).unwrap_or_default();
+            assert!(!program.starts_with(self.scratch.path()), "{program:?} is left");
+        }
+    }
+}
+
+pub fn all() -> ExitCode {
+    let claims: &[(&str, fn())] = &[
+        ("the_exit_code_of_run_is_the_command_s", the_exit_code_of_run_is_the_command_s),
+        ("a_signal_to_run_reaches_the_container", a_signal_to_run_reaches_the_container),
+        ("a_container_lives_from_create_to_delete", a_container_lives_from_create_to_delete),
+        ("a_refused_create_leaves_nothing", a_refused_create_leaves_nothing),
+        ("a_shim_that_dies_leaves_nothing", a_shim_that_dies_leaves_nothing),
+        ("a_pid_file_that_cannot_be_written_undoes_the_create", unwritable_pid_file),
+        ("a_start_that_fails_leaves_nothing_of_run", a_start_that_fails_leaves_nothing_of_run),
+        ("force_deletes_what_runs", force_deletes_what_runs),
+    ];
+    for (name, claim) in claims {
+        claim();
+        println!("{name} ... ok");
+    }
+    ExitCode::SUCCESS
+}
+
+fn the_exit_code_of_run_is_the_command_s() {
+    for code in ["0", "1", "42", "255"] {
+        let host = Host::new(&["/program", "exit", code]);
+        assert_eq!(host.told(&["run", "-b", "b", "c1"]), (code.parse().unwrap(), String::new()));
+        host.assert_nothing_is_left();
+    }
+}
+
+fn a_signal_to_run_reaches_the_container() {
+    let host = Host::new(&["/program", "wait"]);
+    let mut run = host.spawn(&["run", "-b", "b", "c1"]);
+    // Each round is a whole program; the bound only catches a container that never runs.
+    assert!((0..1000).any(|_| host.status("c1").as_deref() == Some("running")));
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(143));
+    host.assert_nothing_is_left();
+}
+
+fn a_container_lives_from_create_to_delete() {
+    let host = Host::new(&["/program", "wait"]);
+    assert_eq!(host.told(&["create", "-b", "b", "--pid-file", "pid", "c1"]), (0, String::new()));
+    let pid = fs::read_to_string(host.path("pid")).unwrap();
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert_eq!(program, host.path("p/libexec/kata/kata-monitor").canonicalize().unwrap());
+    assert_eq!(host.status("c1").as_deref(), Some("created"));
+
+    let (code, complaint) = host.told(&["create", "-b", "b", "c1"]);
+    assert!(
+        code == 1 && complaint.contains("container with given ID already exists"),
+        "{complaint}"
+    );
+    let (code, complaint) = host.told(&["delete", "c1"]);
+    assert!(code == 1 && complaint.contains("cannot delete container c1 that is not stopped"));
+
+    assert_eq!(host.told(&["start", "c1"]), (0, String::new()));
+    assert_eq!(host.status("c1").as_deref(), Some("running"));
+    assert_eq!(host.run(&["list", "-q"]), (0, "c1\n".to_owned()));
+    assert_eq!(host.told(&["kill", "c1", "KILL"]), (0, String::new()));
+    let (code, complaint) = host.told(&["kill", "c1", "15"]);
+    assert!(code == 1 && complaint.contains("container not running"), "{complaint}");
+    assert_eq!(host.told(&["delete", "c1"]), (0, String::new()));
+    assert_eq!(host.told(&["delete", "c1"]).0, 1);
+    assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
+    host.assert_nothing_is_left();
+}
+
+fn a_refused_create_leaves_nothing() {
+    let host = Host::new(&["/program"]).mood("refuses");
+    let (code, complaint) = host.told(&["create", "-b", "b", "c1"]);
+    assert_eq!(
+        (code, complaint.as_str()),
+        (126, "kata-runtime: create: exec: \"x\": permission denied\n")
+    );
+    host.assert_nothing_is_left();
+}
+
+fn a_shim_that_dies_leaves_nothing() {
+    let host = Host::new(&["/program"]).mood("dies");
+    let (code, complaint) = host.told(&["create", "-b", "b", "c1"]);
+    assert!(code == 1 && complaint.contains("the shim ended without an answer"), "{complaint}");
+    host.assert_nothing_is_left();
+}
+
+fn unwritable_pid_file() {
+    let host = Host::new(&["/program", "wait"]);
+    let (code, complaint) =
+        host.told(&["create", "-b", "b", "--pid-file", "no/such/dir/pid", "c1"]);
+    assert!(code == 1 && complaint.contains("no/such/dir/pid"), "{complaint}");
+    host.assert_nothing_is_left();
+}
+
+fn a_start_that_fails_leaves_nothing_of_run() {
+    let host = Host::new(&["/program", "fail"]);
+    let (code, complaint) = host.told(&["run", "-b", "b", "c1"]);
+    assert!(code == 127 && complaint.contains("executable file not found in $PATH"), "{complaint}");
+    host.assert_nothing_is_left();
+}
+
+fn force_deletes_what_runs() {
+    let host = Host::new(&["/program", "wait"]);
+    assert_eq!(host.told(&["run", "-d", "-b", "b", "c1"]), (0, String::new()));
+    assert_eq!(host.status("c1").as_deref(), Some("running"));
+    assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
+    host.assert_nothing_is_left();
+}
