@@ -79,7 +79,7 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: PathBuf,
-    /// Kernel command line; the driver adds what the machine and the accelerator need.
+    /// Kernel parameters of the caller's own; the driver adds console, panic, reset and TSC.
     pub command_line: String,
     /// Guest memory; shared with the vhost-user backends.
     pub memory: MemoryMib,

@@ -151,11 +151,20 @@ fn platform(line: &mut Line, config: &VmConfig) {
     }
 }
 
+/// What the supervisor relies on: the console where it listens, and a panic that ends in a reset at once, by the one
+/// way that every machine has (a triple fault).
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 reboot=t";
+
 fn kernel_command_line(config: &VmConfig) -> String {
-    match (config.accelerator, config.tsc_khz) {
-        (Accelerator::Tcg, Some(khz)) => format!("{} tsc_early_khz={khz}", config.command_line),
-        _ => config.command_line.clone(),
+    let mut line = KERNEL_PARAMETERS.to_owned();
+    if let (Accelerator::Tcg, Some(khz)) = (config.accelerator, config.tsc_khz) {
+        line.push_str(&format!(" tsc_early_khz={khz}"));
     }
+    if !config.command_line.is_empty() {
+        line.push(' ');
+        line.push_str(&config.command_line);
+    }
+    line
 }
 
 struct Chardev<'a> {
@@ -260,7 +269,7 @@ fn backend(file: &OwnedFd) -> Result<&'static str, HypervisorError> {
 mod tests {
     use std::{fs::File, os::fd::OwnedFd};
 
-    use super::{Properties, Sockets, check, render};
+    use super::{KERNEL_PARAMETERS, Properties, Sockets, check, render};
     use crate::{
         Accelerator, Access, Disk, MacAddress, MachineType, MemoryMib, Nic, Share, VmConfig, Vsock,
         qemu::{files::Files, launch::Descriptors},
@@ -273,7 +282,7 @@ mod tests {
     fn config(machine: MachineType) -> VmConfig {
         VmConfig {
             machine,
-            command_line: "console=ttyS0".into(),
+            command_line: "kata.nonce=00".into(),
             tsc_khz: Some(2_500_000),
             vsock: Some(Vsock { socket: null() }),
             shares: vec![Share { tag: "roots".into(), socket: null() }],
@@ -335,11 +344,13 @@ mod tests {
     #[test]
     fn only_an_emulated_guest_is_told_the_tsc() {
         let emulated = rendered(config(MachineType::Microvm));
-        assert_eq!(values(&emulated, "-append"), ["console=ttyS0 tsc_early_khz=2500000"]);
+        let line = format!("{KERNEL_PARAMETERS} tsc_early_khz=2500000 kata.nonce=00");
+        assert_eq!(values(&emulated, "-append"), [line]);
         assert_eq!(values(&emulated, "-cpu"), ["max"]);
         let accelerator = Accelerator::Kvm;
         let native = rendered(VmConfig { accelerator, ..config(MachineType::Microvm) });
-        assert_eq!(values(&native, "-append"), ["console=ttyS0"]);
+        let line = format!("{KERNEL_PARAMETERS} kata.nonce=00");
+        assert_eq!(values(&native, "-append"), [line]);
         assert_eq!(
             (values(&native, "-accel"), values(&native, "-cpu")),
             (vec!["kvm"], vec!["host"])

@@ -47,7 +47,7 @@ impl QemuRig {
     pub fn config(&self, guest: Guest) -> VmConfig {
         VmConfig {
             machine: self.machine,
-            command_line: format!("console=ttyS0 quiet panic=-1 reboot=t {}", guest.parameter()),
+            command_line: guest.parameter().into(),
             tsc_khz: TscClock::start().khz(),
             ..VmConfig::new(image().kernel.clone(), image().initrd.clone())
         }
@@ -178,6 +178,17 @@ pub async fn a_dropped_vm_leaves_no_process(rig: &QemuRig) {
     let pidfd = kata_sys::watch::watch(pidfd.unwrap(), tokio::io::Interest::READABLE).unwrap();
     drop(vm);
     drop(pidfd.readable().await.unwrap());
+}
+
+/// `panic=0`: the kernel loops for ever after its last words.
+pub async fn a_panicked_guest_that_stays_is_ended(rig: &QemuRig) {
+    let mut config = rig.config(Guest::Panic);
+    config.command_line.push_str(" panic=0");
+    let vm = Qemu::new(rig.settings(), config).unwrap();
+    vm.boot().await.unwrap();
+    console_says(&vm, "Kernel panic").await;
+    let end = tokio::time::timeout(Duration::from_secs(2), vm.wait()).await.unwrap();
+    assert!(matches!(end, VmEnd::GuestPanic(_)), "{end:?}");
 }
 
 /// The process that owned the VM is killed: no code of ours runs any more.
