@@ -12,6 +12,9 @@
 //!            └ pidfd ──────────────────────────────────────────────────────┘
 //! ```
 //!
+//! QEMU ends with the *thread* that started it. So `boot` is awaited on a runtime's own threads (main or worker), never
+//! on one of the blocking pool, which end when they are idle.
+//!
 //! A guest that says it dies but does not, and a QEMU that says it ends but does not, are killed after a grace.
 
 mod command_line;
