@@ -6,6 +6,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixListener},
     sync::{Arc, mpsc},
     thread,
+    time::Duration,
 };
 
 use vhost::vhost_user::Listener;
@@ -82,6 +83,10 @@ pub enum ServeError {
 /// One in so many descriptors is not the guest's to fill with inodes: sockets of connections, and requests under way.
 const RESERVED_SHARE: u64 = 8;
 
+/// How long what a guest has sent may outlive its VMM: a reader that is alive takes 256 KiB in a fraction of it, and the
+/// sandbox's end has to be known within a second.
+const DRAIN: Duration = Duration::from_millis(800);
+
 /// Serves all devices until the sandbox ends.
 ///
 /// # Errors
@@ -89,7 +94,7 @@ const RESERVED_SHARE: u64 = 8;
 pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, ServeError> {
     let (ended, ends) = mpsc::channel();
     let control = sockets.control;
-    start_vsock(config, control.clone(), sockets.vsock, &ended)?;
+    let vsock = start_vsock(config, control.clone(), sockets.vsock, &ended)?;
     let reporter = control.clone();
     let pressure = Pressure::new(tree.descriptors, move |open, limit| {
         // A shim that is behind, or gone, is told the next time.
@@ -115,7 +120,11 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
             ended.send(End::Shim).unwrap_or_default();
         })
         .map_err(ServeError::Thread)?;
-    Ok(ends.recv().unwrap_or(End::Shim))
+    let end = ends.recv().unwrap_or(End::Shim);
+    if end != End::Shim {
+        vsock.drain(DRAIN);
+    }
+    Ok(end)
 }
 
 fn start_vsock(
@@ -123,12 +132,13 @@ fn start_vsock(
     control: Control,
     listener: OwnedFd,
     ended: &mpsc::Sender<End>,
-) -> Result<(), ServeError> {
+) -> Result<Arc<VsockBackend<Control>>, ServeError> {
     let identity = Identity { guest_cid: config.guest_cid, ports: config.ports.clone() };
     let backend = VsockBackend::new(identity, control).map_err(ServeError::Vsock)?;
     let daemon = daemon("vsock", Arc::clone(&backend))?;
     backend.register(&daemon).map_err(ServeError::Vsock)?;
-    watch("vsock", daemon, listener, ended.clone())
+    watch("vsock", daemon, listener, ended.clone())?;
+    Ok(backend)
 }
 
 fn daemon<B>(name: &'static str, backend: B) -> Result<VhostUserDaemon<B>, ServeError>

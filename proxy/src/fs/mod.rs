@@ -118,6 +118,8 @@ impl Share {
             cache_policy,
             writeback,
             xattr: true,
+            // Otherwise the guest asks for security.capability before each write(2): 3,000 appends took 0.96 s, not 0.01.
+            killpriv_v2: true,
             // An inode descriptor for each name that is merely listed is what a large tree can't afford.
             readdirplus: false,
             announce_submounts: false,

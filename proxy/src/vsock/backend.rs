@@ -7,7 +7,8 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::Duration,
 };
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -58,6 +59,8 @@ struct State<A> {
     muxer: Muxer<A>,
     memory: Option<Memory>,
     broken: [bool; QUEUES],
+    /// Who waits for the last byte to be handed out.
+    drained: Option<mpsc::Sender<()>>,
 }
 
 impl<A: Announcer + 'static> VsockBackend<A> {
@@ -70,7 +73,12 @@ impl<A: Announcer + 'static> VsockBackend<A> {
         let muxer = Muxer::new(identity, announcer)?;
         Ok(Arc::new(Self {
             guest_cid,
-            state: Mutex::new(State { muxer, memory: None, broken: [false; QUEUES] }),
+            state: Mutex::new(State {
+                muxer,
+                memory: None,
+                broken: [false; QUEUES],
+                drained: None,
+            }),
             again: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
     }
@@ -90,6 +98,21 @@ impl<A: Announcer + 'static> VsockBackend<A> {
         Ok(())
     }
 
+    /// Waits until the host has taken what the guest had sent, but no longer than `limit`.
+    pub fn drain(&self, limit: Duration) {
+        let (drained, waiter) = mpsc::channel();
+        {
+            let mut state = self.lock();
+            if !state.muxer.has_backlog() {
+                return;
+            }
+            state.drained = Some(drained);
+        }
+        if waiter.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!("output of the guest is lost: nobody took it");
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,6 +130,15 @@ impl<A: Announcer + 'static> VsockBackend<A> {
 }
 
 impl<A: Announcer> State<A> {
+    fn on_host_events(&mut self) -> io::Result<()> {
+        self.muxer.on_host_events()?;
+        if self.drained.is_some() && !self.muxer.has_backlog() {
+            // Wakes the waiter: nothing is ever sent.
+            self.drained = None;
+        }
+        Ok(())
+    }
+
     /// One pass over both queues; true when there is more to do right now.
     fn pass(&mut self, vrings: &[Vring]) -> bool {
         let Some(memory) = self.memory.as_ref().map(GuestAddressSpace::memory) else {
@@ -204,7 +236,7 @@ impl<A: Announcer + 'static> VhostUserBackend for VsockBackend<A> {
         _thread_id: usize,
     ) -> io::Result<()> {
         match device_event {
-            HOST_EVENT => self.lock().muxer.on_host_events()?,
+            HOST_EVENT => self.lock().on_host_events()?,
             AGAIN_EVENT => {
                 // Only this thread reads it; should it be empty, nothing is lost.
                 let mut count = [0; 8];

@@ -137,6 +137,11 @@ impl Connection {
         self.socket.as_fd()
     }
 
+    /// True when bytes of the guest wait for the host side.
+    pub fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
     /// The host side has been given its end.
     pub fn announced(&mut self) {
         self.stage = Stage::Open;

@@ -145,6 +145,12 @@ impl<A: Announcer> Muxer<A> {
         !self.resets.is_empty() || !self.turns.is_empty()
     }
 
+    /// True when bytes of the guest wait for the host side of any connection.
+    pub fn has_backlog(&self) -> bool {
+        let mut connections = self.slots.iter().filter_map(|slot| slot.connection.as_ref());
+        connections.any(Connection::has_backlog)
+    }
+
     /// Takes a packet of the guest; `payload` is as long as its header says.
     pub fn on_packet(&mut self, header: &Header, payload: &[VolatileSlice<'_>]) {
         if header.src_cid != self.identity.guest_cid {
