@@ -128,6 +128,15 @@ impl Hierarchies {
     }
 }
 
+/// A directory that is not there yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Absolute host path.
+    pub path: PathBuf,
+    /// The sandbox's own group or one below; otherwise on the way to it.
+    pub own: bool,
+}
+
 /// The groups of one sandbox: planned first, so that the ledger can name them, then made.
 #[derive(Debug, Clone)]
 pub struct Groups {
@@ -156,15 +165,16 @@ impl Groups {
         Ok(Self { hierarchies: Hierarchies::find()?, path: relative })
     }
 
-    /// Directories that [`Groups::make`] is going to make, outermost first.
-    pub fn missing(&self) -> Vec<PathBuf> {
+    /// What [`Groups::make`] is going to make, outermost first.
+    pub fn missing(&self) -> Vec<Missing> {
+        let depth = self.path.components().count();
         let mut missing = Vec::new();
         for root in self.distinct_roots() {
             let mut path = root.clone();
-            for part in self.path.join(VM_GROUP).components() {
+            for (above, part) in self.path.join(VM_GROUP).components().enumerate() {
                 path.push(part);
                 if !path.exists() {
-                    missing.push(path.clone());
+                    missing.push(Missing { path: path.clone(), own: above + 1 >= depth });
                 }
             }
         }
@@ -176,17 +186,22 @@ impl Groups {
     /// # Errors
     /// [`CgroupError`].
     pub fn make(&self) -> Result<(), CgroupError> {
-        for path in self.missing() {
-            match fs::create_dir(&path) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(CgroupError::Make { path, source: e });
-                }
-                _ => {}
-            }
-            inherit_cpuset(&path)?;
+        for root in self.distinct_roots() {
+            self.make_below(&root)?;
         }
         self.enable_controllers();
         Ok(())
+    }
+
+    /// Another sandbox may take the way to our group away as unused while we are on it; then we begin again.
+    fn make_below(&self, root: &Path) -> Result<(), CgroupError> {
+        loop {
+            match make_all(root, &self.path.join(VM_GROUP)) {
+                Err(CgroupError::Make { source, .. } | CgroupError::Write { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && root.exists() => {}
+                made => return made,
+            }
+        }
     }
 
     /// Puts the monitor into the container's group.
@@ -335,6 +350,39 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
         value: value.into(),
         source,
     })
+}
+
+fn make_all(root: &Path, group: &Path) -> Result<(), CgroupError> {
+    let mut path = root.to_owned();
+    for part in group.components() {
+        path.push(part);
+        match fs::create_dir(&path) {
+            Ok(()) => inherit_cpuset(&path)?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(CgroupError::Make { path, source }),
+        }
+    }
+    Ok(())
+}
+
+/// Removes a group that has neither processes nor groups; leaves one that has.
+///
+/// # Errors
+/// [`CgroupError::Remove`].
+pub fn remove_unused(path: &Path) -> Result<(), CgroupError> {
+    match fs::remove_dir(path) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::ResourceBusy
+                    | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Ok(())
+        }
+        removed => removed.map_err(|source| CgroupError::Remove { path: path.into(), source }),
+    }
 }
 
 /// Kills what is left in a group and the groups below it, and removes them. Succeeds when it is gone already.

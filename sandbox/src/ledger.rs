@@ -27,8 +27,13 @@ pub const FILE: &str = "ledger";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Entry {
-    /// A cgroup directory that Kata made (not one that existed before).
+    /// A sandbox's own cgroup directory: whatever runs in it or below is killed.
     Cgroup {
+        /// Absolute host path.
+        path: PathBuf,
+    },
+    /// A directory on the way to it, which other sandboxes may use too: removed when nobody does.
+    CgroupParent {
         /// Absolute host path.
         path: PathBuf,
     },
@@ -130,6 +135,8 @@ pub fn replay(directory: &Path) -> Result<(), LedgerError> {
 fn undo(entry: &Entry) -> Result<(), LedgerError> {
     match entry {
         Entry::Cgroup { path } => cgroup::remove(path)
+            .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
+        Entry::CgroupParent { path } => cgroup::remove_unused(path)
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
         Entry::Redirect { namespace, identity, link } => {
             network::restore_link(namespace, *identity, link).map_err(|source| {

@@ -29,7 +29,7 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     agent::{Agent, AgentError},
-    cgroup::{CgroupError, Groups, Limits},
+    cgroup::{self, CgroupError, Groups, Limits},
     guest::{AgentConnection, Switchboard},
     ledger::{self, Entry, Ledger, LedgerError},
     network::{self, Namespace, Network, NetworkError},
@@ -185,8 +185,9 @@ impl Sandbox {
     pub fn prepare(settings: Settings) -> Result<Arc<Self>, SandboxError> {
         let steps = Arc::new(Steps::from_environment());
         let ledger = Ledger::open(&settings.directory_fd)?;
-        for path in settings.groups.missing() {
-            ledger.intend(&steps, &Entry::Cgroup { path })?;
+        for cgroup::Missing { path, own } in settings.groups.missing() {
+            let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
+            ledger.intend(&steps, &entry)?;
         }
         steps.enter(Step::MakeCgroup)?;
         settings.groups.make()?;
