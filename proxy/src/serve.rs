@@ -108,7 +108,10 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
     let shares = [(Share::Roots, sockets.roots), (Share::Volumes, sockets.volumes)];
     for ((share, listener), proc_self_fd) in shares.into_iter().zip(tree.proc_self_fd) {
         let backend = share.backend(&tree.path, proc_self_fd, &limits, pressure.clone())?;
-        let daemon = daemon(share.tag(), backend)?;
+        let daemon = daemon(share.tag(), Arc::clone(&backend))?;
+        backend
+            .register(&daemon)
+            .map_err(|source| ShareError::Timer { tag: share.tag(), source })?;
         watch(share.tag(), daemon, listener, ended.clone())?;
     }
     control.send(&Message::Ready {}, &[]).map_err(ServeError::Ready)?;

@@ -39,6 +39,14 @@ pub enum ShareError {
         /// Why.
         source: io::Error,
     },
+    /// The device's timer cannot be made.
+    #[error("cannot make a timer for the {tag} share")]
+    Timer {
+        /// Tag of the share.
+        tag: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The device cannot be made.
     #[error("cannot make the device of the {tag} share")]
     Device {
@@ -103,7 +111,8 @@ impl Share {
             .set_tag(Some(tag.to_owned()))
             .build(fs)
             .map_err(|source| ShareError::Device { tag, source })?;
-        Ok(Arc::new(PressureBackend::new(device, pressure)))
+        let backend = PressureBackend::new(device, pressure);
+        Ok(Arc::new(backend.map_err(|source| ShareError::Timer { tag, source })?))
     }
 
     fn caching(self) -> passthrough::Config {

@@ -59,6 +59,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
     libc::SYS_ppoll,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
     // Streams, but for making them.
     libc::SYS_accept4,
     libc::SYS_recvmsg,
