@@ -80,6 +80,10 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETFCAP);
 
+/// Most open files, whatever the host allows: each one that a guest holds pins an inode, a kilobyte or more of the host's
+/// kernel, and half a kilobyte here.
+const MAX_DESCRIPTORS: u64 = 65_536;
+
 /// Enters the jail; `tree` is a directory that is the root of a mount.
 ///
 /// # Errors
@@ -111,11 +115,12 @@ fn follow_shim(control: &Control) -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the soft limit of open files to the hard one and returns it.
+/// Sets both limits of open files to the hard one, if that is not beyond reason, and returns it.
 fn raise_descriptors() -> io::Result<u64> {
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
-    Ok(maximum.unwrap_or(u64::MAX))
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let limit = hard.min(MAX_DESCRIPTORS);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+    Ok(limit)
 }
 
 fn open_proc() -> io::Result<File> {

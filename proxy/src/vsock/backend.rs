@@ -13,9 +13,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{
-    VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex, VringT,
-};
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
@@ -23,10 +21,10 @@ use vmm_sys_util::epoll::EventSet;
 use super::{
     device::{self, BrokenQueue, Progress},
     muxer::{Announcer, Identity, Muxer},
+    vring::Vring,
 };
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
-type Vring = VringMutex<Memory>;
 
 /// Queues that the back end serves; the third one, for events, stays with the VMM.
 const QUEUES: usize = 2;
