@@ -102,9 +102,8 @@ mod tests {
     #[test]
     fn more_slices_than_fit_are_a_short_transfer() {
         let (near, _far) = UnixStream::pair().unwrap();
-        let mut bytes = vec![7; MAX_SLICES + 9];
-        let slices: Vec<VolatileSlice<'_>> =
-            bytes.chunks_mut(1).map(VolatileSlice::from).collect();
+        let mut bytes = [7; MAX_SLICES + 9];
+        let slices: Vec<VolatileSlice<'_>> = bytes.chunks_mut(1).map(VolatileSlice::from).collect();
         assert_eq!(send(&near, &slices).unwrap(), MAX_SLICES);
     }
 
