@@ -1,0 +1,54 @@
+//! OCI bundles.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::{Kata, Root};
+
+/// A bundle around a root file system.
+#[derive(Debug)]
+pub struct Bundle {
+    directory: tempfile::TempDir,
+    /// What `config.json` says; [`Bundle::write`] after changing it.
+    pub config: Value,
+    root: Root,
+}
+
+impl Bundle {
+    /// A bundle that `kata-runtime spec` has begun, without a terminal, that runs `args`.
+    pub fn new(kata: &Kata, root: Root, args: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_str().unwrap().to_owned();
+        let made = kata.call(&["spec", "--bundle", &path]);
+        assert_eq!(made.code, 0, "{}", made.stderr());
+        let text = fs::read(directory.path().join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&text).unwrap();
+        config["process"]["args"] = json!(args);
+        config["process"]["terminal"] = json!(false);
+        config["root"] = json!({"path": root.path(), "readonly": false});
+        let bundle = Self { directory, config, root };
+        bundle.write();
+        bundle
+    }
+
+    /// Writes `config.json`.
+    pub fn write(&self) {
+        fs::write(self.directory.path().join("config.json"), self.config.to_string()).unwrap();
+    }
+
+    /// Its path, as an argument.
+    pub fn path(&self) -> &str {
+        self.directory.path().to_str().unwrap()
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> std::path::PathBuf {
+        Path::new(self.path()).join(name)
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+}

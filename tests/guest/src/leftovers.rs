@@ -1,0 +1,90 @@
+//! What a sandbox could leave on the host.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use rustix::process::{Pid, test_kill_process};
+
+/// Everything of a kind that a sandbox makes, as it is now. Compare two: nothing may have come.
+///
+/// Tests of one program run side by side, so a test that compares must be alone in its program, or look at
+/// its own sandbox only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftovers {
+    processes: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+    cgroups: BTreeSet<String>,
+    namespaces: BTreeSet<String>,
+    state: BTreeSet<String>,
+}
+
+impl Leftovers {
+    /// Looks around.
+    pub fn now() -> Self {
+        Self {
+            processes: processes(),
+            mounts: lines("/proc/self/mountinfo"),
+            cgroups: cgroups(Path::new("/sys/fs/cgroup")),
+            namespaces: names("/run/netns"),
+            state: names("/run/kata"),
+        }
+    }
+
+    /// Asserts that nothing has come since `before`.
+    pub fn assert_none_since(before: &Self) {
+        let now = Self::now();
+        let new = |now: &BTreeSet<String>, before: &BTreeSet<String>| {
+            now.difference(before).cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(new(&now.processes, &before.processes), Vec::<String>::new(), "processes");
+        assert_eq!(new(&now.mounts, &before.mounts), Vec::<String>::new(), "mounts");
+        assert_eq!(new(&now.cgroups, &before.cgroups), Vec::<String>::new(), "control groups");
+        assert_eq!(new(&now.namespaces, &before.namespaces), Vec::<String>::new(), "namespaces");
+        assert_eq!(new(&now.state, &before.state), Vec::<String>::new(), "/run/kata");
+    }
+
+    /// Asserts that a process is dead.
+    pub fn assert_dead(pid: i32) {
+        let alive = test_kill_process(Pid::from_raw(pid).unwrap()).is_ok() && !is_zombie(pid);
+        assert!(!alive, "process {pid} is alive");
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
+
+/// Processes of ours: pid and name. A zombie waits for a parent of this machine, not for us.
+fn processes() -> BTreeSet<String> {
+    let ours = ["kata-", "containerd-shim", "qemu-system"];
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if ours.iter().any(|prefix| name.starts_with(prefix)) && !is_zombie(pid) {
+            found.insert(format!("{pid} {}", name.trim()));
+        }
+    }
+    found
+}
+
+fn lines(path: &str) -> BTreeSet<String> {
+    fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn names(path: &str) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(path) else { return BTreeSet::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn cgroups(path: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let Ok(entries) = fs::read_dir(path) else { return found };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.insert(entry.path().to_string_lossy().into_owned());
+            found.extend(cgroups(&entry.path()));
+        }
+    }
+    found
+}

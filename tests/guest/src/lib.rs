@@ -1,0 +1,78 @@
+//! How the guest tests start Kata, wait for it, and look at what it leaves.
+//!
+//! `cargo xtask test` sets the environment: `KATA_PREFIX` (an installed tree), `KATA_TEST_ROOT_BUSYBOX` and
+//! `KATA_TEST_ROOT_DEBIAN` (root file systems), `KATA_TEST_FULL` (the counts that a release is judged by).
+//! Without them a test says `SKIP` and passes; `xtask` counts that as a failure where it must not be.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+mod bundle;
+mod command;
+mod leftovers;
+mod root;
+
+use std::{env, path::PathBuf};
+
+pub use bundle::Bundle;
+pub use command::{Output, Running, run};
+pub use leftovers::Leftovers;
+pub use root::{Root, busybox, debian};
+
+/// An installed Kata with a state directory of its own, so that tests don't see each other's containers.
+#[derive(Debug)]
+pub struct Kata {
+    program: PathBuf,
+    state: tempfile::TempDir,
+}
+
+impl Kata {
+    /// The installed Kata; `None`, after a word on why, when the environment names none.
+    pub fn installed() -> Option<Self> {
+        let Some(prefix) = env::var_os("KATA_PREFIX") else {
+            println!("SKIP KATA_PREFIX is not set; run cargo xtask test");
+            return None;
+        };
+        let program = PathBuf::from(prefix).join("bin/kata-runtime");
+        Some(Self { program, state: tempfile::tempdir().unwrap() })
+    }
+
+    /// The state directory (`--root`).
+    pub fn state(&self) -> PathBuf {
+        self.state.path().join("state")
+    }
+
+    /// `kata-runtime --root STATE ARGUMENTS`, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command.arg("--root").arg(self.state()).args(arguments);
+        command
+    }
+
+    /// Runs `kata-runtime ARGUMENTS` to its end, without input.
+    pub fn call(&self, arguments: &[&str]) -> Output {
+        run(self.command(arguments), b"")
+    }
+
+    /// Runs a shell script in a container on `root`, to its end, without input.
+    pub fn shell(&self, root: &Root, script: &str) -> Output {
+        self.call(&["run", "--rootfs", root.path(), "--", "sh", "-c", script])
+    }
+
+    /// The `state` of a container.
+    pub fn state_of(&self, id: &str) -> serde_json::Value {
+        let output = self.call(&["state", id]);
+        assert_eq!(output.code, 0, "state of {id}: {}", output.stderr());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Pid of one of a container's host processes: `shimPid`, `vmmPid`, `proxyPid`.
+    pub fn host_pid(&self, id: &str, which: &str) -> i32 {
+        let state = self.state_of(id);
+        let pid = state["kata"][which].as_i64().unwrap_or_else(|| panic!("{which} in {state}"));
+        i32::try_from(pid).unwrap()
+    }
+}
+
+/// A count that CI cuts to a tenth, and a full run does not.
+pub fn repetitions(full: usize) -> usize {
+    if env::var_os("KATA_TEST_FULL").is_some() { full } else { full.div_ceil(10) }
+}
