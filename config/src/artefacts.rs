@@ -104,17 +104,15 @@ impl Prefix {
     /// The one that holds the running program, symbolic links resolved.
     ///
     /// # Errors
-    /// When `/proc` is not there, or the program lies too near to the root of the file system.
+    /// When `/proc` is not there.
     pub fn of_this_program() -> Result<Self, ArtefactError> {
         let program = env::current_exe().map_err(ArtefactError::Prefix)?;
         let directory = program.parent().ok_or_else(|| no_prefix(&program))?;
         // Programs of ours lie in bin, or one deeper in libexec/kata.
         let levels = if directory.ends_with("libexec/kata") { 2 } else { 1 };
-        directory
-            .ancestors()
-            .nth(levels)
-            .map(|prefix| Self(prefix.to_owned()))
-            .ok_or_else(|| no_prefix(&program))
+        // A program in / has no prefix above it; what it needs is then found, or not, below /.
+        let prefix = directory.ancestors().nth(levels).unwrap_or(directory);
+        Ok(Self(prefix.to_owned()))
     }
 
     /// A prefix given by name.

@@ -60,6 +60,9 @@ pub enum Failure {
     /// Connection to the shim, or a message that was not understood.
     #[error("{call}: the shim did not answer")]
     Call { call: &'static str, source: ttrpc::Error },
+    /// Somebody wanted the end before the container was there.
+    #[error("interrupted by signal {0} before the container had started")]
+    Interrupted(i32),
     /// Runtime state that this version can't read.
     #[error("{}: not understood", path.display())]
     Record { path: PathBuf, source: serde_json::Error },
@@ -83,6 +86,7 @@ impl Failure {
         match self {
             Self::Refused { kind: FailureKind::CommandNotFound, .. } => NOT_FOUND,
             Self::Refused { kind: FailureKind::CommandNotExecutable, .. } => NOT_EXECUTABLE,
+            Self::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(GENERAL),
             Self::Bundle(error) => error.exit_code().unwrap_or(GENERAL),
             _ => GENERAL,
         }

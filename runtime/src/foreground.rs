@@ -6,7 +6,7 @@ use std::{
 };
 
 use kata_sys::{
-    signals::{Received, SignalFd},
+    signals::SignalFd,
     spawn::{Child, Exit},
     watch::watch,
 };
@@ -26,6 +26,9 @@ const FORWARDED: [Signal; 8] = [
     Signal::ALARM,
     Signal::CONT,
 ];
+
+/// Those that ask for an end.
+const INTERRUPTS: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
 
 /// Blocked signals, to be taken before anything is made that a signal could orphan.
 pub struct Signals(SignalFd);
@@ -64,33 +67,58 @@ impl<'a> Foreground<'a> {
 
     /// Forwards signals until the monitor has ended; its exit code is the container's.
     pub async fn until_end(&self) -> Result<u8, Failure> {
-        let failed = || Failure::host("wait for the container");
         loop {
-            tokio::select! {
-                ended = self.end.readable() => {
-                    ended.map_err(failed())?.retain_ready();
-                    if let Some(exit) = self.monitor.try_wait().map_err(failed())? {
-                        return Ok(code(exit));
-                    }
-                }
-                signals = self.signals_ready.readable() => {
-                    signals.map_err(failed())?.clear_ready();
-                    while let Some(received) = self.signals.0.next().map_err(failed())? {
-                        self.forward(received);
-                    }
-                }
+            if let Event::Ended(code) = self.next().await? {
+                return Ok(code);
             }
         }
     }
 
-    fn forward(&self, received: Received) {
-        // On a hangup the kernel tells every process of the terminal's foreground, the monitor too where it shares ours;
-        // where it does not, nobody else tells it: a second SIGHUP does no harm.
-        if let Some(signal) = Signal::from_named_raw(received.signal) {
-            // An end that was not noticed yet.
-            pidfd_send_signal(&self.monitor.pidfd, signal).ok();
+    /// The same while nothing runs yet that could take a signal: one that asks for an end is the caller's to obey.
+    pub async fn until_end_or_interrupt(&self) -> Result<Event, Failure> {
+        loop {
+            match self.next().await? {
+                Event::Signal(signal) if !INTERRUPTS.contains(&signal) => {}
+                event => return Ok(event),
+            }
         }
     }
+
+    async fn next(&self) -> Result<Event, Failure> {
+        let failed = || Failure::host("wait for the container");
+        loop {
+            if let Some(received) = self.signals.0.next().map_err(failed())? {
+                let signal = Signal::from_named_raw(received.signal);
+                if let Some(signal) = signal {
+                    self.forward(signal);
+                    return Ok(Event::Signal(signal));
+                }
+            }
+            if let Some(exit) = self.monitor.try_wait().map_err(failed())? {
+                return Ok(Event::Ended(code(exit)));
+            }
+            tokio::select! {
+                ended = self.end.readable() => ended.map_err(failed())?.clear_ready(),
+                signals = self.signals_ready.readable() => signals.map_err(failed())?.clear_ready(),
+            }
+        }
+    }
+
+    /// On a hangup the kernel tells every process of the terminal's foreground, the monitor too where it shares ours;
+    /// where it does not, nobody else tells it: a second SIGHUP does no harm.
+    fn forward(&self, signal: Signal) {
+        // An end that was not noticed yet is noticed next.
+        pidfd_send_signal(&self.monitor.pidfd, signal).ok();
+    }
+}
+
+/// What happened to a monitor in the foreground.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// It ended with this code.
+    Ended(u8),
+    /// This signal came, and was passed on.
+    Signal(Signal),
 }
 
 /// Exit code of a shell for an end.

@@ -4,7 +4,10 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use kata_engine_api::handover::FailureKind;
 use kata_sys::watch::watch;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal as KillSignal, pidfd_open, pidfd_send_signal},
+};
 use tokio::{io::Interest, time::timeout};
 
 use super::{Context, state::has_unnoticed_end};
@@ -14,7 +17,7 @@ use crate::{
     id::ContainerId,
     offline,
     sandbox_dir::SandboxDir,
-    shim_client::{ShimClient, block_on},
+    shim_client::{ShimClient, answers, block_on},
     signal::Signal,
 };
 
@@ -44,7 +47,11 @@ impl Context<'_> {
         let by_shim = block_on(remove_by_shim(dir, id, force));
         match by_shim {
             Err(failure) if !force => return Err(failure),
-            Err(failure) => self.journal.debug(&format!("delete: {}", failure.line())),
+            Err(failure) => {
+                self.journal.debug(&format!("delete: {}", failure.line()));
+                // It can't do it, and is in the way of whoever does it instead. VMM and proxy end with it.
+                end_shim(dir);
+            }
             Ok(()) => {}
         }
         if dir.is_gone() {
@@ -82,6 +89,17 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
         timeout(EXIT, process.readable()).await.ok();
     }
     Ok(())
+}
+
+/// Kills a shim that did not obey, and waits until it is gone.
+fn end_shim(dir: &SandboxDir) {
+    // Only while somebody answers is the recorded number its own for certain.
+    let record = if answers(dir) { dir.record().ok().flatten() } else { None };
+    let Some(process) = record.and_then(|record| pidfd(record.shim_pid)) else { return };
+    // Gone meanwhile is what is wanted; one in the middle of a system call gets a second.
+    pidfd_send_signal(&process, KillSignal::KILL).ok();
+    let ceiling = Timespec { tv_sec: 1, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&ceiling)).ok();
 }
 
 fn pidfd(pid: u32) -> Option<OwnedFd> {

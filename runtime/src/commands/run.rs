@@ -13,7 +13,7 @@ use crate::{
     bundle::Bundle,
     create::{Console, Created, Creation, Source, create},
     failure::Failure,
-    foreground::{Foreground, Signals},
+    foreground::{Event, Foreground, Signals},
     id::ContainerId,
     made_spec::for_rootfs,
     shim_client::{ShimClient, block_on},
@@ -79,13 +79,15 @@ impl Context<'_> {
                     started?;
                     monitor.until_end().await?
                 }
-                ended = monitor.until_end() => {
-                    let code = ended?;
-                    if let Ok(started) = timeout(ANSWER, start).await {
-                        started?;
+                event = monitor.until_end_or_interrupt() => match event? {
+                    Event::Signal(signal) => return Err(Failure::Interrupted(signal.as_raw())),
+                    Event::Ended(code) => {
+                        if let Ok(started) = timeout(ANSWER, start).await {
+                            started?;
+                        }
+                        code
                     }
-                    code
-                }
+                },
             };
             // The shim hears of it a moment later than we do; delete would find it running.
             timeout(ANSWER, shim.wait()).await.ok();
