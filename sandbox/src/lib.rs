@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod clock;
 pub mod guest;
 pub mod ledger;
 pub mod lifecycle;

@@ -18,7 +18,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use kata_hypervisor::{Hypervisor, VmEnd};
@@ -30,6 +30,7 @@ use tokio::{sync::watch, time::timeout};
 use crate::{
     agent::{Agent, AgentError},
     cgroup::{self, CgroupError, Groups, Limits},
+    clock,
     guest::{AgentConnection, Switchboard},
     ledger::{self, Entry, Ledger, LedgerError},
     network::{self, Namespace, Network, NetworkError},
@@ -324,7 +325,7 @@ impl Sandbox {
             neighbours: network.neighbours,
             first_container: Some(first).into(),
             start: true,
-            clock_unix_ns: unix_nanoseconds(),
+            clock_unix_ns: clock::unix_nanoseconds(),
             ..Default::default()
         };
         let answer = tokio::select! {
@@ -332,7 +333,10 @@ impl Sandbox {
             loss = self.lost() => return Err(SandboxError::BootFailed(loss.describe())),
         };
         match answer {
-            Ok(answer) => Ok(answer.first_container.guest_pid),
+            Ok(answer) => {
+                tokio::spawn(clock::keep(self.clone()));
+                Ok(answer.first_container.guest_pid)
+            }
             Err(AgentError::Lost { .. }) => {
                 Err(SandboxError::BootFailed(self.agent_lost().await.describe()))
             }
@@ -496,9 +500,4 @@ fn describe(exit: &io::Result<Exit>) -> String {
         Ok(Exit::Signal(signal)) => format!("proxy was killed by signal {signal}"),
         Err(error) => format!("proxy ended unseen: {error}"),
     }
-}
-
-fn unix_nanoseconds() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }

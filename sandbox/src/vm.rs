@@ -55,6 +55,17 @@ pub struct VmSettings {
     pub boot_limit: Duration,
 }
 
+impl VmSettings {
+    /// Host files that a boot opens.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let launcher = self.launcher.first().map(PathBuf::from);
+        [self.vmm.clone(), self.kernel.clone(), self.initrd.clone()]
+            .into_iter()
+            .chain(launcher)
+            .collect()
+    }
+}
+
 /// A VM, not booted yet.
 pub type Vm = Arc<Qemu>;
 

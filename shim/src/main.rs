@@ -11,6 +11,7 @@ mod container;
 mod failure;
 mod handover;
 mod monitor;
+mod mounts;
 mod offline;
 mod process;
 mod record;

@@ -30,6 +30,7 @@ use crate::{
     container::{Container, Parts},
     failure::Refusal,
     monitor::Monitor,
+    mounts,
     process::Process,
 };
 
@@ -109,6 +110,8 @@ impl Service {
         let spec = check(&value, create.bundle.as_ref())
             .map_err(|e| invalid(crate::failure::chain(&e)))?;
         let settings = self.settings(create, &spec)?;
+        let mut needed = settings.vm.files();
+        needed.extend([settings.proxy.clone(), network_path(&spec, create.monitor_pid)]);
         let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
         attach_trees(&sandbox, create, &handed).map_err(|e| Refusal::internal(&e))?;
         let guest_spec = spec.guest_spec(|number| format!("{}/{number}", VOLUMES.1));
@@ -128,7 +131,7 @@ impl Service {
             record: first_record(create, &spec),
         })?;
         *self.container.lock().unwrap_or_else(PoisonError::into_inner) = Some(container);
-        Ok(())
+        mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))
     }
 
     fn settings(&self, create: &Create, spec: &Checked) -> Result<Settings, Refusal> {

@@ -8,7 +8,9 @@
 //!
 //! Threads, because O_NONBLOCK belongs to the open file and not to the descriptor: set on what the engine gave us it
 //! would break whoever shares it (a person's shell). A thread may block for ever; it ends with the process, which nobody
-//! but the main thread decides.
+//! but the main thread decides. The guest's streams are nobody else's, and are non-blocking: splice(2) holds the lock of
+//! its pipe while it waits for a socket, and an engine that touched the other end of that pipe would hang, for as long as
+//! a guest likes to be silent.
 //!
 //! When the reader of stdout is gone, a container under runc gets SIGPIPE. Here the stream is shut down for reading, so
 //! that the guest's next write fails the same way, as soon as what is in flight is thrown away.
@@ -26,7 +28,7 @@ use std::{
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     fs::{FileType, Mode, OFlags, fstat, open},
-    io::{Errno, read, write},
+    io::{Errno, ioctl_fionbio, read, write},
     net::Shutdown,
     pipe::{SpliceFlags, splice},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
@@ -148,6 +150,7 @@ pub fn from_guest(
     afterwards: Afterwards,
     bell: Arc<Bell>,
 ) -> io::Result<Arc<Progress>> {
+    ioctl_fionbio(&stream, true)?;
     let progress = Arc::new(Progress::default());
     let theirs = Arc::clone(&progress);
     spawn("from guest", move || {
@@ -170,6 +173,7 @@ pub fn from_guest(
 
 /// Hands on what the engine's end gives, until it ends or the guest wants no more.
 pub fn to_guest(stream: Arc<OwnedFd>, afterwards: Afterwards) -> io::Result<()> {
+    ioctl_fionbio(&stream, true)?;
     spawn("to guest", move || {
         pump(Engine::Stdin.fd(), stream.as_fd(), |_| ());
         shut_down(&stream, Shutdown::Write);
@@ -194,7 +198,8 @@ fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut passed: impl FnMut(usize))
     let mut block = Vec::new();
     loop {
         let step = if splicing {
-            splice(from, None, to, None, SPLICE, SpliceFlags::MOVE).inspect(|bytes| passed(*bytes))
+            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+            splice(from, None, to, None, SPLICE, flags).inspect(|bytes| passed(*bytes))
         } else {
             block.resize(BLOCK, 0);
             copy(from, to, &mut block, &mut passed)
@@ -203,7 +208,7 @@ fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut passed: impl FnMut(usize))
             Ok(0) => return,
             // The kinds of file do not go together.
             Err(Errno::INVAL) if splicing => splicing = false,
-            // Somebody has set O_NONBLOCK on one of them.
+            // The stream never blocks; on the engine's end, too, somebody may have set O_NONBLOCK.
             Err(Errno::AGAIN) => {
                 wait(from, PollFlags::IN);
                 wait(to, PollFlags::OUT);

@@ -3,7 +3,7 @@
 //! ```text
 //!            streams                 end                    every counted byte passed on,
 //! waiting ────────────► streaming ────────────► ending ──── and end of streams or grace over ────► drained, leave, exit(code)
-//!    │                      │                                                                 
+//!    │                      │
 //!    └──────────┬───────────┘
 //!               └ control closes: the shim is gone ─► end.json (shim lost), exit(137)
 //! ```
@@ -102,6 +102,12 @@ struct State {
     ending: Option<Ending>,
 }
 
+impl State {
+    fn outputs(&self) -> &[Output] {
+        self.outputs.as_deref().unwrap_or_default()
+    }
+}
+
 impl Session {
     /// Stands for the container until it has ended; returns its exit code.
     pub fn run(self) -> u8 {
@@ -120,7 +126,7 @@ impl Session {
 
     fn follow(&self, state: &mut State) -> Result<u8, Lost> {
         loop {
-            let news = self.wait(state.ending.as_ref())?;
+            let news = self.wait(state)?;
             if news.bell {
                 self.bell.hush();
             }
@@ -148,16 +154,18 @@ impl Session {
         rustix::io::retry_on_intr(|| poll(&mut control, Some(&timeout))).ok();
     }
 
-    fn wait(&self, ending: Option<&Ending>) -> Result<News, Lost> {
+    fn wait(&self, state: &State) -> Result<News, Lost> {
+        let ending = state.ending.as_ref();
         let mut fds =
             vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
         if ending.is_none() {
             fds.push(PollFd::new(&self.control, PollFlags::IN));
         }
-        let rest = ending.map(|ending| ending.deadline.saturating_duration_since(Instant::now()));
-        // When the grace is over and bytes are still missing, only the bell counts.
-        let timeout = rest.filter(|rest| !rest.is_zero());
-        let timeout = timeout.and_then(|rest| Timespec::try_from(rest).ok());
+        // While counted bytes are missing only the bell tells that they came; after that the clock counts, too.
+        let timeout = ending
+            .filter(|ending| has_counted(ending, state.outputs()))
+            .map(|ending| ending.deadline.saturating_duration_since(Instant::now()))
+            .and_then(|rest| Timespec::try_from(rest).ok());
         rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))
             .map_err(|error| Lost::Wait(error.into()))?;
         let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
@@ -265,17 +273,21 @@ fn is_peer_trouble(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | WouldBlock)
 }
 
-/// The exit code, once nothing is left to pass on.
-fn finished(state: &State) -> Option<u8> {
-    let Ending { end, deadline } = state.ending.as_ref()?;
-    let outputs = state.outputs.as_deref().unwrap_or_default();
-    let counted = outputs.iter().all(|output| {
+/// True when every byte that the process is known to have written is passed on, or lost with its stream.
+fn has_counted(ending: &Ending, outputs: &[Output]) -> bool {
+    outputs.iter().all(|output| {
         let count = match output.stream {
-            Stream::Stderr => end.stderr_bytes,
-            Stream::Stdin | Stream::Stdout | Stream::Terminal => end.stdout_bytes,
+            Stream::Stderr => ending.end.stderr_bytes,
+            Stream::Stdin | Stream::Stdout | Stream::Terminal => ending.end.stdout_bytes,
         };
         output.progress.has_passed(count.unwrap_or(0))
-    });
-    let over = outputs.iter().all(|output| output.progress.is_over());
-    (counted && (over || Instant::now() >= *deadline)).then_some(end.code)
+    })
+}
+
+/// The exit code, once nothing is left to pass on.
+fn finished(state: &State) -> Option<u8> {
+    let ending = state.ending.as_ref()?;
+    let over = state.outputs().iter().all(|output| output.progress.is_over());
+    let waited = over || Instant::now() >= ending.deadline;
+    (waited && has_counted(ending, state.outputs())).then_some(ending.end.code)
 }
