@@ -12,18 +12,19 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
-use rustix::process::{Pid, Signal};
+use kata_sys::signal_number::SignalNumber;
+use rustix::process::Pid;
 
 use crate::{
     cgroup::{Cgroup, Freezer},
     launch::{Gate, launch},
     order::{self, Failure, FailureKind, Kind, Order, Step, TerminalSize},
     process::{Parts, Process},
-    reaper::Reaper,
+    reaper::{Exit, Reaper},
     spec::{NamespaceKind, Resources, Spec},
     streams::{Streams, Wanted},
 };
@@ -36,6 +37,8 @@ pub struct Container {
     init: Arc<Process>,
     /// Holds init back until it is started.
     gate: Mutex<Option<Gate>>,
+    /// The signal that ended init before its program ran.
+    killed_early_by: Arc<AtomicU32>,
     paused: AtomicBool,
     /// Added processes by exec id.
     added: Mutex<HashMap<String, Option<Arc<Process>>>>,
@@ -85,13 +88,19 @@ impl Container {
         let linux = spec.linux.as_ref();
         let alone = linux.is_some_and(|linux| linux.makes(NamespaceKind::Pid));
         let ended_in = cgroup.clone();
-        let init = Process::adopt(parts, reaper, move || {
+        let killed_early_by = Arc::new(AtomicU32::new(0));
+        let early = killed_early_by.clone();
+        let init = Process::adopt(parts, reaper, move |exit| {
             let cgroup = lock(&ended_in);
             if !alone {
                 // Without a pid namespace of its own nothing else ends the rest.
                 cgroup.kill().ok();
             }
-            cgroup.oom_killed()
+            let exit = match early.load(Ordering::Relaxed) {
+                0 => exit,
+                signal => Exit::Signal(signal),
+            };
+            (exit, cgroup.oom_killed())
         })?;
         drop(launching);
         Ok(Self {
@@ -100,6 +109,7 @@ impl Container {
             cgroup,
             init,
             gate: Mutex::new(Some(gate)),
+            killed_early_by,
             paused: AtomicBool::new(false),
             added: Mutex::default(),
         })
@@ -160,7 +170,8 @@ impl Container {
         let launched = launch(&order, &files, &streams.child).await?;
         let (parts, gate) = Parts::new(launched, streams);
         let cgroup = self.cgroup.clone();
-        let process = Process::adopt(parts, reaper, move || lock(&cgroup).oom_killed())?;
+        let process =
+            Process::adopt(parts, reaper, move |exit| (exit, lock(&cgroup).oom_killed()))?;
         drop(launching);
         gate.open().await?;
         Ok(process)
@@ -177,17 +188,35 @@ impl Container {
         })
     }
 
+    /// Sends a signal to one process.
+    pub fn signal(&self, exec_id: &str, signal: SignalNumber) -> Result<(), Failure> {
+        let process = self.process(exec_id)?;
+        let early = exec_id.is_empty() && lock(&self.gate).is_some() && signal.ends_a_program();
+        let sent = if early {
+            // The kernel spares the first process of a pid namespace what it has no handler for; its program would
+            // have had none either, but whoever kills what never ran means it.
+            self.killed_early_by.store(signal.number(), Ordering::Relaxed);
+            process.signal(SignalNumber::KILL)
+        } else {
+            process.signal(signal)
+        };
+        sent.map_err(|_| Failure {
+            kind: FailureKind::NotFound,
+            message: "the process has ended already".into(),
+        })
+    }
+
     /// Sends a signal to every process of the container.
-    pub fn signal_all(&self, signal: Signal) -> Result<(), Failure> {
+    pub fn signal_all(&self, signal: SignalNumber) -> Result<(), Failure> {
         let cgroup = lock(&self.cgroup);
-        if signal == Signal::KILL {
+        if signal == SignalNumber::KILL {
             return cgroup.kill().step(|| "kill the container");
         }
         for pid in cgroup.processes().step(|| "list the container's processes")? {
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
             // One that has ended meanwhile needs no signal.
             if let Some(pid) = pid {
-                rustix::process::kill_process(pid, signal).ok();
+                signal.send_to(pid).ok();
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ mod program;
 mod rlimits;
 mod rootfs;
 mod seccomp;
+mod sources;
 mod terminal;
 
 use std::{

@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Launched {
     pub pid: i32,
+    pub pidfd: OwnedFd,
     /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
     pub gate: Gate,
@@ -45,20 +46,24 @@ pub async fn launch(
     drop(far);
     order::send(&near, order, files).step(|| "send an order")?;
     let control = non_blocking(near).step(|| "prepare the helper's socket")?;
-    let (mut pid, mut terminal, mut ready) = (None, None, false);
-    while pid.is_none() || !ready {
+    // Two processes report: that it exists, and that it is ready. Either may be first.
+    let (mut forked, mut ready) = (None, None);
+    loop {
         match receive(&control).await? {
-            Some((Report::Forked { pid: forked }, _)) => pid = Some(forked),
-            Some((Report::Ready, fds)) => {
-                ready = true;
-                terminal = fds.into_iter().next();
+            Some((Report::Forked { pid }, fds)) => {
+                forked = fds.into_iter().next().map(|pidfd| (pid, pidfd));
             }
+            Some((Report::Ready, fds)) => ready = Some(fds.into_iter().next()),
             Some((Report::Failed(failure), _)) => return Err(failure),
             None => return Err(gone()),
         }
+        match (forked, ready) {
+            (Some((pid, pidfd)), Some(terminal)) => {
+                return Ok(Launched { pid, pidfd, terminal, gate: Gate(control) });
+            }
+            partial => (forked, ready) = partial,
+        }
     }
-    let pid = pid.ok_or_else(gone)?;
-    Ok(Launched { pid, terminal, gate: Gate(control) })
 }
 
 impl Gate {

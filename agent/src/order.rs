@@ -101,9 +101,17 @@ impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
     fn step<S: Into<String>>(self, attempted: impl FnOnce() -> S) -> Result<T, Failure> {
         self.map_err(|error| Failure {
             kind: FailureKind::Internal,
-            message: format!("{}: {error}", attempted().into()),
+            message: format!("{}: {}", attempted().into(), plain(&error)),
         })
     }
+}
+
+/// An error in the words of C and Go: lower case, without the number that Rust adds. Engines look for these.
+pub fn plain(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let Some((words, _)) = text.split_once(" (os error") else { return text };
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 /// A sealed file in memory that holds `content`.

@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use kata_sys::signal_number::SignalNumber;
 use tokio::sync::watch;
 
 use crate::{
@@ -40,32 +40,31 @@ pub struct Process {
 pub struct Parts {
     pub streams: Streams,
     pub pid: i32,
+    pub pidfd: OwnedFd,
     pub terminal: Option<OwnedFd>,
 }
 
 impl Parts {
     /// Of a launch, whose gate is returned apart.
     pub fn new(launched: Launched, streams: Streams) -> (Self, crate::launch::Gate) {
-        let Launched { pid, terminal, gate } = launched;
-        (Self { streams, pid, terminal }, gate)
+        let Launched { pid, pidfd, terminal, gate } = launched;
+        (Self { streams, pid, pidfd, terminal }, gate)
     }
 }
 
 impl Process {
     /// Begins to watch over a process and to move its streams.
     ///
-    /// `finish` runs in the moment of the end, before anybody is told; it says whether the OOM killer struck.
+    /// `finish` runs in the moment of the end, before anybody is told; it says what the end is to be called, and
+    /// whether the OOM killer struck.
     pub fn adopt(
         parts: Parts,
         reaper: &Reaper,
-        finish: impl FnOnce() -> bool + Send + 'static,
+        finish: impl FnOnce(Exit) -> (Exit, bool) + Send + 'static,
     ) -> Result<Arc<Self>, Failure> {
-        let Parts { streams, pid, terminal } = parts;
+        let Parts { streams, pid, pidfd, terminal } = parts;
         let Streams { child, plan, stdout, stderr } = streams;
         drop(child);
-        let raw = Pid::from_raw(pid).ok_or_else(|| Failure::invalid("the helper named no pid"))?;
-        // Not reaped yet, or its number would not have been claimed; a dead child still has a pidfd.
-        let pidfd = pidfd_open(raw, PidfdFlags::empty()).step(|| "hold the process")?;
         let terminal = terminal
             .map(|master| Terminal::new(master, stdout.clone()).map(Arc::new))
             .transpose()
@@ -74,7 +73,7 @@ impl Process {
         let (ended, end) = watch::channel(None);
         let settled = terminal.clone();
         reaper.on_end(pid, move |exit| {
-            let oom_killed = finish();
+            let (exit, oom_killed) = finish(exit);
             ended.send_replace(Some(end_of(
                 exit,
                 oom_killed,
@@ -98,8 +97,8 @@ impl Process {
     }
 
     /// Sends a signal to this process and no other.
-    pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
-        pidfd_send_signal(&self.pidfd, signal)
+    pub fn signal(&self, signal: SignalNumber) -> std::io::Result<()> {
+        signal.send(&self.pidfd)
     }
 
     pub fn pidfd(&self) -> &OwnedFd {

@@ -2,10 +2,16 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    fs::File,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use kata_protocol::agent::{CreateContainerRequest, StartSandboxRequest};
+use kata_protocol::{
+    ROOTS, VOLUMES,
+    agent::{CreateContainerRequest, StartSandboxRequest},
+};
+use kata_sys::signal_number::SignalNumber;
 
 use crate::{
     clock,
@@ -108,8 +114,29 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Kills every process of every container, and writes back to the host what the guest caches of its files.
+    pub async fn quiesce(&self) -> Result<(), Failure> {
+        let containers: Vec<_> = self.containers().values().flatten().cloned().collect();
+        for container in containers {
+            container.signal_all(SignalNumber::KILL)?;
+            container.init().wait().await;
+        }
+        let written = tokio::task::spawn_blocking(|| [ROOTS.1, VOLUMES.1].map(write_back)).await;
+        let written = written.map_err(io::Error::other).step(|| "write caches back")?;
+        written.into_iter().collect::<io::Result<()>>().step(|| "write caches back")
+    }
+
     fn containers(&self) -> MutexGuard<'_, Containers> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of one file system, which need not be there.
+fn write_back(mount_point: &str) -> io::Result<()> {
+    match File::open(mount_point) {
+        Ok(root) => Ok(rustix::fs::syncfs(root)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

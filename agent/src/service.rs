@@ -15,8 +15,7 @@ use kata_protocol::{
     agent_ttrpc::{Agent, create_agent},
     hello::{AgentHello, BootNonce},
 };
-use rustix::process::Signal;
-use tokio::sync::Notify;
+use kata_sys::signal_number::SignalNumber;
 use ttrpc::{
     Code,
     r#async::{Server, TtrpcContext, transport::Listener},
@@ -34,7 +33,7 @@ use crate::{
     streams::Wanted,
 };
 
-/// Dials the host, and serves it until it hangs up or says shutdown.
+/// Dials the host, and serves it until it hangs up.
 pub async fn serve(nonce: BootNonce) -> io::Result<()> {
     let service = Arc::new(Service::default());
     tokio::spawn(service.sandbox.reaper.clone().run());
@@ -47,18 +46,14 @@ pub async fn serve(nonce: BootNonce) -> io::Result<()> {
         .add_listener(Listener::new(once))
         .register_service(create_agent(service.clone()));
     server.start().await.map_err(io::Error::other)?;
-    tokio::select! {
-        // Its sender is gone with the connection: the same news.
-        _ = end => {}
-        () = service.shutdown.notified() => {}
-    }
+    // Its sender is gone with the connection: the same news.
+    end.await.ok();
     Ok(())
 }
 
 #[derive(Default)]
 struct Service {
     sandbox: Arc<Sandbox>,
-    shutdown: Notify,
 }
 
 type Answer<T> = ttrpc::Result<T>;
@@ -181,20 +176,16 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: SignalProcessRequest,
     ) -> Answer<Empty> {
-        let number = i32::try_from(request.signal).ok();
-        let signal = number
-            .and_then(Signal::from_named_raw)
+        let signal = SignalNumber::parse(request.signal)
             .ok_or_else(|| status(Failure::invalid(format!("no signal {}", request.signal))))?;
         if request.all {
             let container = self.sandbox.container(&request.process.container_id);
             container.and_then(|container| container.signal_all(signal)).map_err(status)?;
         } else {
-            self.find(&request.process)?.signal(signal).map_err(|_| {
-                status(Failure {
-                    kind: FailureKind::NotFound,
-                    message: "the process has ended already".into(),
-                })
-            })?;
+            let container = self.sandbox.container(&request.process.container_id);
+            container
+                .and_then(|container| container.signal(&request.process.exec_id, signal))
+                .map_err(status)?;
         }
         Ok(Empty::default())
     }
@@ -283,8 +274,10 @@ impl Agent for Service {
         Ok(Empty::default())
     }
 
+    /// The guest goes on until the host hangs up: output that it has written is still on its way.
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
-        self.shutdown.notify_one();
+        let sandbox = self.sandbox.clone();
+        whole(async move { sandbox.quiesce().await }).await?;
         Ok(Empty::default())
     }
 }

@@ -30,7 +30,7 @@ pub fn enter_new_root() -> Result<(), BootError> {
     .during("mount the new root")?;
     chdir(NEW_ROOT).during("enter the new root")?;
     let make = |name: &str| fs::create_dir(name).during(format!("make /{name}"));
-    for name in ["proc", "sys", "dev", "run"] {
+    for name in ["proc", "sys", "dev", "run", "container"] {
         make(name)?;
     }
     mount_move("/proc", "proc").during("move /proc")?;

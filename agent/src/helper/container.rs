@@ -11,12 +11,15 @@ use kata_sys::fork::{self, Fork, Forked};
 use rustix::{
     fs::{Gid, Mode, Uid},
     pipe::{PipeFlags, pipe_with},
-    process::{setsid, umask},
+    process::{Pid, setsid, umask},
     system::{setdomainname, sethostname},
     thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-use super::{Control, become_process, exec::launch, namespaces, paths, rootfs, terminal};
+use super::{
+    Control, become_process, credentials, exec::launch, namespaces, paths, rootfs,
+    sources::Sources, terminal,
+};
 use crate::{
     order::{Failure, Report, Step, TerminalSize},
     spec::{Linux, NamespaceKind, Process, Spec},
@@ -39,8 +42,10 @@ impl Creation<'_> {
         let nothing = Linux::default();
         let linux = self.spec.linux.as_ref().unwrap_or(&nothing);
         set_oom_score(process)?;
+        credentials::own_streams(process, linux)?;
         namespaces::join(linux)?;
         namespaces::make_time_namespace(linux)?;
+        let sources = Sources::take(&self.root, &self.spec, linux)?;
         let (mapped, map) = pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe")?;
         let made = Some(namespaces::to_make(linux));
         match fork::fork(&Fork { namespaces: made, cgroup: Some(cgroup) })
@@ -48,11 +53,10 @@ impl Creation<'_> {
         {
             Forked::Copy => {
                 drop(map);
-                become_process(self.control, || self.settle(process, linux, &mapped))
+                become_process(self.control, || self.settle(process, linux, (&mapped, sources)))
             }
-            Forked::Original(pid, _) => {
-                let pid_number = pid.as_raw_nonzero().get();
-                self.control.report(&Report::Forked { pid: pid_number }, &[])?;
+            Forked::Original(pid, pidfd) => {
+                self.control.forked(pid, &pidfd)?;
                 if linux.makes(NamespaceKind::User) {
                     namespaces::map_ids(pid, linux)?;
                     rustix::io::write(&map, &[0]).step(|| "release the container's init")?;
@@ -66,7 +70,7 @@ impl Creation<'_> {
         &self,
         process: &Process,
         linux: &Linux,
-        mapped: &OwnedFd,
+        (mapped, sources): (&OwnedFd, Sources),
     ) -> Result<Infallible, Failure> {
         if linux.makes(NamespaceKind::User) {
             enter_user_namespace(mapped)?;
@@ -81,7 +85,7 @@ impl Creation<'_> {
         for (name, value) in &linux.sysctl {
             set_sysctl(name, value)?;
         }
-        rootfs::enter(&self.root, &self.spec, linux)?;
+        rootfs::enter(&self.spec, linux, sources)?;
         let terminal = match self.terminal {
             Some(size) => {
                 let terminal = terminal::acquire(process, size)?;
@@ -151,6 +155,12 @@ fn make_working_directory(path: &str) -> Result<(), Failure> {
 }
 
 impl Control {
+    /// Tells of the process, which the pidfd names even when it is reaped before the agent looks.
+    pub(super) fn forked(&self, pid: Pid, pidfd: &OwnedFd) -> Result<(), Failure> {
+        let pid = pid.as_raw_nonzero().get();
+        self.report(&Report::Forked { pid }, &[pidfd.as_fd()])
+    }
+
     /// As something to keep through the change of root.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -6,8 +6,9 @@
 //! ```
 
 use rustix::{
-    fs::{Gid, Mode, Uid},
+    fs::{FileType, Gid, Mode, Uid, fchown, fstat},
     process::umask,
+    stdio::{stderr, stdin, stdout},
     thread::{
         CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
         configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
@@ -17,7 +18,7 @@ use rustix::{
 
 use crate::{
     order::{Failure, Step},
-    spec::{Capabilities, Process, User},
+    spec::{Capabilities, Linux, Process, User},
 };
 
 /// In the order of their numbers.
@@ -150,14 +151,15 @@ fn become_user(user: &User) -> Result<(), Failure> {
 }
 
 /// Gives the standard streams to the user, so that `/dev/stdout` can be opened by name.
-pub fn own_streams(process: &Process) -> Result<(), Failure> {
-    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    for stream in streams {
-        let stat = rustix::fs::fstat(stream).step(|| "look at a stream")?;
+///
+/// The pipes belong to the agent's user namespace, so that is where they must be given away.
+pub fn own_streams(process: &Process, linux: &Linux) -> Result<(), Failure> {
+    let user = Some(Uid::from_raw(linux.outer_uid(process.user.uid)));
+    for stream in [stdin(), stdout(), stderr()] {
+        let stat = fstat(stream).step(|| "look at a stream")?;
         // Devices are shared with others: /dev/null stays root's.
-        if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo {
-            let user = Some(Uid::from_raw(process.user.uid));
-            rustix::fs::fchown(stream, user, None).step(|| "give a stream to the user")?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+            fchown(stream, user, None).step(|| "give a stream to the user")?;
         }
     }
     Ok(())

@@ -13,20 +13,12 @@ use rustix::{
 
 use super::{
     mounts,
-    options::Extent,
     paths::{Leaf, Root},
 };
 use crate::{
     order::{Failure, Step},
     spec::Device,
 };
-
-/// How nodes come to be: a user namespace may not make them, so there the agent's own are bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Nodes {
-    Make,
-    Bind,
-}
 
 /// Those of every container: name, major, minor.
 const DEFAULTS: [(&str, u32, u32); 6] = [
@@ -46,8 +38,39 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
+/// Paths of all the devices of a container.
+pub fn paths(devices: &[Device]) -> Vec<PathBuf> {
+    let defaults = DEFAULTS.iter().map(|(name, ..)| Path::new("/dev").join(name));
+    let own = devices.iter().map(|device| PathBuf::from(&device.path));
+    defaults
+        .filter(|path| !devices.iter().any(|it| Path::new(&it.path) == path))
+        .chain(own)
+        .collect()
+}
+
 /// Makes the default devices, those of the spec, and the links.
-pub fn make_all(root: &Root, devices: &[Device], nodes: Nodes) -> Result<(), Failure> {
+///
+/// A user namespace may not make nodes: where there is one, `nodes` has the agent's own to be bound instead.
+pub fn make_all(
+    root: &Root,
+    devices: &[Device],
+    nodes: &[(PathBuf, OwnedFd)],
+) -> Result<(), Failure> {
+    for (path, node) in nodes {
+        root.make(path, Leaf::File)
+            .and_then(|place| Ok(mounts::attach(node, place)?))
+            .step(|| format!("bind device {}", path.display()))?;
+    }
+    if nodes.is_empty() {
+        make_nodes(root, devices)?;
+    }
+    for (path, target) in LINKS {
+        link(root, Path::new(path), target).step(|| format!("make link {path}"))?;
+    }
+    Ok(())
+}
+
+fn make_nodes(root: &Root, devices: &[Device]) -> Result<(), Failure> {
     for (name, major, minor) in DEFAULTS {
         let path = format!("/dev/{name}");
         if devices.iter().any(|device| device.path == path) {
@@ -56,24 +79,13 @@ pub fn make_all(root: &Root, devices: &[Device], nodes: Nodes) -> Result<(), Fai
         let kind = "c".to_owned();
         let file_mode = Some(0o666);
         let device = Device { kind, path, major, minor, file_mode, ..Device::default() };
-        make(root, &device, nodes)?;
+        make(root, &device)?;
     }
-    for device in devices {
-        make(root, device, nodes)?;
-    }
-    for (path, target) in LINKS {
-        link(root, Path::new(path), target).step(|| format!("make link {path}"))?;
-    }
-    Ok(())
+    devices.iter().try_for_each(|device| make(root, device))
 }
 
-fn make(root: &Root, device: &Device, nodes: Nodes) -> Result<(), Failure> {
+fn make(root: &Root, device: &Device) -> Result<(), Failure> {
     let step = || format!("make device {}", device.path);
-    if nodes == Nodes::Bind {
-        let place = root.make(Path::new(&device.path), Leaf::File).step(step)?;
-        let source = mounts::clone_tree(Path::new(&device.path), Extent::Mount).step(step)?;
-        return mounts::attach(source, place).step(step);
-    }
     let kind = match device.kind.as_str() {
         "c" | "u" => FileType::CharacterDevice,
         "b" => FileType::BlockDevice,

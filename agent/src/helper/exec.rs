@@ -8,7 +8,7 @@ use std::{
 
 use kata_sys::fork::{self, Fork, Forked};
 use rustix::{
-    process::{Pid, setsid},
+    process::setsid,
     thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
 };
 
@@ -41,6 +41,8 @@ impl Entry<'_> {
         let spec: Spec = parse(&self.spec, "spec")?;
         let process: Process = parse(&self.process, "process")?;
         set_oom_score(&process)?;
+        let nothing = Linux::default();
+        credentials::own_streams(&process, spec.linux.as_ref().unwrap_or(&nothing))?;
         let mut namespaces = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::CONTROL_GROUP
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -58,12 +60,8 @@ impl Entry<'_> {
             .step(|| "clone the process")?
         {
             Forked::Copy => become_process(self.control, || self.settle(&spec, &process)),
-            Forked::Original(pid, _) => self.report(pid),
+            Forked::Original(pid, pidfd) => self.control.forked(pid, &pidfd),
         }
-    }
-
-    fn report(&self, pid: Pid) -> Result<(), Failure> {
-        self.control.report(&Report::Forked { pid: pid.as_raw_nonzero().get() }, &[])
     }
 
     fn settle(&self, spec: &Spec, process: &Process) -> Result<Infallible, Failure> {
@@ -102,7 +100,6 @@ pub(super) fn launch(
     }
     let wanted = Wanted::parse(process.capabilities.as_ref())?;
     let filters = Filters::prepare(linux.seccomp.as_ref())?;
-    credentials::own_streams(process)?;
     rlimits::apply(&process.rlimits)?;
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "give up new privileges")?;

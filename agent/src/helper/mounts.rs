@@ -21,19 +21,31 @@ use super::{
     copy_up,
     options::{Change, Extent, Options},
     paths::{Leaf, Root, leaf_for},
+    sources::Sources,
 };
 use crate::{
-    boot::SCRUBBED_COMMAND_LINE,
     order::{Failure, Step},
     spec::Mount,
 };
 
 /// Makes every mount of the spec below `root`.
-pub fn make_all(root: &Root, mounts: &[Mount]) -> Result<(), Failure> {
-    for mount in mounts {
-        make(root, mount)?;
+pub fn make_all(root: &Root, mounts: &[Mount], sources: &Sources) -> Result<(), Failure> {
+    let mut hidden = false;
+    for (mount, source) in mounts.iter().zip(&sources.mounts) {
+        make(root, mount, source.as_ref())?;
+        if mount.kind.as_deref() == Some("proc") {
+            hide_nonce(root, Path::new(&mount.destination), &sources.command_line, hidden)
+                .step(|| "hide the boot nonce")?;
+            hidden = true;
+        }
     }
     Ok(())
+}
+
+/// How far a mount that is a bind mount reaches.
+pub fn bind_extent(mount: &Mount, options: &Options) -> Option<Extent> {
+    let by_kind = (mount.kind.as_deref() == Some("bind")).then_some(Extent::Mount);
+    options.bind.or(by_kind)
 }
 
 /// True when the container brings a `/dev` of its own, which is then left as it is.
@@ -44,39 +56,33 @@ pub fn brings_devices(mounts: &[Mount]) -> bool {
     })
 }
 
-fn make(root: &Root, mount: &Mount) -> Result<(), Failure> {
-    let mut options = Options::parse(&mount.options);
+fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<(), Failure> {
+    let options = Options::parse(&mount.options);
     let kind = mount.kind.as_deref().unwrap_or_default();
-    if kind == "bind" && options.bind.is_none() {
-        options.bind = Some(Extent::Mount);
-    }
     let described = || format!("mount {kind} on {}", mount.destination);
     let target = PathBuf::from(&mount.destination);
-    let detached = match options.bind {
-        Some(extent) => {
-            let source = mount.source.as_deref().unwrap_or_default();
-            clone_tree(Path::new(source), extent)
-                .step(|| format!("bind {source} to {}", mount.destination))?
+    let made;
+    let detached = match source {
+        Some(source) => source,
+        None => {
+            made = new_filesystem(kind, mount, &options).step(described)?;
+            &made
         }
-        None => new_filesystem(kind, mount, &options).step(described)?,
     };
     if options.copy_up {
         let below = root.look_up(&target, OFlags::RDONLY | OFlags::DIRECTORY);
         if let Ok(below) = below {
-            copy_up::copy_directory(&below, &detached)
+            copy_up::copy_directory(&below, detached)
                 .step(|| format!("copy {} up", mount.destination))?;
         }
     }
-    change(&detached, &options).step(described)?;
-    let leaf = leaf_for(&detached).step(described)?;
+    change(detached, &options).step(described)?;
+    let leaf = leaf_for(detached).step(described)?;
     let place =
         root.make(&target, leaf).step(|| format!("make mount point {}", mount.destination))?;
-    attach(&detached, &place).step(described)?;
+    attach(detached, &place).step(described)?;
     for (kind, extent) in &options.propagation {
-        propagate(&detached, u64::from(kind.bits()), *extent).step(described)?;
-    }
-    if kind == "proc" {
-        hide_nonce(root, &target).step(|| "hide the boot nonce")?;
+        propagate(detached, u64::from(kind.bits()), *extent).step(described)?;
     }
     Ok(())
 }
@@ -148,11 +154,11 @@ pub fn make_read_only(mount: &OwnedFd, reach: Reach) -> std::io::Result<()> {
 }
 
 /// Covers `cmdline` of a new proc file system by a copy without the boot nonce.
-fn hide_nonce(root: &Root, proc: &Path) -> rustix::io::Result<()> {
-    let place = root.find(&proc.join("cmdline")).map_err(|error| {
-        rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
-    })?;
-    attach(clone_tree(Path::new(SCRUBBED_COMMAND_LINE), Extent::Mount)?, place)
+///
+/// The cover itself can be attached once; after that it is a mount like any other, and can be copied.
+fn hide_nonce(root: &Root, proc: &Path, cover: &OwnedFd, attached: bool) -> rustix::io::Result<()> {
+    let place = root.find(&proc.join("cmdline"))?;
+    if attached { attach(clone_opened(cover, Extent::Mount)?, place) } else { attach(cover, place) }
 }
 
 /// Covers what is at `path` so that nothing of it can be read; what is not there needs no cover.

@@ -47,15 +47,15 @@ impl Root {
     }
 
     /// Opens what the container will see at `path`, to name it only.
-    pub fn find(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub fn find(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         self.look_up(path, OFlags::PATH)
     }
 
     /// Opens what the container will see at `path`.
-    pub fn look_up(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    pub fn look_up(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let confined = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), confined)?)
+        openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), confined)
     }
 
     /// Finds `path`, making what is missing of it: directories, and the leaf.
@@ -72,12 +72,12 @@ impl Root {
             let here = resolved.join(&name);
             let found = match self.look_up(&here, OFlags::PATH | OFlags::NOFOLLOW) {
                 Ok(found) => found,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Errno::NOENT) => {
                     let kind = if ahead.is_empty() { leaf } else { Leaf::Directory };
                     self.make_entry(&resolved, &name, kind)?;
                     self.look_up(&here, OFlags::PATH | OFlags::NOFOLLOW)?
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
             if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Symlink {
                 resolved = here;
@@ -93,7 +93,7 @@ impl Root {
             }
             expand(Path::new(&target), &mut ahead);
         }
-        self.find(&resolved)
+        Ok(self.find(&resolved)?)
     }
 
     fn make_entry(&self, parent: &Path, name: &OsStr, leaf: Leaf) -> io::Result<()> {

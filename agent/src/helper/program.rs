@@ -9,7 +9,7 @@ use rustix::{
 };
 
 use crate::{
-    order::{Failure, FailureKind, Step},
+    order::{Failure, FailureKind, Step, plain},
     spec::Process,
 };
 
@@ -93,12 +93,6 @@ fn not_run(kind: FailureKind, name: &str, why: &str) -> Failure {
     Failure { kind, message: format!("exec: {name:?}: {why}") }
 }
 
-/// As C and Go word it: without the number that Rust adds, in lower case.
-fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
-}
-
 /// Enters the working directory, as root if the user may not.
 #[derive(Debug)]
 pub struct WorkingDirectory<'a> {
@@ -124,7 +118,7 @@ impl<'a> WorkingDirectory<'a> {
                 kind: FailureKind::Internal,
                 message: format!(
                     "chdir to cwd (\"{text}\") set in config.json failed: {}",
-                    plain(&error.into())
+                    plain(&error)
                 ),
             })?;
         }

@@ -1,6 +1,6 @@
 //! The root of a container: prepared from outside, then entered for good.
 
-use std::path::Path;
+use std::{os::fd::OwnedFd, path::Path};
 
 use kata_sys::mount_attr::Reach;
 use rustix::{
@@ -9,28 +9,23 @@ use rustix::{
     process::{fchdir, pivot_root},
 };
 
-use super::{
-    devices::{self, Nodes},
-    mounts,
-    options::Extent,
-    paths::Root,
-};
+use super::{devices, mounts, options::Extent, paths::Root, sources::Sources};
 use crate::{
+    boot::CONTAINER_ROOT,
     order::{Failure, Step},
-    spec::{Linux, NamespaceKind, Spec},
+    spec::{Linux, Spec},
 };
 
-/// Makes the tree at `path` the root of this process and its mount namespace.
-pub fn enter(path: &Path, spec: &Spec, linux: &Linux) -> Result<(), Failure> {
+/// Makes the tree of `sources` the root of this process and its mount namespace.
+pub fn enter(spec: &Spec, linux: &Linux, sources: Sources) -> Result<(), Failure> {
     // Nothing that is mounted from here on may reach the agent's namespace.
     mount_change("/", Propagation::PRIVATE | Propagation::REC).step(|| "isolate mounts")?;
-    let root = attach_root(path).step(|| format!("mount root {}", path.display()))?;
-    mounts::make_all(&root, &spec.mounts)?;
+    let root = attach_root(&sources.root).step(|| "mount the root")?;
+    mounts::make_all(&root, &spec.mounts, &sources)?;
     if !mounts::brings_devices(&spec.mounts) {
-        let bind = linux.namespace(NamespaceKind::User).is_some();
-        let nodes = if bind { Nodes::Bind } else { Nodes::Make };
-        devices::make_all(&root, &linux.devices, nodes)?;
+        devices::make_all(&root, &linux.devices, &sources.devices)?;
     }
+    drop(sources);
     pivot(&root).step(|| "enter the root")?;
     drop(root);
     let root = Root::open(Path::new("/")).step(|| "open the root")?;
@@ -38,14 +33,13 @@ pub fn enter(path: &Path, spec: &Spec, linux: &Linux) -> Result<(), Failure> {
     finish(&root, spec, linux).step(|| "finish the root")
 }
 
-/// A copy of the tree's mount, so that attributes of the container's root are its own.
-fn attach_root(path: &Path) -> std::io::Result<Root> {
-    let tree = mounts::clone_tree(path, Extent::Tree)?;
+/// Attaches the root's mount where everybody may look; its attributes are the container's own.
+fn attach_root(tree: &OwnedFd) -> std::io::Result<Root> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-    mounts::attach(&tree, place)?;
-    mounts::propagate(&tree, u64::from(Propagation::PRIVATE.bits()), Extent::Tree)?;
-    Root::open(path)
+    let place = rustix::fs::openat(CWD, CONTAINER_ROOT, flags, Mode::empty())?;
+    mounts::attach(tree, place)?;
+    mounts::propagate(tree, u64::from(Propagation::PRIVATE.bits()), Extent::Tree)?;
+    Root::open(Path::new(CONTAINER_ROOT))
 }
 
 fn pivot(root: &Root) -> std::io::Result<()> {

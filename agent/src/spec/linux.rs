@@ -38,6 +38,15 @@ impl Linux {
         self.namespaces.iter().find(|namespace| namespace.kind == kind)
     }
 
+    /// What a user of the container is called outside of its user namespace.
+    pub fn outer_uid(&self, uid: u32) -> u32 {
+        let outer = |map: &IdMapping| {
+            let offset = uid.checked_sub(map.container).filter(|offset| *offset < map.size)?;
+            map.host.checked_add(offset)
+        };
+        self.uid_mappings.iter().find_map(outer).unwrap_or(uid)
+    }
+
     /// True when the container gets a namespace of this kind made for it.
     pub fn makes(&self, kind: NamespaceKind) -> bool {
         self.namespace(kind).is_some_and(|namespace| namespace.path.is_none())

@@ -22,7 +22,7 @@ fn a_document_as_engines_write_it_is_understood() {
     assert_eq!((process.user.uid, process.user.additional_gids), (1, vec![3]));
     assert!(process.capabilities.unwrap().ambient.is_empty());
     assert!(linux.makes(NamespaceKind::Pid) && !linux.makes(NamespaceKind::Ipc));
-    assert_eq!(linux.uid_mappings[0].host, 1000);
+    assert_eq!((linux.outer_uid(0), linux.outer_uid(9), linux.outer_uid(10)), (1000, 1009, 10));
     let resources = linux.resources.unwrap();
     assert_eq!(resources.devices[0].major, None);
     assert_eq!(resources.block_io.unwrap().throttle_read_iops_device[0].rate, 5);
