@@ -1,4 +1,5 @@
 //! The real `kata-monitor`, between a test that plays the engine and a test that plays the shim.
+#![allow(clippy::unwrap_used)]
 
 mod monitor_bench;
 
