@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use kata_config::{Artefact, Config, DEFAULT_DIRECTORY, Loaded, Machine, Prefix, find_vmm};
+use kata_config::{Artefact, Config, Loaded, Machine, Prefix, find_vmm};
 use kata_engine_api::{
     handover::{Create, FailureKind},
     record::{Record, Status},
@@ -136,7 +136,7 @@ impl Service {
 
     fn settings(&self, create: &Create, spec: &Checked) -> Result<Settings, Refusal> {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-        let mut loaded = Loaded::read(DEFAULT_DIRECTORY.as_ref()).map_err(|e| internal(&e))?;
+        let mut loaded = Loaded::read(&kata_config::directory()).map_err(|e| internal(&e))?;
         let annotations = spec.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         for warning in loaded.annotate(annotations).map_err(|e| internal(&e))? {
             tracing::warn!(warning, "annotation");

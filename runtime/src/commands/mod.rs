@@ -14,7 +14,7 @@ mod state;
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use kata_config::{Loaded, Prefix};
@@ -78,16 +78,23 @@ impl<'a> Context<'a> {
             ));
         }
         let mut shim_environment = Vec::new();
-        if global.config != kata_config::directory() {
+        // The shim starts with no environment and no working directory of the caller's.
+        let config = std::path::absolute(&global.config)
+            .map_err(Failure::host("find the configuration directory"))?;
+        if config != Path::new(kata_config::DEFAULT_DIRECTORY) {
             let variable = kata_config::DIRECTORY_VARIABLE;
-            shim_environment.push(format!("{variable}={}", global.config.display()));
+            shim_environment.push(format!("{variable}={}", config.display()));
         }
         if global.debug {
             shim_environment.push("KATA_LOG=debug".to_owned());
         }
+        // Fault injection: the steps that change the world are the shim's.
+        if let Ok(fault) = std::env::var("KATA_FAULT") {
+            shim_environment.push(format!("KATA_FAULT={fault}"));
+        }
         Ok(Self {
             root: Root::new(&global.root)?,
-            config: global.config,
+            config,
             prefix: Prefix::of_this_program()?,
             shim_environment,
             journal,
