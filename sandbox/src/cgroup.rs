@@ -20,6 +20,9 @@ use thiserror::Error;
 /// Name of the group of VMM and proxy.
 const VM_GROUP: &str = "kata-vm";
 
+/// Parent of the groups of sandboxes whose spec names none.
+const COMMON_PARENT: &str = "kata";
+
 /// v1 hierarchies that a container is put into; those that the host lacks are passed over.
 const LEGACY: [&str; 8] =
     ["memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "devices", "freezer"];
@@ -146,7 +149,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Where the groups of a sandbox go; `cgroups_path` as in the OCI spec, `/kata/ID` when it has none.
+    /// Where the groups of a sandbox go; `cgroups_path` as in the OCI spec, `/kata/ID` when it names none.
     ///
     /// # Errors
     /// [`CgroupError`] when the path can't be used.
@@ -156,7 +159,7 @@ impl Groups {
                 return Err(CgroupError::SystemdPath(path.into()));
             }
             Some(path) => path.to_owned(),
-            None => format!("kata/{id}"),
+            None => format!("{COMMON_PARENT}/{id}"),
         };
         let relative = PathBuf::from(path.trim_start_matches('/'));
         if relative.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
@@ -173,7 +176,8 @@ impl Groups {
             let mut path = root.clone();
             for (above, part) in self.path.join(VM_GROUP).components().enumerate() {
                 path.push(part);
-                if !path.exists() {
+                // Our own common parent is everybody's to remove: the last to leave finds it unused.
+                if !path.exists() || path == root.join(COMMON_PARENT) {
                     missing.push(Missing { path: path.clone(), own: above + 1 >= depth });
                 }
             }
