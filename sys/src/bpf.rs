@@ -62,12 +62,26 @@ pub fn load_device_program(instructions: &[Instruction]) -> io::Result<OwnedFd> 
         log_size: 0,
         log_buffer: 0,
     };
-    // SAFETY: the attributes name `instruction_count` instructions and a NUL-terminated licence, all of
-    // which outlive the call; there is no log buffer for the kernel to write to.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>())
+    let fd = loop {
+        // SAFETY: the attributes name `instruction_count` instructions and a NUL-terminated licence, all of which outlive
+        // the call; there is no log buffer for the kernel to write to.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                PROG_LOAD,
+                &raw const attributes,
+                size_of::<LoadAttributes>(),
+            )
+        };
+        if let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) {
+            break fd;
+        }
+        let error = io::Error::last_os_error();
+        // The verifier gives up when a signal is pending, and says so with EAGAIN, not EINTR.
+        if error.raw_os_error() != Some(libc::EAGAIN) {
+            return Err(error);
+        }
     };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: BPF_PROG_LOAD returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
