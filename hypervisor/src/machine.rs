@@ -21,6 +21,8 @@ pub struct MachineDemand {
     pub block_hotplug: bool,
     /// Host devices are passed through.
     pub vfio: bool,
+    /// The kernel is a distribution's: it finds devices by PCI and ACPI, not on its command line.
+    pub stock_kernel: bool,
 }
 
 /// A machine type, and why this one.
@@ -45,6 +47,9 @@ impl MachineType {
         if demand.block_hotplug {
             return q35("block devices are added while it runs".into());
         }
+        if demand.stock_kernel {
+            return q35("a packaged kernel looks for its devices on PCI".into());
+        }
         if demand.virtio_devices > Self::MICROVM_SLOTS {
             return q35(format!(
                 "{} virtio devices are more than the {} that microvm has room for",
@@ -67,6 +72,7 @@ mod tests {
         for demand in [
             MachineDemand { virtio_devices: 9, ..devices },
             MachineDemand { vfio: true, ..devices },
+            MachineDemand { stock_kernel: true, ..devices },
             MachineDemand { block_hotplug: true, ..devices },
         ] {
             let choice = MachineType::choose(demand);

@@ -38,6 +38,7 @@ use crate::{Console, Hypervisor, HypervisorError, VmConfig, VmEnd, qmp::Qmp};
 use files::Files;
 use supervisor::{Supervised, supervise};
 
+pub use files::Kernel;
 pub use verify::{MINIMUM_VERSION, Missing, Verified, VerifyError, Version, verify};
 
 /// QEMU answers 0.1 s after its start on an idle host; eight of them, emulated, on two busy cores were seen to need

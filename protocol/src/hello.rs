@@ -155,7 +155,9 @@ mod tests {
 
     #[test]
     fn stream_hello_survives_the_wire_for_every_kind() {
-        for kind in [StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr, StreamKind::Terminal] {
+        for kind in
+            [StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr, StreamKind::Terminal]
+        {
             let hello = StreamHello { kind, token: [3; 16] };
             assert_eq!(StreamHello::decode(&hello.encode()), Ok(hello));
         }

@@ -7,7 +7,7 @@ use std::{
 use kata_hypervisor::{
     AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice, MachineDemand,
     MachineType, MemoryMib, Nic as VmNic, Share, TscClock, VmConfig, Vsock,
-    qemu::{JailSettings, Qemu, QemuSettings},
+    qemu::{JailSettings, Kernel, Qemu, QemuSettings},
 };
 use kata_protocol::{NONCE_PARAMETER, ROOTS, VOLUMES, hello::BootNonce};
 use thiserror::Error;
@@ -101,8 +101,12 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         let mtu = u16::try_from(nic.mtu).map_err(|_| VmError::Mtu(nic.mtu))?;
         config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), mtu });
     }
-    let demand =
-        MachineDemand { virtio_devices: config.virtio_devices(), ..MachineDemand::default() };
+    let kernel = Kernel::look(&settings.kernel).map_err(VmError::Boot)?;
+    let demand = MachineDemand {
+        virtio_devices: config.virtio_devices(),
+        stock_kernel: kernel == Kernel::BzImage,
+        ..MachineDemand::default()
+    };
     let machine = match settings.machine {
         Some(machine) => MachineChoice { machine, reason: "asked for by the configuration".into() },
         None => MachineType::choose(demand),
@@ -120,7 +124,8 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
 
 /// What the agent is told on the kernel's command line; the driver adds what the machine needs.
 fn command_line(nonce: &BootNonce) -> String {
-    let mut line = format!("{NONCE_PARAMETER}=");
+    // The dummy driver makes a link of its own accord, which containers would see.
+    let mut line = format!("dummy.numdummies=0 {NONCE_PARAMETER}=");
     for byte in nonce {
         // Writing to a string cannot fail.
         write!(line, "{byte:02x}").ok();

@@ -1,6 +1,10 @@
 //! Tap devices: the host end of a guest's network card.
 
-use std::{ffi::CStr, io, os::fd::{AsRawFd, OwnedFd}};
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use rustix::fs::{Mode, OFlags, open};
 
@@ -26,7 +30,8 @@ pub fn make(name: &str) -> io::Result<Tap> {
     if name.len() >= NAME_SIZE {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name is too long"));
     }
-    let fd = open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+    let fd =
+        open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
     // SAFETY: `ifreq` is a C struct of integers and byte arrays, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {

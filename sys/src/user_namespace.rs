@@ -94,7 +94,8 @@ fn write_maps(go: OwnedFd, own: impl AsFd, maps: &[(&str, String)]) -> io::Resul
     for (name, map) in maps {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         // In one write: the kernel takes a map only whole.
-        std::fs::File::from(openat(&own, *name, flags, Mode::empty())?).write_all(map.as_bytes())?;
+        std::fs::File::from(openat(&own, *name, flags, Mode::empty())?)
+            .write_all(map.as_bytes())?;
     }
     Ok(())
 }

@@ -61,14 +61,19 @@ impl Files {
 
 /// Formats that QEMU boots directly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
+pub enum Kernel {
+    /// `vmlinux` with a PVH entry, as we build it.
     Elf,
+    /// As distributions package it.
     BzImage,
 }
 
 impl Kernel {
     /// QEMU takes any file for a very old kernel and runs into nowhere, so look before.
-    fn look(path: &Path) -> Result<Self, HypervisorError> {
+    ///
+    /// # Errors
+    /// [`HypervisorError::File`] for what is neither.
+    pub fn look(path: &Path) -> Result<Self, HypervisorError> {
         let file = open("kernel", path)?;
         let mut head = [0; 0x206];
         let known = file.read_exact_at(&mut head, 0).ok().and_then(|()| {
