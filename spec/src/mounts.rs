@@ -199,7 +199,7 @@ impl Mount {
             _ => Ok(Class::Volume(VolumeSource {
                 mount: self.index,
                 source: self.source.clone(),
-                recursive: self.has("rbind") || !self.has("bind"),
+                recursive: self.has("rbind"),
                 directory: kind.is_dir(),
                 read_only: self.is_read_only(),
             })),

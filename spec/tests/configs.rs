@@ -1,0 +1,175 @@
+//! Configurations as engines write them: taken whole, and what the guest gets of them.
+#![allow(clippy::unwrap_used)]
+
+use std::{fs, path::Path};
+
+use kata_spec::{
+    Checked, Limits, Network, SpecError, TerminalSize, check, default_for, features, load,
+    parse_process,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A bundle with this config, a root, a directory `data` and a file `hosts`.
+fn bundle(config: &str) -> TempDir {
+    let bundle = tempfile::tempdir().unwrap();
+    for directory in ["rootfs", "data"] {
+        fs::create_dir(bundle.path().join(directory)).unwrap();
+    }
+    fs::write(bundle.path().join("hosts"), "").unwrap();
+    fs::write(bundle.path().join("config.json"), config).unwrap();
+    bundle
+}
+
+fn guest(checked: &Checked) -> Value {
+    serde_json::from_slice(&checked.guest_spec(|number| format!("/volumes/{number}"))).unwrap()
+}
+
+fn explained<'a>(checked: &'a Checked, field: &str) -> Vec<(&'a str, &'a str)> {
+    let lines = checked.explain().filter(|line| line.field == field);
+    lines.map(|line| (line.treatment, line.detail.as_str())).collect()
+}
+
+#[test]
+fn runcs_default_is_run_as_it_is() {
+    let bundle = bundle(include_str!("configs/runc.json"));
+    let checked = load(bundle.path()).unwrap();
+    assert_eq!(checked.rootfs, bundle.path().join("rootfs"));
+    assert!(checked.read_only_root && checked.process.terminal && checked.volumes.is_empty());
+    assert_eq!(
+        (checked.network.clone(), checked.hostname.as_deref()),
+        (Network::New, Some("runc"))
+    );
+    let original: Value = serde_json::from_str(include_str!("configs/runc.json")).unwrap();
+    let guest = guest(&checked);
+    for part in ["process", "mounts", "hostname"] {
+        assert_eq!(guest[part], original[part], "{part}");
+    }
+}
+
+#[test]
+fn dockers_reaches_the_guest_without_what_is_the_hosts() {
+    let bundle = bundle(include_str!("configs/docker.json"));
+    let checked = load(bundle.path()).unwrap();
+    let size = TerminalSize { rows: 40, columns: 120 };
+    assert_eq!(checked.process.terminal_size, Some(size));
+    assert_eq!(checked.cgroups_path.as_deref(), Some("/docker/4e1"));
+    assert_eq!(
+        checked.limits,
+        Limits {
+            memory_bytes: Some(128 << 20),
+            memory_and_swap_bytes: Some(256 << 20),
+            cpu_shares: Some(512),
+            cpu_quota_us: Some(50_000),
+            cpu_period_us: Some(100_000),
+            cpus: None,
+            pids: Some(100),
+        }
+    );
+    let [hosts, data] = &checked.volumes[..] else { panic!("{:?}", checked.volumes) };
+    assert_eq!((hosts.mount, hosts.directory, hosts.read_only), (7, false, false));
+    assert_eq!((data.mount, data.directory, data.read_only), (8, true, true));
+    assert_eq!(data.source, bundle.path().join("data"));
+    assert!(data.recursive);
+
+    let guest = guest(&checked);
+    assert_eq!(guest["mounts"][7]["source"], "/volumes/0");
+    assert_eq!(guest["mounts"][8]["source"], "/volumes/1");
+    assert_eq!(guest["process"]["capabilities"]["bounding"], json!(["CAP_CHOWN", "CAP_NET_RAW"]));
+    for absent in [
+        "/hooks/prestart",
+        "/annotations",
+        "/linux/cgroupsPath",
+        "/process/apparmorProfile",
+        "/root/path",
+    ] {
+        assert_eq!(guest.pointer(absent), None, "{absent}");
+    }
+    let text = guest.to_string();
+    assert!(!text.contains(bundle.path().to_str().unwrap()), "a host path in {text}");
+}
+
+#[test]
+fn podmans_is_translated_and_every_translation_is_told() {
+    let bundle = bundle(include_str!("configs/podman.json"));
+    let checked = load(bundle.path()).unwrap();
+    assert_eq!(checked.network, Network::Path("/run/netns/netns-1".into()));
+    assert_eq!(checked.cgroups_path.as_deref(), Some("machine.slice:libpod:1234"));
+    let guest = guest(&checked);
+    assert_eq!(guest["mounts"][1]["type"], "sysfs");
+    assert_eq!(
+        guest["mounts"][1]["options"],
+        json!(["rprivate", "nosuid", "noexec", "nodev", "ro"])
+    );
+    assert_eq!(guest["mounts"][2]["source"], "/dev/null");
+    assert_eq!(guest["mounts"][3]["destination"], "/run/secrets");
+    assert_eq!(guest.pointer("/linux/namespaces/1"), Some(&json!({"type": "network"})));
+    assert_eq!(guest["process"]["rlimits"][1]["hard"], u64::MAX);
+    assert_eq!(explained(&checked, "linux.futureField")[0].0, "unknown");
+    assert_eq!(explained(&checked, "mounts[1].source")[0].1, "the guest's /sys");
+    assert_eq!(explained(&checked, "process.selinuxLabel")[0].0, "host only");
+}
+
+#[test]
+fn the_default_is_what_it_says() {
+    let root = tempfile::tempdir().unwrap();
+    let args = ["uname".to_owned(), "-r".to_owned()];
+    let config = default_for(root.path().to_str().unwrap(), &args, true);
+    let checked = check(&config, Path::new("/")).unwrap();
+    assert_eq!(checked.process.args, args);
+    assert_eq!(checked.network, Network::New);
+    assert!(checked.process.terminal && !checked.read_only_root);
+    assert!(checked.explain().all(|line| line.treatment != "unknown"));
+}
+
+#[test]
+fn shared_memory_from_the_engine_becomes_the_guests_own() {
+    let bundle = bundle("{}");
+    let tmpfs = Path::new("/dev/shm");
+    if rustix::fs::statfs(tmpfs).unwrap().f_type != 0x0102_1994 {
+        eprintln!("SKIP /dev/shm is no tmpfs here");
+        return;
+    }
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    config["mounts"] = json!([{"destination": "/dev/shm", "type": "bind", "source": tmpfs, "options": ["bind", "nosuid"]}]);
+    let checked = check(&config, bundle.path()).unwrap();
+    let mount = guest(&checked)["mounts"][0].clone();
+    assert!(checked.volumes.is_empty());
+    assert_eq!(mount["type"], "tmpfs");
+    let size = mount["options"][2].as_str().unwrap();
+    assert!(size.strip_prefix("size=").unwrap().parse::<u64>().unwrap() > 0);
+}
+
+#[test]
+fn a_process_for_exec_keeps_the_rights_of_its_container() {
+    let bundle = bundle(include_str!("configs/docker.json"));
+    let checked = load(bundle.path()).unwrap();
+    let process = checked.process_with(&["id".to_owned()], false).to_string();
+    let process = parse_process(process.as_bytes(), "process").unwrap();
+    assert_eq!((process.args.as_slice(), process.terminal), (&["id".to_owned()][..], false));
+    assert_eq!(process.env, checked.process.env);
+    let error = parse_process(b"{\"args\": [\"id\"]}", "process.json").unwrap_err();
+    assert_eq!(error.to_string(), "process.json: cwd: is missing");
+}
+
+#[test]
+fn features_promise_nothing_that_the_table_refuses() {
+    let features = features();
+    assert_eq!(features["hooks"], json!([]));
+    let namespaces = features["linux"]["namespaces"].as_array().unwrap();
+    assert!(!namespaces.contains(&json!("user")));
+    assert!(!features["linux"]["seccomp"]["actions"].to_string().contains("NOTIFY"));
+}
+
+#[test]
+fn a_config_that_cannot_be_read_is_named() {
+    let bundle = tempfile::tempdir().unwrap();
+    let error = load(bundle.path()).unwrap_err();
+    let path = bundle.path().join("config.json");
+    assert_eq!(error.to_string(), format!("cannot read {}", path.display()));
+    fs::write(&path, "{\n  \"ociVersion\": 1.0.2\n}").unwrap();
+    let SpecError::Syntax { document, source } = load(bundle.path()).unwrap_err() else { panic!() };
+    assert_eq!((document, source.line(), source.column()), (path.display().to_string(), 2, 20));
+    fs::File::create(&path).unwrap().set_len(17 << 20).unwrap();
+    assert!(matches!(load(bundle.path()).unwrap_err(), SpecError::Read { .. }));
+}
