@@ -77,6 +77,11 @@ fn names(path: &str) -> BTreeSet<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Control groups of the host whose name has `id` in it.
+pub fn cgroups_named(id: &str) -> Vec<String> {
+    cgroups(Path::new("/sys/fs/cgroup")).into_iter().filter(|path| path.contains(id)).collect()
+}
+
 fn cgroups(path: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let Ok(entries) = fs::read_dir(path) else { return found };

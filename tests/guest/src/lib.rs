@@ -6,16 +6,24 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod bundle;
+mod capture;
 mod command;
+mod container;
 mod leftovers;
+mod pace;
 mod root;
+mod terminal;
 
 use std::{env, path::PathBuf};
 
 pub use bundle::Bundle;
+pub use capture::Capture;
 pub use command::{Output, Running, run};
-pub use leftovers::Leftovers;
+pub use container::{Container, HostProcess, Traces, namespace};
+pub use leftovers::{Leftovers, cgroups_named};
+pub use pace::within;
 pub use root::{Root, busybox, debian};
+pub use terminal::Terminal;
 
 /// An installed Kata with a state directory of its own, so that tests don't see each other's containers.
 #[derive(Debug)]
@@ -33,6 +41,16 @@ impl Kata {
         };
         let program = PathBuf::from(prefix).join("bin/kata-runtime");
         Some(Self { program, state: tempfile::tempdir().unwrap() })
+    }
+
+    /// runc, which takes the same command line: what holds for it tests the test.
+    pub fn oracle() -> Self {
+        Self { program: "runc".into(), state: tempfile::tempdir().unwrap() }
+    }
+
+    /// True for [`Kata::oracle`].
+    pub fn is_oracle(&self) -> bool {
+        self.program.as_os_str() == "runc"
     }
 
     /// The state directory (`--root`).
