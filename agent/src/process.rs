@@ -7,12 +7,13 @@ use std::{
 };
 
 use kata_sys::signal_number::SignalNumber;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::watch;
 
 use crate::{
     launch::Launched,
     order::{Failure, Step, TerminalSize},
-    reaper::{Exit, Reaper},
+    reaper::{Exit, Life, Reaper},
     streams::{Counter, Streams, Terminal},
 };
 
@@ -72,7 +73,11 @@ impl Process {
         plan.start(terminal.as_ref());
         let (ended, end) = watch::channel(None);
         let settled = terminal.clone();
-        reaper.on_end(pid, move |exit| {
+        let life = life(&pidfd).step(|| "look at the process")?;
+        if life == Life::Ended {
+            reaper.collect();
+        }
+        reaper.on_end(pid, life, move |exit| {
             let (exit, oom_killed) = finish(exit);
             ended.send_replace(Some(end_of(
                 exit,
@@ -113,6 +118,12 @@ impl Process {
             .resize(size)
             .step(|| "set the size of the terminal")
     }
+}
+
+fn life(pidfd: &OwnedFd) -> rustix::io::Result<Life> {
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    let ended = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? != 0;
+    Ok(if ended { Life::Ended } else { Life::Alive })
 }
 
 fn end_of(

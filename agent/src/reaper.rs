@@ -19,6 +19,14 @@ pub enum Exit {
     Signal(u32),
 }
 
+/// What the pidfd of a process says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    Alive,
+    /// And [collected](Reaper::collect) since.
+    Ended,
+}
+
 type OnEnd = Box<dyn FnOnce(Exit) + Send>;
 
 #[derive(Default)]
@@ -37,14 +45,18 @@ impl Reaper {
     pub async fn run(self: Arc<Self>) -> io::Result<()> {
         let mut children = signal(SignalKind::child())?;
         loop {
-            // One signal may stand for many children.
-            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-                // Stopped or continued: not asked for, and no end.
-                if let Some(exit) = exit_of(status) {
-                    self.reaped(pid.as_raw_nonzero().get(), exit);
-                }
-            }
+            self.collect();
             children.recv().await;
+        }
+    }
+
+    /// Reaps whatever has ended: one signal may stand for many children.
+    pub fn collect(&self) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            // Stopped or continued: not asked for, and no end.
+            if let Some(exit) = exit_of(status) {
+                self.reaped(pid.as_raw_nonzero().get(), exit);
+            }
         }
     }
 
@@ -69,9 +81,11 @@ impl Reaper {
     }
 
     /// Calls back in the moment that `pid` is reaped; at once if that has been.
-    pub fn on_end(&self, pid: i32, on_end: impl FnOnce(Exit) + Send + 'static) {
+    ///
+    /// A process that lives cannot be the one of its number whose end was kept: that was an earlier one.
+    pub fn on_end(&self, pid: i32, life: Life, on_end: impl FnOnce(Exit) + Send + 'static) {
         let mut state = self.state();
-        match state.unclaimed.remove(&pid) {
+        match state.unclaimed.remove(&pid).filter(|_| life == Life::Ended) {
             Some(exit) => {
                 drop(state);
                 on_end(exit);
@@ -109,7 +123,7 @@ impl Drop for Launching {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::{Exit, Reaper};
+    use super::{Exit, Life, Reaper};
 
     fn slot() -> (Arc<Mutex<Option<Exit>>>, impl FnOnce(Exit) + Send + 'static) {
         let slot = Arc::new(Mutex::new(None));
@@ -123,7 +137,7 @@ mod tests {
         let launching = reaper.launching();
         reaper.reaped(7, Exit::Code(42));
         let (end, on_end) = slot();
-        reaper.on_end(7, on_end);
+        reaper.on_end(7, Life::Ended, on_end);
         assert_eq!(*end.lock().unwrap(), Some(Exit::Code(42)));
         drop(launching);
     }
@@ -134,9 +148,22 @@ mod tests {
         drop(reaper.launching());
         reaper.reaped(7, Exit::Code(1));
         let (end, on_end) = slot();
-        reaper.on_end(7, on_end);
+        reaper.on_end(7, Life::Alive, on_end);
         assert_eq!(*end.lock().unwrap(), None);
         reaper.reaped(7, Exit::Signal(9));
         assert_eq!(*end.lock().unwrap(), Some(Exit::Signal(9)));
+    }
+
+    #[test]
+    fn a_reused_number_does_not_inherit_an_end() {
+        let reaper = Arc::new(Reaper::default());
+        let launching = reaper.launching();
+        reaper.reaped(7, Exit::Code(1));
+        let (end, on_end) = slot();
+        reaper.on_end(7, Life::Alive, on_end);
+        assert_eq!(*end.lock().unwrap(), None);
+        reaper.reaped(7, Exit::Code(2));
+        assert_eq!(*end.lock().unwrap(), Some(Exit::Code(2)));
+        drop(launching);
     }
 }

@@ -85,6 +85,16 @@ async fn dial(kind: StreamKind, token: StreamToken) -> io::Result<AsyncFd<OwnedF
     Ok(connection)
 }
 
+async fn dial_wanted(
+    kind: StreamKind,
+    token: Option<StreamToken>,
+) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    match token {
+        Some(token) => dial(kind, token).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// How much a process has written to one stream.
 #[derive(Debug, Default, Clone)]
 pub struct Counter {
@@ -150,28 +160,30 @@ impl Streams {
                 }
             }
             Wanted::Pipes { stdin, stdout, stderr } => {
-                if let Some(token) = stdin {
-                    streams.input(*token).await.step(|| "connect stdin")?;
+                let (stdin, stdout, stderr) = tokio::try_join!(
+                    dial_wanted(StreamKind::Stdin, *stdin),
+                    dial_wanted(StreamKind::Stdout, *stdout),
+                    dial_wanted(StreamKind::Stderr, *stderr),
+                )
+                .step(|| "connect the standard streams")?;
+                if let Some(connection) = stdin {
+                    streams.input(connection).step(|| "make stdin")?;
                 }
-                if let Some(token) = stdout {
-                    streams.stdout = streams
-                        .output(StreamKind::Stdout, *token)
-                        .await
-                        .step(|| "connect stdout")?;
+                let [_, out, error] = &mut streams.child;
+                if let Some(connection) = stdout {
+                    streams.stdout =
+                        output(&mut streams.plan, out, connection).step(|| "make stdout")?;
                 }
-                if let Some(token) = stderr {
-                    streams.stderr = streams
-                        .output(StreamKind::Stderr, *token)
-                        .await
-                        .step(|| "connect stderr")?;
+                if let Some(connection) = stderr {
+                    streams.stderr =
+                        output(&mut streams.plan, error, connection).step(|| "make stderr")?;
                 }
             }
         }
         Ok(streams)
     }
 
-    async fn input(&mut self, token: StreamToken) -> io::Result<()> {
-        let connection = dial(StreamKind::Stdin, token).await?;
+    fn input(&mut self, connection: AsyncFd<OwnedFd>) -> io::Result<()> {
         let (read, write) = pipe()?;
         let [stdin, ..] = &mut self.child;
         *stdin = read;
@@ -179,17 +191,19 @@ impl Streams {
         self.plan.pumps.push(Pump::Input { connection, pipe });
         Ok(())
     }
+}
 
-    async fn output(&mut self, kind: StreamKind, token: StreamToken) -> io::Result<Counter> {
-        let connection = dial(kind, token).await?;
-        let (read, write) = pipe()?;
-        let [_, stdout, stderr] = &mut self.child;
-        *(if kind == StreamKind::Stdout { stdout } else { stderr }) = write;
-        let pipe = Arc::new(non_blocking(read)?);
-        let counter = Counter { taken: Arc::default(), pipe: Arc::downgrade(&pipe) };
-        self.plan.pumps.push(Pump::Output { connection, pipe, counter: counter.clone() });
-        Ok(counter)
-    }
+fn output(
+    plan: &mut Plan,
+    child: &mut OwnedFd,
+    connection: AsyncFd<OwnedFd>,
+) -> io::Result<Counter> {
+    let (read, write) = pipe()?;
+    *child = write;
+    let pipe = Arc::new(non_blocking(read)?);
+    let counter = Counter { taken: Arc::default(), pipe: Arc::downgrade(&pipe) };
+    plan.pumps.push(Pump::Output { connection, pipe, counter: counter.clone() });
+    Ok(counter)
 }
 
 impl Plan {
