@@ -17,13 +17,14 @@ use std::{
 
 use anyhow::Context;
 use kata_engine_api::containerd::task_ttrpc::create_task;
-use kata_sys::inherit;
+use kata_sys::{inherit, watch::watch};
 use rustix::{
     fs::{Mode, OFlags, openat},
     mount::{MountPropagationFlags, mount_change},
+    process::{PidfdFlags, getppid, pidfd_open},
     thread::UnshareFlags,
 };
-use tokio::net::UnixListener;
+use tokio::{io::Interest, net::UnixListener};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
 use crate::{handover, service::Service, task::TaskService};
@@ -33,6 +34,8 @@ pub fn serve() -> anyhow::Result<()> {
     let shim_socket = inherit::take(3).context("fd 3 should be the listening shim.sock")?;
     let handover_socket = inherit::take(4).context("fd 4 should be the listening handover.sock")?;
     let directory = inherit::take(5).context("fd 5 should be the sandbox directory")?;
+    let creator = getppid().context("the process that started this one is gone")?;
+    let creator = pidfd_open(creator, PidfdFlags::empty()).context("watch the creator")?;
     inherit::close_rest().context("close what was inherited besides")?;
     let path: PathBuf = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
         .context("find the path of the sandbox directory")?;
@@ -42,13 +45,15 @@ pub fn serve() -> anyhow::Result<()> {
         .context("follow the host's mounts")?;
     // The VMM and the proxy die with the thread that made them, so everything runs on this one, which never ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(Service::new(path, Arc::new(directory)), shim_socket, handover_socket))
+    let service = Service::new(path, Arc::new(directory));
+    runtime.block_on(run(service, shim_socket, handover_socket, creator))
 }
 
 async fn run(
     service: Arc<Service>,
     shim_socket: OwnedFd,
     handover_socket: OwnedFd,
+    creator: OwnedFd,
 ) -> anyhow::Result<()> {
     let listener = StdListener::from(shim_socket);
     listener.set_nonblocking(true)?;
@@ -65,9 +70,25 @@ async fn run(
     tokio::select! {
         served = handovers => served.context("serve handover.sock")?,
         () = service.finished() => {}
+        () = abandoned(&service, creator) => service.give_up(),
     }
     server.shutdown().await.context("finish the last answers")?;
     Ok(())
+}
+
+/// Returns when the process that started this one has died before it created a container: then nobody ever will.
+async fn abandoned(service: &Service, creator: OwnedFd) {
+    match watch(creator, Interest::READABLE) {
+        Ok(creator) => {
+            if let Err(error) = creator.readable().await {
+                tracing::warn!(%error, "watch the creator");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "watch the creator"),
+    }
+    if service.has_container() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Everything that the shim and its children have to say goes to `shim.log`.

@@ -184,6 +184,19 @@ impl Service {
         Ok(())
     }
 
+    /// Whether a container was ever created, and not deleted since.
+    pub fn has_container(&self) -> bool {
+        self.container.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Takes away the directory of a sandbox that never got a container.
+    pub fn give_up(&self) {
+        tracing::warn!("whoever started this shim is gone, and left no container");
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            tracing::warn!(%error, "remove the sandbox directory");
+        }
+    }
+
     /// Waits until there is nothing left to serve.
     pub async fn finished(&self) {
         self.finished.notified().await;
