@@ -135,11 +135,6 @@ fn what_is_not_applied_is_refused_by_name() {
             "linux.namespaces[2].path: refused: the ipc namespace /proc/1/ns/ipc",
         ),
         (
-            "/linux/namespaces/0",
-            json!({"type": "time"}),
-            "linux.namespaces: refused: without a pid namespace",
-        ),
-        (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
             "linux.seccomp.defaultAction: refused",

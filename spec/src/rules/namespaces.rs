@@ -35,11 +35,7 @@ pub(super) fn check(document: &mut Document, config: &Value) -> Result<Network, 
             }
         }
     }
-    if !has(config, "pid") {
-        let why = "without a pid namespace the container would see the host's processes, which a VM can't";
-        return Err(document.refuse("linux.namespaces", why));
-    }
-    for kind in ["ipc", "uts", "cgroup"].into_iter().filter(|kind| !has(config, kind)) {
+    for kind in ["pid", "ipc", "uts", "cgroup"].into_iter().filter(|kind| !has(config, kind)) {
         let how = format!("no {kind} namespace, so that of the guest instead of the host's");
         document.translate("linux.namespaces", how);
     }
