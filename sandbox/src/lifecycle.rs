@@ -43,7 +43,10 @@ use crate::{
 };
 
 /// A VMM and a proxy that lose each other end one after the other; so long the news of the second may take.
-const AFTERMATH: Duration = Duration::from_millis(700);
+const AFTERMATH: Duration = Duration::from_millis(400);
+
+/// The agent's connection ends with either of them: a moment longer, so that they are heard first.
+const AGENT_AFTERMATH: Duration = Duration::from_millis(700);
 
 /// Why a sandbox could not be made, booted or taken down.
 #[derive(Debug, Error)]
@@ -69,12 +72,14 @@ pub enum SandboxError {
     Random(#[source] io::Error),
     #[error("network task panicked")]
     NetworkTask,
-    #[error("the VM did not come up: {0}")]
-    BootFailed(String),
+    #[error("the VM did not come up: {why} (kernel {kernel}, initrd {initrd})")]
+    BootFailed { why: String, kernel: PathBuf, initrd: PathBuf },
     #[error("the VM did not come up within {} s (console: {console})", limit.as_secs())]
     BootTimeout { limit: Duration, console: String },
     #[error("the sandbox is not running")]
     NotRunning,
+    #[error("killed while the VM booted")]
+    Aborted,
     #[error("remove {path}")]
     Remove {
         path: PathBuf,
@@ -253,6 +258,7 @@ impl Sandbox {
 
     async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<u32, SandboxError> {
         let mut network = self.attach_network(boot.network).await?;
+        self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,
             directory: &self.settings.directory_fd,
@@ -271,6 +277,7 @@ impl Sandbox {
         let (vm, notes) = vm::make(&self.settings.vm, &self.nonce, devices)?;
         self.live().vm = Some(vm.clone());
         vm.boot().await.map_err(VmError::Boot)?;
+        self.check_aborted()?;
         {
             let mut live = self.live();
             let vmm_pid = vm.pid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
@@ -300,7 +307,7 @@ impl Sandbox {
         let limit = self.settings.vm.boot_limit;
         let connection = tokio::select! {
             connection = waiting => connection.map_err(|_| SandboxError::NotRunning)??,
-            loss = self.lost() => return Err(SandboxError::BootFailed(loss.describe())),
+            loss = self.lost() => return Err(self.boot_failed(&loss)),
             () = tokio::time::sleep(limit) => {
                 return Err(SandboxError::BootTimeout { limit, console: vm.console_tail() });
             }
@@ -330,18 +337,22 @@ impl Sandbox {
         };
         let answer = tokio::select! {
             answer = agent.start_sandbox(&request) => answer,
-            loss = self.lost() => return Err(SandboxError::BootFailed(loss.describe())),
+            loss = self.lost() => return Err(self.boot_failed(&loss)),
         };
         match answer {
             Ok(answer) => {
                 tokio::spawn(clock::keep(self.clone()));
                 Ok(answer.first_container.guest_pid)
             }
-            Err(AgentError::Lost { .. }) => {
-                Err(SandboxError::BootFailed(self.agent_lost().await.describe()))
-            }
+            Err(AgentError::Lost { .. }) => Err(self.boot_failed(&self.agent_lost().await)),
             Err(refused) => Err(refused.into()),
         }
+    }
+
+    fn boot_failed(&self, loss: &Loss) -> SandboxError {
+        let VmSettings { kernel, initrd, .. } = &self.settings.vm;
+        let (kernel, initrd) = (kernel.clone(), initrd.clone());
+        SandboxError::BootFailed { why: loss.describe(), kernel, initrd }
     }
 
     fn drop_guest_caches(&self) {
@@ -388,12 +399,22 @@ impl Sandbox {
 
     /// The agent's connection has ended: says why, after a moment in which the cause may show itself.
     pub async fn agent_lost(self: &Arc<Self>) -> Loss {
-        if let Ok(loss) = timeout(AFTERMATH, self.lost()).await {
+        if let Ok(loss) = timeout(AGENT_AFTERMATH, self.lost()).await {
             return loss;
         }
         self.lose(Loss::Agent("its connection ended while the VM went on".into()));
         self.kill();
         self.lost().await
+    }
+
+    /// Ends a boot that is under way, at its next step if nothing of it runs yet.
+    pub fn abort_boot(self: &Arc<Self>) {
+        self.live().stopping = true;
+        self.kill();
+    }
+
+    fn check_aborted(&self) -> Result<(), SandboxError> {
+        if self.live().stopping { Err(SandboxError::Aborted) } else { Ok(()) }
     }
 
     /// Lets VMM and proxy be killed, without waiting for it.
