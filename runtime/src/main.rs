@@ -82,7 +82,19 @@ fn mistake(text: &str) -> String {
     let end =
         ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|word| text.find(word)).min();
     let said = one_line(text.get(..end.unwrap_or(text.len())).unwrap_or(text));
-    format!("{said} (--help shows what is possible)")
+    let words: Vec<String> = said.split(' ').map(abbreviated).collect();
+    format!("{} (--help shows what is possible)", words.join(" "))
+}
+
+/// What was typed is repeated, but a word that nobody reads to its end is cut.
+fn abbreviated(word: &str) -> String {
+    const LONGEST: usize = 128;
+    if word.len() <= LONGEST {
+        return word.to_owned();
+    }
+    let (begin, end): (String, Vec<char>) =
+        (word.chars().take(LONGEST / 2).collect(), word.chars().rev().take(8).collect());
+    format!("{begin}...{}", end.into_iter().rev().collect::<String>())
 }
 
 #[cfg(test)]
@@ -98,6 +110,12 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_long_word_is_cut() {
+        let said = said(&format!("kata-runtime state {}", "x".repeat(2000)));
+        assert!(said.len() < 300 && said.contains("2000 characters"), "{said}");
     }
 
     #[test]
