@@ -11,10 +11,14 @@ mod command;
 mod container;
 mod leftovers;
 mod pace;
+mod python;
 mod root;
 mod terminal;
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 pub use bundle::Bundle;
 pub use capture::Capture;
@@ -22,6 +26,7 @@ pub use command::{Output, Running, run};
 pub use container::{Container, HostProcess, Traces, namespace};
 pub use leftovers::{Leftovers, cgroups_named};
 pub use pace::within;
+pub use python::{grant, python, run_bundle};
 pub use root::{Root, busybox, debian};
 pub use terminal::Terminal;
 
@@ -51,6 +56,11 @@ impl Kata {
     /// True for [`Kata::oracle`].
     pub fn is_oracle(&self) -> bool {
         self.program.as_os_str() == "runc"
+    }
+
+    /// The program itself, for commands without `--root`.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// The state directory (`--root`).

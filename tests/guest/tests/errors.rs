@@ -1,0 +1,355 @@
+//! Broken input: one line that names what and where, an exit code, and nothing left.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use kata_guest_tests::{Bundle, Kata, Output, busybox, cgroups_named, run};
+use serde_json::{Value, json};
+
+/// A bundle that would run, to be broken.
+fn bundle(kata: &Kata) -> Option<Bundle> {
+    Some(Bundle::new(kata, busybox()?, &["sh", "-c", "exit 0"]))
+}
+
+/// An id that no other test uses, to look for what is left.
+fn id(name: &str) -> String {
+    format!("error-{name}-{}", std::process::id())
+}
+
+/// Asserts that the command failed with one line that has each of `words` in it.
+fn assert_one_line(output: &Output, words: &[&str]) {
+    let line = output.stderr();
+    assert!((1..=127).contains(&output.code), "exit code {}: {line}", output.code);
+    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+    assert!(line.len() < 600, "{} bytes: {line}", line.len());
+    for word in words {
+        assert!(line.contains(word), "{word:?} is not in {line}");
+    }
+    assert_eq!(output.stdout(), "");
+}
+
+/// Asserts that nothing is left of `id`: its directory, its groups, a process that was started for it.
+fn assert_nothing_left(kata: &Kata, id: &str) {
+    let left = fs::read_dir(kata.state()).map(|entries| entries.flatten().count()).unwrap_or(0);
+    assert_eq!(left, 0, "entries in the state directory");
+    assert_eq!(cgroups_named(id), Vec::<String>::new(), "control groups");
+    assert_eq!(holders(&kata.state()), Vec::<String>::new(), "processes");
+}
+
+/// Processes that hold something open below a directory, or run in it: shims and monitors do.
+fn holders(directory: &Path) -> Vec<String> {
+    let below = |link: PathBuf| fs::read_link(link).is_ok_and(|path| path.starts_with(directory));
+    let holds = |process: &Path| {
+        let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        below(process.join("cwd")) || fds.into_iter().any(|fd| below(fd.path()))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let holders = processes.filter(|process| holds(process));
+    holders.map(|process| fs::read_to_string(process.join("comm")).unwrap_or_default()).collect()
+}
+
+/// Changes a bundle that would run, creates and starts it, and asserts the line.
+fn refused(name: &str, words: &[&str], change: impl FnOnce(&mut Bundle)) {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(mut bundle) = bundle(&kata) else { return };
+    change(&mut bundle);
+    let id = id(name);
+    let output = kata.call(&["run", "--bundle", bundle.path(), &id]);
+    assert_one_line(&output, words);
+    assert_nothing_left(&kata, &id);
+}
+
+/// The same for a change to the spec.
+fn refused_spec(name: &str, words: &[&str], change: impl FnOnce(&mut Value)) {
+    refused(name, words, |bundle| {
+        change(&mut bundle.config);
+        bundle.write();
+    });
+}
+
+/// The same for a configuration file.
+fn refused_configuration(name: &str, words: &[&str], text: &str) {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("config.toml"), text).unwrap();
+    let (id, config) = (id(name), directory.path().to_str().unwrap());
+    let output = kata.call(&["--config", config, "run", "--bundle", bundle.path(), &id]);
+    assert_one_line(&output, words);
+    assert_nothing_left(&kata, &id);
+}
+
+/// The same for an id.
+fn refused_id(id: &str, words: &[&str]) {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata) else { return };
+    for verb in ["run", "create"] {
+        let output = kata.call(&[verb, "--bundle", bundle.path(), id]);
+        assert_one_line(&output, words);
+    }
+    assert_nothing_left(&kata, "kata-test-no-id");
+}
+
+#[test]
+fn no_config_json() {
+    refused("none", &["config.json", "No such file"], |bundle| {
+        fs::remove_file(bundle.file("config.json")).unwrap();
+    });
+}
+
+#[test]
+fn no_bundle() {
+    let Some(kata) = Kata::installed() else { return };
+    let output = kata.call(&["run", "--bundle", "/no/such/bundle", &id("bundle")]);
+    assert_one_line(&output, &["/no/such/bundle", "No such file"]);
+}
+
+#[test]
+fn config_json_that_is_no_json() {
+    refused("malformed", &["config.json", "line 1"], |bundle| {
+        fs::write(bundle.file("config.json"), "{ \"process\": nonsense").unwrap();
+    });
+}
+
+#[test]
+fn config_json_that_is_a_directory() {
+    refused("directory", &["config.json", "s a directory"], |bundle| {
+        fs::remove_file(bundle.file("config.json")).unwrap();
+        fs::create_dir(bundle.file("config.json")).unwrap();
+    });
+}
+
+#[test]
+fn an_absent_root() {
+    refused_spec("root", &["root.path", "/no/such/root"], |spec| {
+        spec["root"]["path"] = json!("/no/such/root");
+    });
+}
+
+#[test]
+fn a_root_that_is_a_file() {
+    refused("file", &["root.path", "ot a directory"], |bundle| {
+        fs::write(bundle.file("plain"), "").unwrap();
+        bundle.config["root"]["path"] = json!("plain");
+        bundle.write();
+    });
+}
+
+#[test]
+fn an_absent_root_for_run_rootfs() {
+    let Some(kata) = Kata::installed() else { return };
+    let output = kata.call(&["run", "--rootfs", "/no/such/root", "--", "true"]);
+    assert_one_line(&output, &["/no/such/root", "No such file"]);
+}
+
+#[test]
+fn an_id_with_slashes() {
+    refused_id("a/../b", &["a/../b", "'/'"]);
+}
+
+#[test]
+fn an_id_of_2000_characters() {
+    refused_id(&"x".repeat(2000), &["2000 characters"]);
+}
+
+#[test]
+fn an_empty_id() {
+    refused_id("", &["id is empty"]);
+}
+
+#[test]
+fn an_id_that_leaves_the_state_directory() {
+    refused_id("..", &["\"..\""]);
+}
+
+#[test]
+fn a_field_of_the_wrong_type() {
+    refused_spec("type", &["process.args", "list", "config.json"], |spec| {
+        spec["process"]["args"] = json!("sh -c ls");
+    });
+}
+
+#[test]
+fn another_major_version_of_the_spec() {
+    refused_spec("version", &["ociVersion", "2.0.0"], |spec| spec["ociVersion"] = json!("2.0.0"));
+}
+
+#[test]
+fn an_annotation_of_ours_that_there_is_not() {
+    refused_spec("annotation", &["io.katacontainers.vm.memory_mb", "vm.memory_mib"], |spec| {
+        spec["annotations"] = json!({"io.katacontainers.vm.memory_mb": "64"});
+    });
+}
+
+#[test]
+fn an_annotation_that_only_the_administrator_may_set() {
+    refused_spec("host-only", &["io.katacontainers.hypervisor.path"], |spec| {
+        spec["annotations"] = json!({"io.katacontainers.hypervisor.path": "/bin/sh"});
+    });
+}
+
+#[test]
+fn no_arguments() {
+    refused_spec("args", &["process.args"], |spec| spec["process"]["args"] = json!([]));
+}
+
+#[test]
+fn a_relative_working_directory() {
+    refused_spec("cwd", &["process.cwd", "absolute"], |spec| spec["process"]["cwd"] = json!("tmp"));
+}
+
+#[test]
+fn a_field_that_is_refused_by_name() {
+    refused_spec("rdt", &["linux.intelRdt", "refused"], |spec| {
+        spec["linux"]["intelRdt"] = json!({"closID": "guaranteed"});
+    });
+}
+
+#[test]
+fn a_volume_whose_source_is_absent() {
+    refused_spec("volume", &["mounts[", "/no/such/volume"], |spec| {
+        let mount = json!({"destination": "/data", "type": "bind", "source": "/no/such/volume",
+                           "options": ["rbind"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+}
+
+#[test]
+fn a_network_namespace_that_is_absent() {
+    refused_spec("netns", &["/run/netns/no-such", "No such file"], |spec| {
+        for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!("/run/netns/no-such");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_control_group_outside_of_the_hierarchy() {
+    refused_spec("cgroup", &["cgroupsPath", "/../../escape"], |spec| {
+        spec["linux"]["cgroupsPath"] = json!("/../../escape");
+    });
+}
+
+#[test]
+fn no_qemu() {
+    let text = "[hypervisor]\npath = \"/no/such/qemu\"\n";
+    refused_configuration("qemu", &["QEMU", "/no/such/qemu", "hypervisor.path"], text);
+}
+
+#[test]
+fn a_qemu_that_is_another_program() {
+    let text = "[hypervisor]\npath = \"/bin/true\"\n";
+    refused_configuration("true", &["/bin/true"], text);
+}
+
+#[test]
+fn no_kernel() {
+    let text = "[kernel]\npath = \"/no/such/vmlinux\"\n";
+    refused_configuration("kernel", &["kernel", "/no/such/vmlinux"], text);
+}
+
+#[test]
+fn a_kernel_that_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vmlinux");
+    fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+    let text = format!("[kernel]\npath = {path:?}\n");
+    refused_configuration("no-kernel", &[path.to_str().unwrap()], &text);
+}
+
+#[test]
+fn an_initrd_of_random_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("random-bytes");
+    let random: Vec<u8> = fs::File::open("/dev/urandom")
+        .and_then(|file| {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut std::io::Read::take(file, 1 << 20), &mut bytes)?;
+            Ok(bytes)
+        })
+        .unwrap();
+    fs::write(&path, random).unwrap();
+    let text = format!("[initrd]\npath = {path:?}\n");
+    refused_configuration("initrd", &["kernel panicked", path.to_str().unwrap()], &text);
+}
+
+#[test]
+fn too_little_memory_for_any_guest() {
+    refused_spec("memory", &["io.katacontainers.vm.memory_mib", "64"], |spec| {
+        spec["annotations"] = json!({"io.katacontainers.vm.memory_mib": "16"});
+    });
+}
+
+#[test]
+fn an_unknown_key_in_the_configuration() {
+    let text = "[hypervisor]\npth = \"/usr/bin/qemu-system-x86_64\"\n";
+    refused_configuration("key", &["config.toml:2", "pth", "hypervisor.path"], text);
+}
+
+#[test]
+fn a_state_directory_that_can_not_be_written() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata) else { return };
+    // Root may write everywhere but where there is nothing to write to.
+    let mut command = Command::new(kata.program());
+    command.args(["--root", "/proc/kata", "run", "--bundle", bundle.path(), &id("ro")]);
+    let output = run(command, b"");
+    assert_one_line(&output, &["/proc/kata", "state directory"]);
+}
+
+#[test]
+fn a_program_that_may_not_be_executed() {
+    refused("plain", &["/plain", "permission denied"], |bundle| {
+        fs::write(bundle.root().file("/plain"), "").unwrap();
+        let mode = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(bundle.root().file("/plain"), mode).unwrap();
+        bundle.config["process"]["args"] = json!(["/plain"]);
+        bundle.write();
+    });
+}
+
+#[test]
+fn a_terminal_without_a_console_socket() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(mut bundle) = bundle(&kata) else { return };
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.write();
+    let id = id("console");
+    let output = kata.call(&["create", "--bundle", bundle.path(), &id]);
+    assert_one_line(&output, &["--console-socket"]);
+    assert_nothing_left(&kata, &id);
+}
+
+#[test]
+fn words_that_are_no_command() {
+    let Some(kata) = Kata::installed() else { return };
+    for (words, named) in [
+        (&["strat", "c1"][..], "strat"),
+        (&["state"], "<ID>"),
+        (&["kill", "c1", "TURM"], "TURM"),
+        (&["run", "--no-such-option", "c1"], "--no-such-option"),
+    ] {
+        assert_one_line(&kata.call(words), &[named]);
+    }
+}
+
+#[test]
+fn a_tool_that_reads_json_logs_gets_the_same_line() {
+    let Some(kata) = Kata::installed() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let mut command: Command = kata.command(&["--log-format", "json", "--log"]);
+    command.arg(&log).args(["run", "--bundle", "/no/such/bundle", &id("log")]);
+    let output = run(command, b"");
+    assert_one_line(&output, &["/no/such/bundle"]);
+    let line: Value = serde_json::from_slice(&fs::read(&log).unwrap()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert!(output.stderr().contains(line["msg"].as_str().unwrap()), "{line}");
+}
