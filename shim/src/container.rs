@@ -7,10 +7,11 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use kata_engine_api::{
-    control::ToShim,
+    control::{End, ToShim},
     handover::{FailureKind, TerminalSize},
     record::{Cause, Record, Status},
 };
@@ -46,6 +47,8 @@ pub struct Parts {
     pub guest_root: String,
     /// Namespace whose links the guest takes over; none for loopback alone.
     pub network: Option<Namespace>,
+    /// Bounded wait for streams that descendants hold open.
+    pub grace: Duration,
     /// First record.
     pub record: Record,
 }
@@ -59,6 +62,7 @@ pub struct Container {
     spec: Vec<u8>,
     guest_root: String,
     network: Mutex<Option<Namespace>>,
+    grace: Duration,
     record: Mutex<Record>,
 }
 
@@ -73,6 +77,7 @@ impl Container {
             spec: parts.spec,
             guest_root: parts.guest_root,
             network: Mutex::new(parts.network),
+            grace: parts.grace,
             record: Mutex::new(parts.record),
         });
         container.update_record(|record| record.status = Status::Created)?;
@@ -214,7 +219,7 @@ impl Container {
             }
             // A guest that does not come up answers no signal.
             Phase::Starting if signal == SIGKILL => {
-                self.sandbox.kill();
+                self.sandbox.abort_boot();
                 Ok(())
             }
             Phase::Starting => Err(Refusal::precondition("container is starting")),
@@ -336,7 +341,8 @@ impl Container {
             // Files written by the container are on the host before anybody hears of its end.
             self.sandbox.quiesce().await;
         }
-        process.drain(outcome.end.clone()).await;
+        let grace_ms = u64::try_from(self.grace.as_millis()).ok();
+        process.drain(End { grace_ms, ..outcome.end.clone() }).await;
         let ended = outcome.recorded();
         if process.is_init() {
             tracing::info!(code = ended.code, cause = ended.cause.describe(), "container ended");

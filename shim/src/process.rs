@@ -239,6 +239,7 @@ impl Outcome {
             cause,
             stdout_bytes: Some(end.stdout_bytes),
             stderr_bytes: Some(end.stderr_bytes),
+            grace_ms: None,
         };
         Self { end, detail: None }
     }
@@ -252,13 +253,19 @@ impl Outcome {
             Loss::Proxy(text) => (Cause::ProxyKilled, Some(text.clone())),
             Loss::Stopped => (Cause::Unknown, None),
         };
-        Self { end: End { code: LOST, cause, stdout_bytes: None, stderr_bytes: None }, detail }
+        Self {
+            end: End { code: LOST, cause, stdout_bytes: None, stderr_bytes: None, grace_ms: None },
+            detail,
+        }
     }
 
     /// Without anything having run.
     pub fn unstarted(code: u8, cause: Cause, detail: Option<String>) -> Self {
         let none = Some(0);
-        Self { end: End { code, cause, stdout_bytes: none, stderr_bytes: none }, detail }
+        Self {
+            end: End { code, cause, stdout_bytes: none, stderr_bytes: none, grace_ms: None },
+            detail,
+        }
     }
 
     /// As it is recorded.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
+use kata_config::{Loaded, LogLevel};
 use kata_engine_api::containerd::task_ttrpc::create_task;
 use kata_sys::{inherit, watch::watch};
 use rustix::{
@@ -39,13 +40,15 @@ pub fn serve() -> anyhow::Result<()> {
     inherit::close_rest().context("close what was inherited besides")?;
     let path: PathBuf = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
         .context("find the path of the sandbox directory")?;
-    log_to(&directory)?;
+    let loaded = Loaded::read(&kata_config::directory());
+    let level = loaded.as_ref().map_or(LogLevel::Info, |loaded| loaded.config.runtime.log_level);
+    log_to(&directory, level)?;
     kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).context("leave the host's mounts")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .context("follow the host's mounts")?;
     // The VMM and the proxy die with the thread that made them, so everything runs on this one, which never ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let service = Service::new(path, Arc::new(directory));
+    let service = Service::new(path, Arc::new(directory), loaded);
     runtime.block_on(run(service, shim_socket, handover_socket, creator))
 }
 
@@ -92,16 +95,19 @@ async fn abandoned(service: &Service, creator: OwnedFd) {
 }
 
 /// Everything that the shim and its children have to say goes to `shim.log`.
-fn log_to(directory: &OwnedFd) -> anyhow::Result<()> {
+fn log_to(directory: &OwnedFd, level: LogLevel) -> anyhow::Result<()> {
     let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
     let log =
         openat(directory, "shim.log", flags, Mode::RUSR | Mode::WUSR).context("open shim.log")?;
     rustix::stdio::dup2_stderr(&log).context("write errors to shim.log")?;
-    let level = match std::env::var("KATA_LOG").as_deref() {
-        Ok("trace") => tracing::Level::TRACE,
-        Ok("debug") => tracing::Level::DEBUG,
-        _ => tracing::Level::INFO,
-    };
+    let asked = std::env::var("KATA_LOG").ok();
+    let level = asked.and_then(|asked| asked.parse().ok()).unwrap_or(match level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    });
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(false)

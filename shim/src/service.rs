@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use kata_config::{Artefact, Config, Loaded, Machine, Prefix, find_vmm};
+use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix, find_vmm};
 use kata_engine_api::{
     handover::{Create, FailureKind},
     record::{Record, Status},
@@ -65,15 +65,22 @@ pub struct Handed {
 pub struct Service {
     directory: PathBuf,
     directory_fd: Arc<OwnedFd>,
+    /// As it was when the shim started; a mistake in it fails the create, where somebody hears of it.
+    configuration: Result<Loaded, ConfigError>,
     container: Mutex<Option<Arc<Container>>>,
     finished: Notify,
 }
 
 impl Service {
-    pub fn new(directory: PathBuf, directory_fd: Arc<OwnedFd>) -> Arc<Self> {
+    pub fn new(
+        directory: PathBuf,
+        directory_fd: Arc<OwnedFd>,
+        configuration: Result<Loaded, ConfigError>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             directory,
             directory_fd,
+            configuration,
             container: Mutex::default(),
             finished: Notify::new(),
         })
@@ -109,7 +116,8 @@ impl Service {
         let value = serde_json::from_slice(&handed.config).map_err(|e| invalid(e.to_string()))?;
         let spec = check(&value, create.bundle.as_ref())
             .map_err(|e| invalid(crate::failure::chain(&e)))?;
-        let settings = self.settings(create, &spec)?;
+        let config = self.configure(&spec)?;
+        let settings = self.settings(create, &spec, &config)?;
         let mut needed = settings.vm.files();
         needed.extend([settings.proxy.clone(), network_path(&spec, create.monitor_pid)]);
         let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
@@ -125,6 +133,7 @@ impl Service {
             sandbox,
             directory: self.directory_fd.clone(),
             init: Arc::new(Process::new(&create.id, "", monitor, terminal)),
+            grace: config.runtime.output_grace,
             spec: guest_spec,
             guest_root: format!("{}/{}", ROOTS.1, create.id),
             network,
@@ -134,16 +143,27 @@ impl Service {
         mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))
     }
 
-    fn settings(&self, create: &Create, spec: &Checked) -> Result<Settings, Refusal> {
-        let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-        let mut loaded = Loaded::read(&kata_config::directory()).map_err(|e| internal(&e))?;
+    /// The configuration, with what the spec's annotations say.
+    fn configure(&self, spec: &Checked) -> Result<Config, Refusal> {
+        let invalid =
+            |e: &ConfigError| Refusal::new(FailureKind::InvalidArgument, crate::failure::chain(e));
+        let mut loaded = self.configuration.as_ref().map_err(invalid)?.clone();
         let annotations = spec.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        for warning in loaded.annotate(annotations).map_err(|e| internal(&e))? {
+        for warning in loaded.annotate(annotations).map_err(|e| invalid(&e))? {
             tracing::warn!(warning, "annotation");
         }
-        let config = loaded.config;
+        Ok(loaded.config)
+    }
+
+    fn settings(
+        &self,
+        create: &Create,
+        spec: &Checked,
+        config: &Config,
+    ) -> Result<Settings, Refusal> {
+        let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
-        let memory = guest_memory(&config, spec);
+        let memory = guest_memory(config, spec);
         let groups =
             Groups::plan(spec.cgroups_path.as_deref(), &create.id).map_err(|e| internal(&e))?;
         let limits = Limits {
@@ -162,7 +182,7 @@ impl Service {
             directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
             hostname: spec.hostname.clone().unwrap_or_default(),
             proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
-            vm: vm_settings(&config, &prefix, memory, groups.vm_procs())?,
+            vm: vm_settings(config, &prefix, memory, groups.vm_procs())?,
             groups,
             limits,
             monitor: create.monitor_pid,

@@ -3,7 +3,7 @@
 use std::io;
 
 use anyhow::Context;
-use kata_config::{DEFAULT_DIRECTORY, Loaded, find_vmm};
+use kata_config::{Loaded, find_vmm};
 use kata_hypervisor::{jail, qemu};
 use serde_json::json;
 
@@ -17,7 +17,7 @@ pub fn enter_jail() -> anyhow::Result<()> {
 
 /// Prints, as JSON, whether the VMM has what the driver needs.
 pub fn verify() -> anyhow::Result<()> {
-    let config = Loaded::read(DEFAULT_DIRECTORY.as_ref())?.config;
+    let config = Loaded::read(&kata_config::directory())?.config;
     let vmm = find_vmm(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let verified = runtime.block_on(qemu::verify(&vmm))?;

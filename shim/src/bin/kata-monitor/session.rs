@@ -188,7 +188,8 @@ impl Session {
                 ToMonitor::Streams(kinds) => self.start_flows(state, &kinds, packet)?,
                 ToMonitor::End(end) => {
                     self.bell.ring_at_every_step();
-                    let deadline = Instant::now() + self.grace;
+                    let grace = end.grace_ms.map_or(self.grace, Duration::from_millis);
+                    let deadline = Instant::now() + grace;
                     state.ending = Some(Ending { end, deadline });
                 }
             }
