@@ -148,7 +148,13 @@ impl Sandbox {
 
     fn end(&self, code: u8) {
         self.record(Status::Stopped);
-        let end = End { code, cause: Cause::Exited, stdout_bytes: None, stderr_bytes: None };
+        let end = End {
+            code,
+            cause: Cause::Exited,
+            stdout_bytes: None,
+            stderr_bytes: None,
+            grace_ms: None,
+        };
         let message = serde_json::to_vec(&ToMonitor::End(end)).unwrap();
         let container = self.container.lock().unwrap();
         scm::send(&container.as_ref().unwrap().control, &message, &[]).unwrap();
