@@ -17,6 +17,8 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 
+use crate::random;
+
 /// Name of the group of VMM and proxy.
 const VM_GROUP: &str = "kata-vm";
 
@@ -42,6 +44,8 @@ pub enum CgroupError {
     SystemdPath(String),
     #[error("cgroupsPath {0:?} leaves the cgroup file system")]
     Escapes(String),
+    #[error("make up a name for the cgroup")]
+    Name(#[source] io::Error),
     #[error("make cgroup {path}")]
     Make {
         path: PathBuf,
@@ -149,7 +153,8 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Where the groups of a sandbox go; `cgroups_path` as in the OCI spec, `/kata/ID` when it names none.
+    /// Where the groups of a sandbox go; `cgroups_path` as in the OCI spec. When it names none they are told apart by more
+    /// than the id: the same id below another `--root` is another sandbox, and must not be killed with this one.
     ///
     /// # Errors
     /// [`CgroupError`] when the path can't be used.
@@ -159,7 +164,10 @@ impl Groups {
                 return Err(CgroupError::SystemdPath(path.into()));
             }
             Some(path) => path.to_owned(),
-            None => format!("{COMMON_PARENT}/{id}"),
+            None => {
+                let unique = random::bytes::<4>().map_err(CgroupError::Name)?;
+                format!("{COMMON_PARENT}/{id:.240}-{:08x}", u32::from_ne_bytes(unique))
+            }
         };
         let relative = PathBuf::from(path.trim_start_matches('/'));
         if relative.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
@@ -470,14 +478,17 @@ mod tests {
     }
 
     #[test]
+    fn sandboxes_of_the_same_id_have_groups_of_their_own() {
+        let plan = || Groups::plan(None, &"x".repeat(255)).unwrap().path;
+        assert_ne!(plan(), plan());
+        assert!(plan().file_name().unwrap().len() <= 255);
+    }
+
+    #[test]
     fn v1_gets_the_period_before_the_quota() {
-        let limits =
-            Limits { cpu_quota: Some(50_000), cpu_period: Some(100_000), ..Limits::default() };
-        let files = legacy_files("cpu", &limits);
-        assert_eq!(
-            files,
-            [("cpu.cfs_period_us", "100000".to_owned()), ("cpu.cfs_quota_us", "50000".to_owned())]
-        );
+        let limits = Limits { cpu_quota: Some(50), cpu_period: Some(100), ..Limits::default() };
+        let files = [("cpu.cfs_period_us", "100".into()), ("cpu.cfs_quota_us", "50".into())];
+        assert_eq!(legacy_files("cpu", &limits), files);
     }
 
     #[test]
