@@ -6,6 +6,7 @@ pub mod clock;
 pub mod guest;
 pub mod ledger;
 pub mod lifecycle;
+pub mod loss;
 pub mod network;
 pub mod packet;
 pub mod process;

@@ -21,9 +21,9 @@ use std::{
     time::Duration,
 };
 
-use kata_hypervisor::{Hypervisor, VmEnd};
+use kata_hypervisor::Hypervisor;
 use kata_protocol::{agent, hello::HelloError};
-use kata_sys::spawn::{Child, Exit};
+use kata_sys::spawn::Child;
 use thiserror::Error;
 use tokio::{sync::watch, time::timeout};
 
@@ -33,6 +33,7 @@ use crate::{
     clock,
     guest::{AgentConnection, Switchboard},
     ledger::{self, Entry, Ledger, LedgerError},
+    loss::{self, Loss},
     network::{self, Namespace, Network, NetworkError},
     process::{self, pid_number},
     proxy::{self, ProxyError, ProxyPlan},
@@ -88,33 +89,6 @@ pub enum SandboxError {
     },
     #[error(transparent)]
     Injected(#[from] InjectedFault),
-}
-
-/// How a sandbox was lost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Loss {
-    /// The guest kernel panicked; its last words.
-    GuestPanic(String),
-    /// The agent died or closed its connection.
-    Agent(String),
-    /// The VMM died by itself or was killed.
-    Vmm(String),
-    /// The proxy died by itself or was killed.
-    Proxy(String),
-    /// We stopped it.
-    Stopped,
-}
-
-impl Loss {
-    fn describe(&self) -> String {
-        match self {
-            Self::GuestPanic(text) => format!("guest kernel panicked: {text}"),
-            Self::Agent(text) => format!("agent was lost: {text}"),
-            Self::Vmm(text) => format!("VMM ended: {text}"),
-            Self::Proxy(text) => format!("proxy ended: {text}"),
-            Self::Stopped => "it was stopped".into(),
-        }
-    }
 }
 
 /// What a sandbox is made from.
@@ -372,11 +346,11 @@ impl Sandbox {
         let loss = tokio::select! {
             vm = &mut vm_ended => {
                 let proxy = timeout(AFTERMATH, &mut proxy_ended).await.ok();
-                decide(vm, proxy.as_ref())
+                loss::decide(vm, proxy.as_ref())
             }
             proxy = &mut proxy_ended => match timeout(AFTERMATH, &mut vm_ended).await {
-                Ok(vm) => decide(vm, Some(&proxy)),
-                Err(_) => Loss::Proxy(describe(&proxy)),
+                Ok(vm) => loss::decide(vm, Some(&proxy)),
+                Err(_) => loss::of_proxy(&proxy),
             },
         };
         let stopping = {
@@ -497,28 +471,5 @@ impl Sandbox {
 
     fn live(&self) -> std::sync::MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Which of the two began it, once both are known or the other one's time is over.
-fn decide(vm: VmEnd, proxy: Option<&io::Result<Exit>>) -> Loss {
-    match vm {
-        VmEnd::Stopped => Loss::Stopped,
-        VmEnd::GuestPanic(text) => Loss::GuestPanic(text),
-        VmEnd::AgentDied(text) => Loss::Agent(text),
-        end @ VmEnd::VmmKilled { .. } => Loss::Vmm(end.to_string()),
-        // A proxy that loses its VMM exits in order; one that dies may take its VMM along.
-        end => match proxy {
-            None | Some(Ok(Exit::Code(0))) => Loss::Vmm(end.to_string()),
-            Some(proxy) => Loss::Proxy(describe(proxy)),
-        },
-    }
-}
-
-fn describe(exit: &io::Result<Exit>) -> String {
-    match exit {
-        Ok(Exit::Code(code)) => format!("proxy exited with code {code}"),
-        Ok(Exit::Signal(signal)) => format!("proxy was killed by signal {signal}"),
-        Err(error) => format!("proxy ended unseen: {error}"),
     }
 }

@@ -5,8 +5,8 @@ use std::{
 };
 
 use kata_hypervisor::{
-    AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice, MachineDemand,
-    MachineType, MemoryMib, Nic as VmNic, Share, TscClock, VmConfig, Vsock,
+    Accelerator, AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice,
+    MachineDemand, MachineType, MemoryMib, Nic as VmNic, Share, TscClock, VmConfig, Vsock,
     qemu::{JailSettings, Kernel, Qemu, QemuSettings},
 };
 use kata_protocol::{NONCE_PARAMETER, ROOTS, VOLUMES, hello::BootNonce};
@@ -87,7 +87,7 @@ pub type Made = (Vm, BTreeMap<String, String>);
 /// [`VmError`].
 pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Result<Made, VmError> {
     let mut config = VmConfig::new(settings.kernel.clone(), settings.initrd.clone());
-    config.command_line = command_line(nonce);
+    config.command_line = command_line(nonce, settings.accelerator.accelerator);
     config.memory = settings.memory;
     config.vcpus = settings.vcpus;
     config.accelerator = settings.accelerator.accelerator;
@@ -123,9 +123,16 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
 }
 
 /// What the agent is told on the kernel's command line; the driver adds what the machine needs.
-fn command_line(nonce: &BootNonce) -> String {
+fn command_line(nonce: &BootNonce, accelerator: Accelerator) -> String {
     // The dummy driver makes a link of its own accord, which containers would see.
-    let mut line = format!("dummy.numdummies=0 {NONCE_PARAMETER}=");
+    let mut line = "dummy.numdummies=0 ".to_owned();
+    if accelerator == Accelerator::Tcg {
+        // The counter is the host's own. The kernel would check it by timer interrupts, which come late on a busy host,
+        // and give it up for a clock that counts those: wrong by as much as they were late.
+        line.push_str("tsc=reliable ");
+    }
+    line.push_str(NONCE_PARAMETER);
+    line.push('=');
     for byte in nonce {
         // Writing to a string cannot fail.
         write!(line, "{byte:02x}").ok();

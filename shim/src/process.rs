@@ -24,7 +24,7 @@ use kata_protocol::{
     agent,
     hello::{StreamKind, StreamToken},
 };
-use kata_sandbox::{guest::Switchboard, lifecycle::Loss};
+use kata_sandbox::{guest::Switchboard, loss::Loss};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -288,7 +288,7 @@ pub fn signal_code(signal: u32) -> u8 {
 mod tests {
     use kata_engine_api::record::Cause;
     use kata_protocol::agent::ProcessEnd;
-    use kata_sandbox::lifecycle::Loss;
+    use kata_sandbox::loss::Loss;
 
     use super::Outcome;
 
