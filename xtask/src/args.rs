@@ -33,8 +33,8 @@ pub enum Command {
     Install(Place),
     /// Remove what `install` put there
     Uninstall(Place),
-    /// Measure
-    Bench,
+    /// Measure speed, sizes and memory of what it builds
+    Bench(BenchOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -75,6 +75,27 @@ pub enum TierName {
     Unit,
     Component,
     Guest,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct BenchOptions {
+    /// Only these measurements
+    #[arg(long = "only", value_name = "MEASUREMENT")]
+    pub only: Vec<Measurement>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Measurement {
+    /// First byte of a container over that of a bare VM
+    Cold,
+    /// 500 small files, over ext4 on a disk
+    Files,
+    /// Standard streams over raw vsock
+    Streams,
+    /// Memory of an idle sandbox, exec
+    Idle,
+    /// Sizes of programs
+    Sizes,
 }
 
 #[derive(Debug, clap::Args)]

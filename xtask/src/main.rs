@@ -56,6 +56,6 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Image => image::build_all(&workspace),
         Command::Install(place) => install::install(&workspace, &place),
         Command::Uninstall(place) => install::uninstall(&place),
-        Command::Bench => bench::run(&workspace),
+        Command::Bench(options) => bench::run(&workspace, &options.only),
     }
 }

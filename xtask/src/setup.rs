@@ -59,6 +59,8 @@ pub enum Purpose {
     DistroKernel,
     /// Booting a VM from a root that `run` makes.
     Boot,
+    /// Measuring.
+    Bench,
     Everything,
 }
 
@@ -69,6 +71,7 @@ pub fn prepare(purpose: Purpose) -> Result<()> {
         Purpose::LeanKernel => KERNEL.to_vec(),
         Purpose::DistroKernel => DISTRO_KERNEL.to_vec(),
         Purpose::Boot => vec!["busybox-static"],
+        Purpose::Bench => vec!["e2fsprogs"],
         Purpose::Everything => [BUILD, KERNEL, TEST].concat(),
     };
     let missing = missing(&packages)?;
@@ -79,7 +82,7 @@ pub fn prepare(purpose: Purpose) -> Result<()> {
         install(&missing, &[])?;
         step.end(format!("{} packages", missing.len()));
     }
-    if matches!(purpose, Purpose::Boot | Purpose::Everything) {
+    if matches!(purpose, Purpose::Boot | Purpose::Bench | Purpose::Everything) {
         prepare_qemu()?;
     }
     Ok(())

@@ -1,10 +1,98 @@
-//! `make bench`: what is measured, and how it is shown, comes with the measurements themselves.
+//! `make bench`: speed, sizes and memory of what `target/kata` holds, each over something that the same machine does in
+//! the same minutes. Absolute figures depend on the machine; ratios and processor time are what to compare.
 
-use anyhow::{Result, bail};
+mod bare;
+mod cold;
+mod container;
+mod files;
+mod idle;
+mod patience;
+mod report;
+mod sample;
+mod sizes;
+mod stand;
+mod throughput;
+mod usage;
+mod vmm_line;
 
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result};
+
+use self::container::{Container, Source};
+use self::report::Report;
+use self::stand::Stand;
+use self::vmm_line::VmmLine;
+use crate::args::Measurement;
+use crate::build::{self, replace_file};
 use crate::layout::Workspace;
+use crate::process::Run;
+use crate::progress::Step;
+use crate::setup::{self, Purpose};
 
-/// Measures what `target/kata` holds.
-pub fn run(workspace: &Workspace) -> Result<()> {
-    bail!("nothing is measured yet; built programs are in {}", workspace.staged().0.display())
+const GUEST_PACKAGE: &str = "kata-bench-guest";
+
+/// Builds, measures, prints the table and writes `target/kata/bench.json`; everything, unless `only` names some.
+pub fn run(workspace: &Workspace, only: &[Measurement]) -> Result<()> {
+    setup::prepare(Purpose::Bench)?;
+    build::everything(workspace, None)?;
+    let stand = Stand::new(workspace, &build_guest(workspace)?)?;
+    let mut report = Report::default();
+    let line = look_at_vmm(&stand, &mut report)?;
+    for (measurement, what) in MEASUREMENTS {
+        if !only.is_empty() && !only.contains(measurement) {
+            continue;
+        }
+        let step = Step::begin(format!("measure {what}"));
+        let measured = match measurement {
+            Measurement::Cold => cold::measure(&stand, &line, &mut report),
+            Measurement::Files => files::measure(&stand, &line, &mut report),
+            Measurement::Streams => throughput::measure(&stand, &line, &mut report),
+            Measurement::Idle => idle::measure(&stand, &mut report),
+            Measurement::Sizes => sizes::measure(workspace, &mut report),
+        };
+        measured.with_context(|| format!("measure {what}"))?;
+        step.end("done");
+    }
+    let file = workspace.staged().0.join("bench.json");
+    let json = report.json()?;
+    replace_file(&file, 0o644, |out| out.write_all(&json).context("write the figures"))?;
+    println!("\n{}\nwritten to {}", report.table(), file.display());
+    Ok(())
+}
+
+const MEASUREMENTS: &[(Measurement, &str)] = &[
+    (Measurement::Cold, "cold start"),
+    (Measurement::Files, "small files"),
+    (Measurement::Streams, "standard streams"),
+    (Measurement::Idle, "an idle sandbox"),
+    (Measurement::Sizes, "sizes"),
+];
+
+fn build_guest(workspace: &Workspace) -> Result<PathBuf> {
+    Run::new("cargo")
+        .args(["build", "--quiet", "--locked", "--profile", "agent", "-p", GUEST_PACKAGE])
+        .cwd(workspace.root())
+        .attached()?;
+    Ok(workspace.built("agent").join(GUEST_PACKAGE))
+}
+
+/// Runs one container, to see which VMM it gets.
+fn look_at_vmm(stand: &Stand, report: &mut Report) -> Result<VmmLine> {
+    let container = Container::start(stand, Source::Root(&["byte"]))?;
+    patience::read(&container.stdout, &mut [0], "the first byte of a container")?;
+    let state = container.state()?;
+    for name in ["machine", "accelerator", "memory", "vcpus"] {
+        let value = state["kata"][name].as_str().unwrap_or("unknown");
+        report.condition(name, value);
+    }
+    let processors = available_parallelism().context("count the processors")?;
+    report.condition("processors of the host", processors.to_string());
+    report.condition("load", fs::read_to_string("/proc/loadavg").context("read the load")?.trim());
+    let line = VmmLine::new(&container.vmm_words()?, &stand.kernel(), &stand.initrd())?;
+    container.finish()?;
+    Ok(line)
 }

@@ -35,7 +35,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kata-store", &["kata-sys"]),
     ("kata-runtime", &["kata-config", "kata-engine-api", "kata-spec", "kata-store", "kata-sys"]),
     ("kata-agent", &["kata-protocol", "kata-sys"]),
-    ("xtask", &["kata-image"]),
+    ("kata-bench-guest", &["kata-sys"]),
+    ("xtask", &["kata-image", "kata-sys"]),
 ];
 
 /// Tests may use everything.

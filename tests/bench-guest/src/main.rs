@@ -1,0 +1,63 @@
+//! What the benchmarks run in a guest: one program, the same in a container and as process 1 of a bare VM.
+//!
+//! In a container the task is its arguments. As process 1 it is the variable `bench`, with commas between the words,
+//! which the kernel makes of `bench=…` on its command line; streams are then connections to the host by vsock, which is
+//! what containers are compared with.
+
+mod files;
+mod stream;
+
+use std::{
+    env, fs,
+    io::{self, Read, Write},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let bare = rustix::process::getpid().is_init() && env::var_os("bench").is_some();
+    let words: Vec<String> = match env::var("bench") {
+        Ok(task) if bare => task.split(',').map(str::to_owned).collect(),
+        _ => env::args().skip(1).collect(),
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = perform(&words, bare);
+    if let Err(error) = &done {
+        eprintln!("kata-bench-guest: {words:?}: {error}");
+    }
+    if bare {
+        // The host has what it wants, or reads what went wrong; it ends the VM.
+        wait_for_the_end().ok();
+    }
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn perform(words: &[&str], bare: bool) -> io::Result<()> {
+    let number = |text: &str| text.parse::<u64>().map_err(io::Error::other);
+    match words {
+        ["nothing"] => Ok(()),
+        ["byte"] => {
+            io::stdout().write_all(b"!\n")?;
+            wait_for_the_end()
+        }
+        ["files", directory] => files::measure(directory.as_ref(), bare),
+        ["send", port, length] if bare => {
+            let stream = stream::connect(number(port)?)?;
+            stream::send(stream, number(length)?)
+        }
+        ["send", length] => stream::send(io::stdout().lock(), number(length)?),
+        ["receive", port, length] if bare => {
+            let stream = stream::connect(number(port)?)?;
+            stream::receive(&stream, &stream, number(length)?)
+        }
+        ["receive", length] => {
+            stream::receive(io::stdin().lock(), io::stdout().lock(), number(length)?)
+        }
+        ["show", path] => io::stdout().write_all(&fs::read(path)?),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "no such task")),
+    }
+}
+
+/// Until standard input ends; a console never does.
+fn wait_for_the_end() -> io::Result<()> {
+    io::copy(&mut io::stdin().lock().by_ref(), &mut io::sink()).map(drop)
+}

@@ -1,0 +1,74 @@
+//! A sandbox of 128 MiB that does nothing: what its processes weigh on the host, what the agent weighs in the guest, and
+//! how long one more process in it takes.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::container::{Container, Source};
+use super::patience;
+use super::report::{Report, Target};
+use super::sample::Sample;
+use super::stand::Stand;
+use super::usage::Memory;
+
+const EXECS: usize = 20;
+const MEMORY: &str = "128";
+
+/// What the issue counts together.
+const COUNTED: [&str; 3] = ["shim", "proxy", "monitor"];
+
+pub fn measure(stand: &Stand, report: &mut Report) -> Result<()> {
+    let bundle = stand.bundle("idle", &["byte"], |spec| {
+        spec["annotations"] = json!({ "io.katacontainers.vm.memory_mib": MEMORY });
+    })?;
+    let container = Container::start(stand, Source::Bundle(&bundle))?;
+    patience::read(&container.stdout, &mut [0], "the first byte of a container")?;
+    weigh(&container, report)?;
+    // The first one finds the program's pages cold.
+    let times = (0..EXECS).map(|_| {
+        let started = Instant::now();
+        container.exec(&["nothing"])?;
+        Ok(started.elapsed().as_secs_f64() * 1000.0)
+    });
+    let times = times.collect::<Result<_>>()?;
+    report.add("exec round trip", "ms", &Sample::new(times).context("no rounds")?);
+    container.finish()?;
+    weigh_agent(stand, report)
+}
+
+fn weigh(container: &Container<'_>, report: &mut Report) -> Result<()> {
+    let megabytes = |kibibytes: u64| Sample::one(kibibytes as f64 * 1024.0 / 1e6);
+    let (mut counted, mut guest) = (0, 0);
+    for (name, pid) in container.pids()?.named() {
+        let memory = Memory::of(pid)?;
+        guest += memory.guest;
+        if COUNTED.contains(&name) {
+            counted += memory.own;
+        }
+        report.add(format!("PSS, idle {MEMORY} MiB sandbox: {name}"), "MB", &megabytes(memory.own));
+        report.add(format!("  of it anonymous: {name}"), "MB", &megabytes(memory.anonymous));
+    }
+    report.add("  guest memory in use", "MB", &megabytes(guest));
+    let name = "PSS of shim, proxy and monitor";
+    report.add_judged(name, "MB", &megabytes(counted), Target::AtMost(12.0));
+    Ok(())
+}
+
+/// Without a pid namespace of its own, a container sees the agent as process 1.
+fn weigh_agent(stand: &Stand, report: &mut Report) -> Result<()> {
+    let bundle = stand.bundle("no-pid-namespace", &["show", "/proc/1/status"], |spec| {
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    })?;
+    let container = Container::start(stand, Source::Bundle(&bundle))?;
+    let line = patience::read_line(&container.stdout, "VmRSS:")?;
+    container.finish()?;
+    let kibibytes = line.split_whitespace().nth(1).and_then(|word| word.parse::<f64>().ok());
+    let kibibytes = kibibytes.with_context(|| format!("understand {line:?}"))?;
+    let sample = Sample::one(kibibytes * 1024.0 / 1e6);
+    report.add_judged("agent: RSS in the guest", "MB", &sample, Target::AtMost(3.0));
+    Ok(())
+}
