@@ -10,6 +10,7 @@ mod capture;
 mod command;
 mod container;
 mod leftovers;
+mod namespace;
 mod pace;
 mod python;
 mod root;
@@ -25,6 +26,7 @@ pub use capture::Capture;
 pub use command::{Output, Running, run};
 pub use container::{Container, HostProcess, Traces, namespace};
 pub use leftovers::{Leftovers, cgroups_named};
+pub use namespace::{Wire, ip};
 pub use pace::within;
 pub use python::{grant, python, run_bundle};
 pub use root::{Root, busybox, debian};
@@ -97,6 +99,15 @@ impl Kata {
         let state = self.state_of(id);
         let pid = state["kata"][which].as_i64().unwrap_or_else(|| panic!("{which} in {state}"));
         i32::try_from(pid).unwrap()
+    }
+}
+
+impl Drop for Kata {
+    /// What a failed test has left must not run on.
+    fn drop(&mut self) {
+        for id in self.call(&["list", "--quiet"]).stdout().lines() {
+            self.call(&["delete", "--force", id]);
+        }
     }
 }
 

@@ -1,0 +1,288 @@
+//! The links of a network namespace that was there at start, in the guest and afterwards.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpListener},
+};
+
+use kata_guest_tests::{Bundle, Kata, Output, Wire, debian, ip, repetitions, run_bundle};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// A namespace with a bit of everything.
+fn wire() -> Wire {
+    let wire = Wire::new(
+        &["192.0.2.2/24", "2001:db8::2/64", "198.51.100.7/32"],
+        &["192.0.2.1/24", "2001:db8::1/64"],
+    );
+    for arguments in [
+        "route add default via 192.0.2.1",
+        "route add 203.0.113.0/24 via 192.0.2.1 metric 50 src 198.51.100.7",
+        "route add 10.1.0.0/16 via 10.1.2.3 dev eth0 onlink",
+        "route add default via 2001:db8::1",
+        "neighbour add 192.0.2.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0",
+        "neighbour add 2001:db8::77 lladdr 02:00:00:00:00:77 nud permanent dev eth0",
+    ] {
+        wire.ip(&arguments.split(' ').collect::<Vec<_>>());
+    }
+    wire
+}
+
+/// Runs a shell script on Debian in the namespace.
+fn run_in(wire: &Wire, script: &str) -> Option<Output> {
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return None };
+    let bundle = Bundle::new(&kata, root, &["sh", "-ec", script]);
+    Some(run_bundle(&kata, bundle, |config| set_network(config, Some(&wire.path()))))
+}
+
+/// Puts the container into the network namespace at a path, or into none.
+fn set_network(config: &mut Value, path: Option<&str>) {
+    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "network");
+    namespaces.extend(path.map(|path| json!({"type": "network", "path": path})));
+}
+
+/// What `ip -json` prints, a list for each call, a line each.
+const SHOW: [&str; 5] = [
+    "-json address show",
+    "-json -4 route show",
+    "-json -6 route show",
+    "-json neighbour show nud permanent",
+    "-json -6 rule show",
+];
+
+/// A namespace as both sides have to see it; without link-local addresses, which come by themselves and in their time.
+#[derive(Debug, PartialEq, Eq)]
+struct View {
+    links: BTreeSet<String>,
+    addresses: BTreeSet<String>,
+    routes: BTreeSet<String>,
+    neighbours: BTreeSet<String>,
+}
+
+impl View {
+    fn parse(said: &str) -> Self {
+        let lists: Vec<Value> =
+            said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let pick = |entry: &Value, names: &[&str]| {
+            names.iter().map(|name| format!("{name} {} ", entry[name])).collect::<String>()
+        };
+        let of = |list: &Value, names: &[&str]| -> BTreeSet<String> {
+            list.as_array().unwrap().iter().map(|entry| pick(entry, names)).collect()
+        };
+        let mut addresses = BTreeSet::new();
+        for link in lists[0].as_array().unwrap() {
+            for address in link["addr_info"].as_array().unwrap() {
+                addresses.insert(pick(link, &["ifname"]) + &pick(address, &["local", "prefixlen"]));
+            }
+        }
+        let route = ["dst", "gateway", "dev", "metric", "prefsrc", "scope"];
+        let mut routes = of(&lists[1], &route);
+        routes.append(&mut of(&lists[2], &route));
+        for set in [&mut addresses, &mut routes] {
+            set.retain(|line| !line.contains("\"fe80:"));
+        }
+        Self {
+            links: of(&lists[0], &["ifname", "address", "mtu"]),
+            addresses,
+            routes,
+            neighbours: of(&lists[3], &["dst", "dev", "lladdr"]),
+        }
+    }
+
+    fn of_host(wire: &Wire) -> Self {
+        let said = SHOW.map(|show| wire.ip(&show.split(' ').collect::<Vec<_>>()));
+        Self::parse(&said.map(|text| one_line(&text)).join("\n"))
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().collect::<String>()
+}
+
+#[test]
+fn the_guest_has_what_is_in_the_namespace() {
+    let wire = wire();
+    // A second link whose name comes before the first's, and that has another MTU.
+    wire.ip(&[
+        "link", "add", "aside", "mtu", "1500", "type", "veth", "peer", "name", "x", "netns",
+        &wire.peer,
+    ]);
+    wire.ip(&["address", "add", "192.0.2.200/29", "dev", "aside"]);
+    wire.ip(&["link", "set", "aside", "up"]);
+    let host = View::of_host(&wire);
+    let script = SHOW.map(|show| format!("ip {show} | tr -d '\\n'; echo")).join("\n");
+    let Some(output) = run_in(&wire, &script) else { return };
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    assert_eq!(View::parse(&output.stdout()), host);
+}
+
+#[test]
+fn a_link_that_is_down_stays_down() {
+    let wire = wire();
+    wire.ip(&["link", "set", "eth0", "down"]);
+    let Some(output) = run_in(&wire, "ip -json link show eth0") else { return };
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    let links: Value = serde_json::from_str(&output.stdout()).unwrap();
+    assert_eq!(links[0]["operstate"], "DOWN");
+}
+
+#[test]
+fn ping_reaches_the_peer() {
+    let wire = wire();
+    let script = "ping -4 -c 3 -i 0.2 -W 5 192.0.2.1 && ping -6 -c 3 -i 0.2 -W 5 2001:db8::1";
+    let Some(output) = run_in(&wire, script) else { return };
+    assert_eq!(output.code, 0, "{}{}", output.stdout(), output.stderr());
+}
+
+#[test]
+fn datagrams_as_long_as_the_mtu_pass_whole() {
+    let wire = wire();
+    // 28 bytes are headers.
+    let script =
+        "ping -M do -c 1 -W 5 -s 1372 192.0.2.1 && ! ping -M do -c 1 -W 5 -s 1373 192.0.2.1";
+    let Some(output) = run_in(&wire, script) else { return };
+    assert_eq!(output.code, 0, "{}{}", output.stdout(), output.stderr());
+}
+
+/// Bytes that are not the same at any two places of a segment.
+fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|i| u8::try_from((i + i / 251 * 7) % 251).unwrap()).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sends to the peer what it sends, and prints the checksum of that.
+const CLIENT: &str = "
+import hashlib, socket, sys, threading
+s = socket.create_connection((sys.argv[1], 5000))
+data = bytearray()
+def receive():
+    while piece := s.recv(65536):
+        data.extend(piece)
+receiver = threading.Thread(target=receive)
+receiver.start()
+size = int(sys.argv[2])
+s.sendall(bytes((i + i // 251 * 7) % 251 for i in range(size)))
+s.shutdown(socket.SHUT_WR)
+receiver.join()
+print(hashlib.sha256(data).hexdigest())
+";
+
+fn both_directions(address: &str) {
+    let wire = wire();
+    let size = repetitions(50) << 20;
+    let server = wire.beside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 5000)).unwrap());
+    let server = server.join().unwrap();
+    let peer = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut sender = stream.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            sender.write_all(&pattern(size)).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        sender.join().unwrap();
+        received
+    });
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let arguments = ["python3", "-c", CLIENT, address, &size.to_string()];
+    let bundle = Bundle::new(&kata, root, &arguments);
+    let output = run_bundle(&kata, bundle, |config| set_network(config, Some(&wire.path())));
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    let expected = hex(&pattern(size));
+    assert_eq!(output.stdout().trim(), expected, "what the guest got");
+    assert_eq!(hex(&peer.join().unwrap()), expected, "what the peer got");
+}
+
+#[test]
+fn tcp_by_ipv4_carries_both_directions_at_once() {
+    both_directions(&Ipv4Addr::new(192, 0, 2, 1).to_string());
+}
+
+#[test]
+fn tcp_by_ipv6_carries_both_directions_at_once() {
+    both_directions("2001:db8::1");
+}
+
+#[test]
+fn the_peer_reaches_a_server_in_the_guest() {
+    let wire = wire();
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let script = "
+import socket
+s = socket.create_server(('192.0.2.2', 5000))
+print('listening', flush=True)
+c = s.accept()[0]
+c.sendall(c.recv(5)[::-1])
+";
+    let mut bundle = Bundle::new(&kata, root, &["python3", "-c", script]);
+    set_network(&mut bundle.config, Some(&wire.path()));
+    bundle.write();
+    let container = kata_guest_tests::Container::started(&kata, &bundle, "server");
+    container.stdout.until_has("listening");
+    let client = wire.beside(|| {
+        let mut stream = std::net::TcpStream::connect("192.0.2.2:5000").unwrap();
+        stream.write_all(b"hello").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    assert_eq!(client.join().unwrap(), "olleh");
+}
+
+/// Everything of the namespace that does not change by itself.
+fn snapshot(wire: &Wire) -> [String; 6] {
+    [
+        wire.ip(&["link", "show"]),
+        wire.ip(&["address", "show", "scope", "global"]),
+        wire.ip(&["-4", "route", "show", "table", "all"]),
+        // A link-local address gets its entry in the local table when nobody else turns out to have it.
+        wire.ip(&["-6", "route", "show"]),
+        wire.ip(&["neighbour", "show", "nud", "permanent"]),
+        wire.tc(&["qdisc", "show"]),
+    ]
+}
+
+#[test]
+fn the_namespace_is_afterwards_as_before_and_serves_again() {
+    let wire = wire();
+    let before = snapshot(&wire);
+    for round in ["first", "second"] {
+        let Some(output) = run_in(&wire, "ping -c 1 -W 5 192.0.2.1") else { return };
+        assert_eq!(output.code, 0, "{round}: {}{}", output.stdout(), output.stderr());
+        assert_eq!(snapshot(&wire), before, "after the {round}");
+    }
+}
+
+#[test]
+fn without_a_network_namespace_there_is_loopback_alone() {
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let bundle =
+        Bundle::new(&kata, root, &["sh", "-c", "ls /sys/class/net; ping -c 1 127.0.0.1 >&2"]);
+    let output = run_bundle(&kata, bundle, |config| set_network(config, None));
+    assert_eq!((output.code, output.stdout().as_str()), (0, "lo\n"), "{}", output.stderr());
+}
+
+#[test]
+fn a_new_network_namespace_has_loopback_alone() {
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let output = kata.shell(&root, "ls /sys/class/net; ping -c 1 127.0.0.1 >&2");
+    assert_eq!((output.code, output.stdout().as_str()), (0, "lo\n"), "{}", output.stderr());
+}
+
+#[test]
+fn the_hosts_own_namespace_is_refused_and_left_alone() {
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let bundle = Bundle::new(&kata, root, &["true"]);
+    let output = run_bundle(&kata, bundle, |config| set_network(config, Some("/proc/self/ns/net")));
+    assert_ne!(output.code, 0);
+    assert!(output.stderr().contains("host's own network namespace"), "{}", output.stderr());
+    let links = ip(&["-oneline", "link", "show"]);
+    assert!(!links.contains(": kata"), "{links}");
+}
