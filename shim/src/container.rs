@@ -19,6 +19,7 @@ use kata_protocol::{agent, hello::StreamToken};
 use kata_sandbox::{
     lifecycle::{Boot, Sandbox},
     network::Namespace,
+    step::Step,
 };
 
 use crate::{
@@ -378,6 +379,7 @@ impl Container {
     fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut record);
+        self.sandbox.steps().enter(Step::WriteRecord).map_err(|e| Refusal::internal(&e))?;
         record::write(&self.directory, &record).map_err(|e| Refusal::internal(&e))
     }
 }
