@@ -3,11 +3,15 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    mem,
     os::fd::OwnedFd,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
+
+/// Nothing that a test waits for takes longer, unless it never comes.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// All that has come from one descriptor so far.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ impl Capture {
             loop {
                 // A terminal whose other side is gone is an error, not an end.
                 let length = from.read(&mut buffer).unwrap_or(0);
-                let mut so_far = writer.so_far.lock().unwrap();
+                let Ok(mut so_far) = writer.so_far.lock() else { return };
                 so_far.bytes.extend_from_slice(&buffer[..length]);
                 so_far.ended = length == 0;
                 writer.more.notify_all();
@@ -55,7 +59,7 @@ impl Capture {
 
     /// Waits until the text satisfies `wanted`; panics with what has come instead when it ends or takes too long.
     pub fn until(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + DEADLINE;
         let mut so_far = self.0.so_far.lock().unwrap();
         loop {
             let text = String::from_utf8_lossy(&so_far.bytes).into_owned();
@@ -75,14 +79,23 @@ impl Capture {
 
     /// Waits for the end of the output.
     pub fn until_end(&self) -> String {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        String::from_utf8_lossy(&self.ended().bytes).into_owned()
+    }
+
+    /// Waits for the end of the output and takes all of it.
+    pub(crate) fn take_all(&self) -> Vec<u8> {
+        mem::take(&mut self.ended().bytes)
+    }
+
+    fn ended(&self) -> MutexGuard<'_, SoFar> {
+        let deadline = Instant::now() + DEADLINE;
         let mut so_far = self.0.so_far.lock().unwrap();
         while !so_far.ended {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no end after {:?}", String::from_utf8_lossy(&so_far.bytes));
             so_far = self.0.more.wait_timeout(so_far, left).unwrap().0;
         }
-        String::from_utf8_lossy(&so_far.bytes).into_owned()
+        so_far
     }
 }
 

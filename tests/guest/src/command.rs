@@ -1,9 +1,8 @@
 //! Programs with input, output and a deadline.
 
 use std::{
-    io::{Read, Write},
+    io::Write,
     process::{Child, Command, ExitStatus, Stdio},
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -11,6 +10,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
+
+use crate::Capture;
 
 /// Nothing that a test starts takes longer on a loaded machine under emulation, unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(180);
@@ -40,6 +41,20 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Asserts a failure that is told in one line, which has each of `words` in it.
+    pub fn assert_one_line(&self, words: &[&str]) {
+        let line = self.stderr();
+        assert!((1..=254).contains(&self.code), "exit code {}: {line}", self.code);
+        assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+        assert!(line.len() < 600, "{} bytes: {line}", line.len());
+        for word in words {
+            assert!(line.contains(word), "{word:?} is not in {line}");
+        }
+        assert_eq!(self.stdout(), "");
+    }
+}
+
 /// Runs a program with `input` to its end.
 pub fn run(command: Command, input: &[u8]) -> Output {
     let mut running = Running::start(command);
@@ -52,8 +67,9 @@ pub fn run(command: Command, input: &[u8]) -> Output {
 pub struct Running {
     child: Child,
     started: Instant,
-    stdout: Option<JoinHandle<Vec<u8>>>,
-    stderr: Option<JoinHandle<Vec<u8>>>,
+    /// Its standard output so far.
+    pub stdout: Capture,
+    stderr: Capture,
 }
 
 impl Running {
@@ -62,8 +78,8 @@ impl Running {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut child = command.spawn().unwrap();
-        let stdout = child.stdout.take().map(collect);
-        let stderr = child.stderr.take().map(collect);
+        let stdout = Capture::of(child.stdout.take().unwrap().into());
+        let stderr = Capture::of(child.stderr.take().unwrap().into());
         Self { child, started, stdout, stderr }
     }
 
@@ -86,8 +102,8 @@ impl Running {
         let took = self.started.elapsed();
         Output {
             code: code(status),
-            stdout: self.stdout.take().unwrap().join().unwrap(),
-            stderr: self.stderr.take().unwrap().join().unwrap(),
+            stdout: self.stdout.take_all(),
+            stderr: self.stderr.take_all(),
             took,
         }
     }
@@ -109,14 +125,6 @@ impl Drop for Running {
         self.child.kill().ok();
         self.child.wait().ok();
     }
-}
-
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut all = Vec::new();
-        from.read_to_end(&mut all).unwrap();
-        all
-    })
 }
 
 fn code(status: ExitStatus) -> i32 {

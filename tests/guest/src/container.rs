@@ -75,11 +75,12 @@ impl<'a> Container<'a> {
         let id = format!("{id}-{}", std::process::id());
         let pid_file = bundle.file("pid");
         let mut command = kata.command(&["create", "--bundle", bundle.path(), "--pid-file"]);
-        command.arg(&pid_file).arg(&id);
+        command.arg(&pid_file);
         let ((stdin, our_stdin), (our_stdout, stdout)) = (pipe().unwrap(), pipe().unwrap());
         let (our_stderr, stderr) = pipe().unwrap();
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         change(&mut command);
+        command.arg(&id);
         let (stdout, stderr) = (Capture::of(our_stdout.into()), Capture::of(our_stderr.into()));
         let status = command.status().unwrap();
         // Our ends of the container's pipes must not keep them open.

@@ -1,6 +1,10 @@
 //! What a sandbox could leave on the host.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use rustix::process::{Pid, test_kill_process};
 
@@ -42,6 +46,19 @@ impl Leftovers {
         assert_eq!(new(&now.state, &before.state), Vec::<String>::new(), "/run/kata");
     }
 
+    /// Names of processes that hold something open below a directory, or work in it: shims, proxies, monitors.
+    pub fn holders(directory: &Path) -> Vec<String> {
+        let below =
+            |link: PathBuf| fs::read_link(link).is_ok_and(|path| path.starts_with(directory));
+        let holds = |process: &Path| {
+            let mut fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+            below(process.join("cwd")) || fds.any(|fd| below(fd.path()))
+        };
+        let name = |process: PathBuf| fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        processes.filter(|process| holds(process)).map(name).collect()
+    }
+
     /// Asserts that a process is dead.
     pub fn assert_dead(pid: i32) {
         let alive = test_kill_process(Pid::from_raw(pid).unwrap()).is_ok() && !is_zombie(pid);
@@ -54,6 +71,19 @@ fn is_zombie(pid: i32) -> bool {
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
+/// True for a program of another installation of Kata, and for what such a program has started.
+fn is_of_another(pid: &str) -> bool {
+    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+    let prefix = std::env::var_os("KATA_PREFIX").unwrap_or_default();
+    [Some(pid), parent].into_iter().flatten().map(program).any(|program| {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (name.starts_with("kata-") || name.starts_with("containerd-shim-kata"))
+            && !program.starts_with(&prefix)
+    })
+}
+
 /// Processes of ours: pid and name. A zombie waits for a parent of this machine, not for us.
 fn processes() -> BTreeSet<String> {
     let ours = ["kata-", "containerd-shim", "qemu-system"];
@@ -61,7 +91,8 @@ fn processes() -> BTreeSet<String> {
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if ours.iter().any(|prefix| name.starts_with(prefix)) && !is_zombie(pid) {
+        let is_ours = ours.iter().any(|prefix| name.starts_with(prefix));
+        if is_ours && !is_zombie(pid) && !is_of_another(&pid.to_string()) {
             found.insert(format!("{pid} {}", name.trim()));
         }
     }

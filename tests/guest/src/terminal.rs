@@ -16,7 +16,7 @@ use rustix::{
 use crate::{Capture, capture};
 
 /// Nothing that a test does at a terminal takes longer.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A pseudo-terminal, and the program that is the leader of its session.
 #[derive(Debug)]
@@ -64,6 +64,11 @@ impl Terminal {
     /// Types.
     pub fn type_in(&self, keys: &str) {
         capture::write(&self.master, keys.as_bytes());
+    }
+
+    /// Types what no key has.
+    pub fn type_bytes(&self, bytes: &[u8]) {
+        capture::write(&self.master, bytes);
     }
 
     /// Changes the size, as a window does.

@@ -1,14 +1,9 @@
 //! Broken input: one line that names what and where, an exit code, and nothing left.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use kata_guest_tests::{Bundle, Kata, Output, busybox, cgroups_named, run};
+use kata_guest_tests::{Bundle, Kata, Leftovers, busybox, cgroups_named, run};
 use serde_json::{Value, json};
 
 /// A bundle that would run, to be broken.
@@ -21,36 +16,12 @@ fn id(name: &str) -> String {
     format!("error-{name}-{}", std::process::id())
 }
 
-/// Asserts that the command failed with one line that has each of `words` in it.
-fn assert_one_line(output: &Output, words: &[&str]) {
-    let line = output.stderr();
-    assert!((1..=127).contains(&output.code), "exit code {}: {line}", output.code);
-    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
-    assert!(line.len() < 600, "{} bytes: {line}", line.len());
-    for word in words {
-        assert!(line.contains(word), "{word:?} is not in {line}");
-    }
-    assert_eq!(output.stdout(), "");
-}
-
 /// Asserts that nothing is left of `id`: its directory, its groups, a process that was started for it.
 fn assert_nothing_left(kata: &Kata, id: &str) {
     let left = fs::read_dir(kata.state()).map(|entries| entries.flatten().count()).unwrap_or(0);
     assert_eq!(left, 0, "entries in the state directory");
     assert_eq!(cgroups_named(id), Vec::<String>::new(), "control groups");
-    assert_eq!(holders(&kata.state()), Vec::<String>::new(), "processes");
-}
-
-/// Processes that hold something open below a directory, or run in it: shims and monitors do.
-fn holders(directory: &Path) -> Vec<String> {
-    let below = |link: PathBuf| fs::read_link(link).is_ok_and(|path| path.starts_with(directory));
-    let holds = |process: &Path| {
-        let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        below(process.join("cwd")) || fds.into_iter().any(|fd| below(fd.path()))
-    };
-    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    let holders = processes.filter(|process| holds(process));
-    holders.map(|process| fs::read_to_string(process.join("comm")).unwrap_or_default()).collect()
+    assert_eq!(Leftovers::holders(&kata.state()), Vec::<String>::new(), "processes");
 }
 
 /// Changes a bundle that would run, creates and starts it, and asserts the line.
@@ -60,7 +31,7 @@ fn refused(name: &str, words: &[&str], change: impl FnOnce(&mut Bundle)) {
     change(&mut bundle);
     let id = id(name);
     let output = kata.call(&["run", "--bundle", bundle.path(), &id]);
-    assert_one_line(&output, words);
+    output.assert_one_line(words);
     assert_nothing_left(&kata, &id);
 }
 
@@ -80,7 +51,7 @@ fn refused_configuration(name: &str, words: &[&str], text: &str) {
     fs::write(directory.path().join("config.toml"), text).unwrap();
     let (id, config) = (id(name), directory.path().to_str().unwrap());
     let output = kata.call(&["--config", config, "run", "--bundle", bundle.path(), &id]);
-    assert_one_line(&output, words);
+    output.assert_one_line(words);
     assert_nothing_left(&kata, &id);
 }
 
@@ -90,7 +61,7 @@ fn refused_id(id: &str, words: &[&str]) {
     let Some(bundle) = bundle(&kata) else { return };
     for verb in ["run", "create"] {
         let output = kata.call(&[verb, "--bundle", bundle.path(), id]);
-        assert_one_line(&output, words);
+        output.assert_one_line(words);
     }
     assert_nothing_left(&kata, "kata-test-no-id");
 }
@@ -106,7 +77,7 @@ fn no_config_json() {
 fn no_bundle() {
     let Some(kata) = Kata::installed() else { return };
     let output = kata.call(&["run", "--bundle", "/no/such/bundle", &id("bundle")]);
-    assert_one_line(&output, &["/no/such/bundle", "No such file"]);
+    output.assert_one_line(&["/no/such/bundle", "No such file"]);
 }
 
 #[test]
@@ -144,7 +115,7 @@ fn a_root_that_is_a_file() {
 fn an_absent_root_for_run_rootfs() {
     let Some(kata) = Kata::installed() else { return };
     let output = kata.call(&["run", "--rootfs", "/no/such/root", "--", "true"]);
-    assert_one_line(&output, &["/no/such/root", "No such file"]);
+    output.assert_one_line(&["/no/such/root", "No such file"]);
 }
 
 #[test]
@@ -301,7 +272,7 @@ fn a_state_directory_that_can_not_be_written() {
     let mut command = Command::new(kata.program());
     command.args(["--root", "/proc/kata", "run", "--bundle", bundle.path(), &id("ro")]);
     let output = run(command, b"");
-    assert_one_line(&output, &["/proc/kata", "state directory"]);
+    output.assert_one_line(&["/proc/kata", "state directory"]);
 }
 
 #[test]
@@ -323,7 +294,7 @@ fn a_terminal_without_a_console_socket() {
     bundle.write();
     let id = id("console");
     let output = kata.call(&["create", "--bundle", bundle.path(), &id]);
-    assert_one_line(&output, &["--console-socket"]);
+    output.assert_one_line(&["--console-socket"]);
     assert_nothing_left(&kata, &id);
 }
 
@@ -336,7 +307,7 @@ fn words_that_are_no_command() {
         (&["kill", "c1", "TURM"], "TURM"),
         (&["run", "--no-such-option", "c1"], "--no-such-option"),
     ] {
-        assert_one_line(&kata.call(words), &[named]);
+        kata.call(words).assert_one_line(&[named]);
     }
 }
 
@@ -348,7 +319,7 @@ fn a_tool_that_reads_json_logs_gets_the_same_line() {
     let mut command: Command = kata.command(&["--log-format", "json", "--log"]);
     command.arg(&log).args(["run", "--bundle", "/no/such/bundle", &id("log")]);
     let output = run(command, b"");
-    assert_one_line(&output, &["/no/such/bundle"]);
+    output.assert_one_line(&["/no/such/bundle"]);
     let line: Value = serde_json::from_slice(&fs::read(&log).unwrap()).unwrap();
     assert_eq!(line["level"], "error");
     assert!(output.stderr().contains(line["msg"].as_str().unwrap()), "{line}");
