@@ -7,9 +7,10 @@ use std::{os::fd::OwnedFd, path::Path};
 
 use kata_engine_api::handover::Volume;
 use kata_spec::Checked;
+use kata_sys::mount_attr::{self, MountAttributes, Reach};
 use rustix::{
     fs::CWD,
-    mount::{OpenTreeFlags, open_tree},
+    mount::{MountAttrFlags, OpenTreeFlags, open_tree},
 };
 
 use crate::failure::Failure;
@@ -27,7 +28,11 @@ impl Trees {
         let root = clone(&spec.rootfs, true)?;
         let mut trees = Self { root, volumes: Vec::new(), described: Vec::new() };
         for volume in &spec.volumes {
-            trees.volumes.push(clone(&volume.source, volume.recursive)?);
+            let tree = clone(&volume.source, volume.recursive)?;
+            if volume.read_only {
+                forbid_writing(&tree, &volume.source)?;
+            }
+            trees.volumes.push(tree);
             trees.described.push(Volume { mount: volume.mount, directory: volume.directory });
         }
         Ok(trees)
@@ -41,4 +46,13 @@ fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, Failure> {
     }
     open_tree(CWD, path, flags)
         .map_err(Failure::system(format!("take the mount tree {}", path.display())))
+}
+
+/// Makes our clone of a tree read-only, so that it is for a guest whose kernel has been taken over, too. As for mount(8),
+/// what is mounted below stays as it is.
+fn forbid_writing(tree: &OwnedFd, path: &Path) -> Result<(), Failure> {
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
+    let attributes = MountAttributes { set: read_only.into(), ..MountAttributes::default() };
+    mount_attr::change(tree, attributes, Reach::Mount)
+        .map_err(Failure::host(format!("make the volume {} read-only", path.display())))
 }
