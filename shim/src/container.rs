@@ -65,6 +65,8 @@ pub struct Container {
     network: Mutex<Option<Namespace>>,
     grace: Duration,
     record: Mutex<Record>,
+    /// Signals that came while the init was starting: it may run before the guest's answer says so.
+    early_signals: Mutex<Vec<u32>>,
 }
 
 impl Container {
@@ -80,6 +82,7 @@ impl Container {
             network: Mutex::new(parts.network),
             grace: parts.grace,
             record: Mutex::new(parts.record),
+            early_signals: Mutex::default(),
         });
         container.update_record(|record| record.status = Status::Created)?;
         tokio::spawn(container.clone().listen(container.init.clone()));
@@ -125,6 +128,7 @@ impl Container {
                     record.sandbox.extend(facts.notes);
                 })?;
                 tokio::spawn(self.clone().supervise(self.init.clone()));
+                self.deliver_early_signals().await;
                 Ok(guest_pid)
             }
             Err(refusal) => {
@@ -223,7 +227,11 @@ impl Container {
                 self.sandbox.abort_boot();
                 Ok(())
             }
-            Phase::Starting => Err(Refusal::precondition("container is starting")),
+            Phase::Starting if process.is_init() => {
+                self.early_signals.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
+                Ok(())
+            }
+            Phase::Starting => Err(Refusal::precondition("process is starting")),
             Phase::Running => {
                 let request = agent::SignalProcessRequest {
                     process: Some(process.reference()).into(),
@@ -234,6 +242,16 @@ impl Container {
                 Ok(self.sandbox.agent()?.signal_process(&request).await.map(drop)?)
             }
             Phase::Ending | Phase::Ended => Err(Refusal::not_found("container not running")),
+        }
+    }
+
+    async fn deliver_early_signals(self: &Arc<Self>) {
+        let early =
+            std::mem::take(&mut *self.early_signals.lock().unwrap_or_else(PoisonError::into_inner));
+        for signal in early {
+            if let Err(refusal) = self.signal(&self.init, signal, false).await {
+                tracing::debug!(message = refusal.message, signal, "deliver an early signal");
+            }
         }
     }
 

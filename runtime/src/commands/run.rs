@@ -23,6 +23,9 @@ use crate::{
 /// When the monitor ends before start is answered, the answer says why, and is on its way.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// An interrupt and the answer to start may cross: so long the answer is waited for.
+const CROSSING: Duration = Duration::from_millis(100);
+
 impl Context<'_> {
     pub(super) fn run_container(&self, typed: Run) -> Result<u8, Failure> {
         refuse(typed.creating.preserve_fds)?;
@@ -80,7 +83,14 @@ impl Context<'_> {
                     monitor.until_end().await?
                 }
                 event = monitor.until_end_or_interrupt() => match event? {
-                    Event::Signal(signal) => return Err(Failure::Interrupted(signal.as_raw())),
+                    // It may run already, and the answer be on its way: then the signal is the container's own.
+                    Event::Signal(signal) => match timeout(CROSSING, &mut start).await {
+                        Ok(started) => {
+                            started?;
+                            monitor.until_end().await?
+                        }
+                        Err(_) => return Err(Failure::Interrupted(signal.as_raw())),
+                    },
                     Event::Ended(code) => {
                         if let Ok(started) = timeout(ANSWER, start).await {
                             started?;
