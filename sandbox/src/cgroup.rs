@@ -42,7 +42,7 @@ pub enum CgroupError {
         "cgroupsPath {0:?} is in systemd's slice:prefix:name form, which needs --systemd-cgroup"
     )]
     SystemdPath(String),
-    #[error("cgroupsPath {0:?} leaves the cgroup file system")]
+    #[error("cgroupsPath {0:?} leaves the cgroup file system, or is its root")]
     Escapes(String),
     #[error("make up a name for the cgroup")]
     Name(#[source] io::Error),
@@ -170,13 +170,14 @@ impl Groups {
             }
         };
         let relative = PathBuf::from(path.trim_start_matches('/'));
-        if relative.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
+        let empty = relative.as_os_str().is_empty();
+        if empty || relative.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
             return Err(CgroupError::Escapes(path));
         }
         Ok(Self { hierarchies: Hierarchies::find()?, path: relative })
     }
 
-    /// What [`Groups::make`] is going to make, outermost first.
+    /// What [`Groups::make`] and [`Groups::make_vm`] are going to make, outermost first.
     pub fn missing(&self) -> Vec<Missing> {
         let depth = self.path.components().count();
         let mut missing = Vec::new();
@@ -193,27 +194,26 @@ impl Groups {
         missing
     }
 
-    /// Makes both groups in every hierarchy.
+    /// Makes the container's group in every hierarchy.
     ///
     /// # Errors
     /// [`CgroupError`].
     pub fn make(&self) -> Result<(), CgroupError> {
         for root in self.distinct_roots() {
-            self.make_below(&root)?;
+            make_below(&root, &self.path)?;
         }
         self.enable_controllers();
         Ok(())
     }
 
-    /// Another sandbox may take the way to our group away as unused while we are on it; then we begin again.
-    fn make_below(&self, root: &Path) -> Result<(), CgroupError> {
-        loop {
-            match make_all(root, &self.path.join(VM_GROUP)) {
-                Err(CgroupError::Make { source, .. } | CgroupError::Write { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound && root.exists() => {}
-                made => return made,
-            }
-        }
+    /// Makes the group of VMM and proxy. After the limits: a v1 cpuset can't be made smaller than its child's, which
+    /// begins as a copy of it.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn make_vm(&self) -> Result<(), CgroupError> {
+        let group = self.path.join(VM_GROUP);
+        self.distinct_roots().iter().try_for_each(|root| make_below(root, &group))
     }
 
     /// Puts the monitor into the container's group.
@@ -364,6 +364,17 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     })
 }
 
+/// Another sandbox may take the way to our group away as unused while we are on it; then we begin again.
+fn make_below(root: &Path, group: &Path) -> Result<(), CgroupError> {
+    loop {
+        match make_all(root, group) {
+            Err(CgroupError::Make { source, .. } | CgroupError::Write { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && root.exists() => {}
+            made => return made,
+        }
+    }
+}
+
 fn make_all(root: &Path, group: &Path) -> Result<(), CgroupError> {
     let mut path = root.to_owned();
     for part in group.components() {
@@ -474,6 +485,7 @@ mod tests {
     #[test]
     fn a_path_that_leaves_the_file_system_is_refused() {
         assert!(matches!(Groups::plan(Some("/a/../../b"), "x"), Err(CgroupError::Escapes(_))));
+        assert!(matches!(Groups::plan(Some("/"), "x"), Err(CgroupError::Escapes(_))));
         assert!(matches!(Groups::plan(Some("a:b:c"), "x"), Err(CgroupError::SystemdPath(_))));
     }
 

@@ -171,9 +171,10 @@ impl Sandbox {
         }
         steps.enter(Step::MakeCgroup)?;
         settings.groups.make()?;
-        settings.groups.enter(settings.monitor)?;
         steps.enter(Step::LimitCgroup)?;
         settings.groups.limit(&settings.limits)?;
+        settings.groups.make_vm()?;
+        settings.groups.enter(settings.monitor)?;
         let tree = SharedTree::mount(&settings.directory.join("shared"), &steps)?;
         let nonce = random::bytes().map_err(SandboxError::Random)?;
         let (board, agent_waiting) = Switchboard::new(nonce);
