@@ -1,7 +1,13 @@
 //! The life of a container by OCI's verbs. What holds for runc, too, is asked of runc as well.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, time::Duration};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    time::Duration,
+};
 
 use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox, namespace, within};
 use rustix::process::{Pid, Signal, kill_process};
@@ -171,7 +177,7 @@ fn exec_sees_the_processes_of_the_container() {
     on_both(FOREVER, |runtime, bundle| {
         let container = Container::started(runtime, &bundle, "exec-ps");
         let done = container.exec(&["cat", "/proc/1/cmdline"], b"");
-        assert_eq!(done.stdout(), "sleep\01000\0");
+        assert_eq!(done.stdout(), "sleep\u{0}1000\u{0}");
     });
 }
 
@@ -411,6 +417,50 @@ fn a_guest_that_resets_itself_is_no_success() {
         assert_eq!(code, 137);
         within(took, Duration::from_secs(1), (kata, &root));
         assert_ne!(container.state()["kata"]["ended"]["cause"], "exited");
+        container.remove(&traces);
+    });
+}
+
+/// Overwrites every page of the agent's program in the guest's memory: the next code that it comes to is a trap.
+fn break_agent(kata: &Kata, container: &Container<'_>) {
+    const PAGE: usize = 4096;
+    let prefix = kata.program().ancestors().nth(2).unwrap();
+    let initrd = fs::read(prefix.join("share/kata/initrd.img")).unwrap();
+    let elf = initrd.windows(4).position(|bytes| bytes == b"\x7fELF").unwrap();
+    let pages: HashSet<&[u8]> = initrd[elf..].chunks_exact(PAGE).collect();
+    let blank = |page: &[u8]| page.iter().all(|byte| *byte == page[0]);
+    let fds = format!("/proc/{}/fd", kata.host_pid(&container.id, "vmmPid"));
+    let is_memory = |fd: &PathBuf| {
+        fs::read_link(fd).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"))
+    };
+    let memory = fs::read_dir(fds).unwrap().flatten().map(|entry| entry.path()).find(is_memory);
+    let memory = File::options().read(true).write(true).open(memory.unwrap()).unwrap();
+    let (mut broken, mut page) = (0, vec![0; PAGE]);
+    for offset in (0..memory.metadata().unwrap().len()).step_by(PAGE) {
+        memory.read_exact_at(&mut page, offset).unwrap();
+        if !blank(&page) && pages.contains(page.as_slice()) {
+            memory.write_all_at(&[0xcc; PAGE], offset).unwrap();
+            broken += 1;
+        }
+    }
+    assert!(broken > 100, "{broken} pages of the agent found in the guest");
+}
+
+#[test]
+fn an_agent_that_dies_is_told_as_such() {
+    on_kata(&["sh", "-c", "echo ready; sleep 1000"], |kata, bundle| {
+        let Some(root) = busybox() else { return };
+        let container = Container::started(kata, &bundle, "agent");
+        container.stdout.until_has("ready");
+        let traces = container.traces();
+        break_agent(kata, &container);
+        // Code that has not run before, so that it is not in the emulator's own cache.
+        let failed = container.exec(&["sh", "-c", "exit 0"], b"");
+        assert_ne!(failed.code, 0);
+        let (code, took) = container.wait();
+        assert_eq!(code, 137);
+        within(took, Duration::from_secs(1), (kata, &root));
+        assert_ended(&container, "agent_lost");
         container.remove(&traces);
     });
 }
