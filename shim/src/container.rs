@@ -17,10 +17,13 @@ use kata_engine_api::{
 };
 use kata_protocol::{agent, hello::StreamToken};
 use kata_sandbox::{
+    agent::AgentError,
     lifecycle::{Boot, Sandbox},
     network::Namespace,
     step::Step,
 };
+
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     failure::Refusal,
@@ -31,8 +34,15 @@ use crate::{
 
 const SIGKILL: u32 = 9;
 
-/// Signals that end a process which has installed no handler, as a created container has none.
-const HARMLESS: [u32; 7] = [0, 17, 18, 20, 21, 22, 23];
+/// Signals that do not end a process which has installed no handler, as a created container has none: the probe, CHLD,
+/// CONT, those that stop, URG, WINCH.
+const HARMLESS: [u32; 9] = [0, 17, 18, 19, 20, 21, 22, 23, 28];
+
+/// So long a guest may take to carry out a SIGKILL; then its VM goes.
+const STUBBORN: Duration = Duration::from_secs(5);
+
+/// What a monitor may say ahead of the guest: more signals than that merge anyway.
+const WORDS: usize = 64;
 
 /// What a container is made of.
 pub struct Parts {
@@ -119,7 +129,11 @@ impl Container {
         }
         match self.boot().await {
             Ok(guest_pid) => {
-                self.init.advance(&[Phase::Starting], Phase::Running);
+                if !self.init.advance(&[Phase::Starting], Phase::Running) {
+                    return Err(Refusal::precondition("container ended while it was started"));
+                }
+                // Before anything can fail: whatever happens from here on, its end is seen.
+                tokio::spawn(self.clone().supervise(self.init.clone()));
                 let facts = self.sandbox.facts();
                 self.update_record(|record| {
                     record.status = Status::Running;
@@ -127,7 +141,6 @@ impl Container {
                     record.proxy_pid = facts.proxy_pid;
                     record.sandbox.extend(facts.notes);
                 })?;
-                tokio::spawn(self.clone().supervise(self.init.clone()));
                 self.deliver_early_signals().await;
                 Ok(guest_pid)
             }
@@ -175,6 +188,7 @@ impl Container {
             let status = status_name(self.record().status);
             return Err(Refusal::precondition(format!("cannot exec in a {status} container")));
         }
+        let (agent, token) = (self.sandbox.agent()?, new_token()?);
         let exec = Arc::new(Process::new(&self.init.container_id, exec_id, monitor, terminal));
         {
             let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -187,7 +201,6 @@ impl Container {
             execs.insert(exec_id.into(), exec.clone());
         }
         exec.advance(&[Phase::Created], Phase::Starting);
-        let token = new_token()?;
         let request = agent::ExecProcessRequest {
             container_id: self.init.container_id.clone(),
             exec_id: exec_id.into(),
@@ -195,7 +208,7 @@ impl Container {
             stdio: Some(exec.expect_streams(self.sandbox.switchboard(), token)).into(),
             ..Default::default()
         };
-        let made = self.sandbox.agent()?.exec_process(&request).await;
+        let made = agent.exec_process(&request).await;
         if let Err(error) = made {
             self.sandbox.switchboard().forget(token);
             self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec_id);
@@ -232,16 +245,51 @@ impl Container {
                 Ok(())
             }
             Phase::Starting => Err(Refusal::precondition("process is starting")),
-            Phase::Running => {
-                let request = agent::SignalProcessRequest {
-                    process: Some(process.reference()).into(),
-                    signal,
-                    all,
-                    ..Default::default()
-                };
-                Ok(self.sandbox.agent()?.signal_process(&request).await.map(drop)?)
+            Phase::Running if process.is_init() && signal == SIGKILL => {
+                let asked = timeout(STUBBORN, self.ask_to_signal(process, signal, all)).await;
+                if !matches!(asked, Ok(Ok(()))) {
+                    tracing::warn!("guest does not answer to SIGKILL, so its VM is killed");
+                    process.note_killed();
+                    self.sandbox.kill();
+                    return Ok(());
+                }
+                tokio::spawn(self.clone().insist(process.clone()));
+                Ok(())
+            }
+            Phase::Running => self.ask_to_signal(process, signal, all).await,
+            // Output that the guest promised and does not give; with the VM gone it ends.
+            Phase::Ending if process.is_init() && signal == SIGKILL => {
+                self.sandbox.kill();
+                Ok(())
             }
             Phase::Ending | Phase::Ended => Err(Refusal::not_found("container not running")),
+        }
+    }
+
+    async fn ask_to_signal(
+        &self,
+        process: &Process,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Refusal> {
+        let request = agent::SignalProcessRequest {
+            process: Some(process.reference()).into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        Ok(self.sandbox.agent()?.signal_process(&request).await.map(drop)?)
+    }
+
+    /// Takes the VM away from an init that was killed, as its guest says, and yet runs on.
+    async fn insist(self: Arc<Self>, process: Arc<Process>) {
+        tokio::select! {
+            _ = process.wait() => {}
+            () = tokio::time::sleep(STUBBORN) => if process.phase() == Phase::Running {
+                tracing::warn!("guest says that it killed the container, but it runs on: its VM is killed");
+                process.note_killed();
+                self.sandbox.kill();
+            }
         }
     }
 
@@ -310,40 +358,70 @@ impl Container {
                 Ok(end) => Outcome::of_agent(&end),
                 Err(error) => {
                     tracing::debug!(%error, "wait for the process");
-                    Outcome::of_loss(&self.sandbox.agent_lost().await)
+                    match error {
+                        // The agent lives, and knows nothing of this process: nobody can say how it ended.
+                        AgentError::Refused { .. } if !process.is_init() => {
+                            Outcome::unstarted(LOST, Cause::Unknown, Some(error.to_string()))
+                        }
+                        _ => process.outcome_of_loss(&self.sandbox.agent_lost().await),
+                    }
                 }
             },
-            Err(_) => Outcome::of_loss(&self.sandbox.agent_lost().await),
+            Err(_) => process.outcome_of_loss(&self.sandbox.agent_lost().await),
         };
         self.conclude(&process, outcome).await;
     }
 
-    /// Obeys a process's monitor until it is gone.
+    /// Hears a process's monitor until it is gone. It never waits for anything else: what the monitor asks of the guest is
+    /// done by [`Container::obey`], so that a guest that hangs can't hide that the output is drained or the monitor dead.
     async fn listen(self: Arc<Self>, process: Arc<Process>) {
+        let (words, waiting) = mpsc::channel(WORDS);
+        tokio::spawn(self.clone().obey(process.clone(), waiting));
         while let Some(word) = process.next_word().await {
+            match word {
+                ToShim::Drained {} => process.note_drained(),
+                word => {
+                    if words.try_send(word).is_err() {
+                        tracing::warn!("the guest is far behind its monitor: a signal is dropped");
+                    }
+                }
+            }
+        }
+        drop(words);
+        process.note_drained();
+        self.miss(&process).await;
+    }
+
+    /// Does what a monitor asks for, in its order.
+    async fn obey(self: Arc<Self>, process: Arc<Process>, mut words: mpsc::Receiver<ToShim>) {
+        while let Some(word) = words.recv().await {
             let done = match word {
                 ToShim::Signal(signal) => self.signal(&process, signal.unsigned_abs(), false).await,
                 ToShim::Resize(size) => self.resize(&process, size).await,
-                ToShim::Drained {} => {
-                    process.note_drained();
-                    Ok(())
-                }
+                ToShim::Drained {} => Ok(()),
             };
             if let Err(refusal) = done {
                 tracing::debug!(message = refusal.message, "word of the monitor");
             }
         }
-        process.note_drained();
+    }
+
+    /// The monitor is gone: whom it stood for goes too.
+    async fn miss(self: &Arc<Self>, process: &Arc<Process>) {
         match process.phase() {
             Phase::Ending | Phase::Ended => {}
-            _ if process.is_init() => {
+            phase if process.is_init() => {
                 tracing::warn!("monitor is gone, so its container is killed");
+                if phase == Phase::Starting {
+                    self.sandbox.abort_boot();
+                }
                 let mut outcome = Outcome::unstarted(LOST, Cause::MonitorKilled, None);
                 outcome.detail = Some("the monitor was killed".into());
-                self.conclude(&process, outcome).await;
+                outcome.end.stdout_bytes = None;
+                self.conclude(process, outcome).await;
             }
             _ => {
-                if let Err(refusal) = self.signal(&process, SIGKILL, false).await {
+                if let Err(refusal) = self.signal(process, SIGKILL, false).await {
                     tracing::debug!(message = refusal.message, "kill a process without monitor");
                 }
             }
@@ -396,6 +474,10 @@ impl Container {
 
     fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        // An answer of the guest that comes after its end changes nothing.
+        if record.status == Status::Stopped {
+            return Ok(());
+        }
         change(&mut record);
         self.sandbox.steps().enter(Step::WriteRecord).map_err(|e| Refusal::internal(&e))?;
         record::write(&self.directory, &record).map_err(|e| Refusal::internal(&e))

@@ -10,7 +10,10 @@
 //! sees the monitor's exit finds the record true, and whoever sees the record finds the output whole.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -78,6 +81,7 @@ pub struct Process {
     size: Mutex<Option<TerminalSize>>,
     drained: Notify,
     handover: Mutex<Option<JoinHandle<()>>>,
+    killed: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -97,6 +101,7 @@ impl Process {
             size: Mutex::new(terminal.flatten()),
             drained: Notify::new(),
             handover: Mutex::default(),
+            killed: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         }
     }
@@ -156,6 +161,21 @@ impl Process {
     /// The monitor has passed on all output, or is gone.
     pub fn note_drained(&self) {
         self.drained.notify_one();
+    }
+
+    /// Somebody killed it whose guest would not.
+    pub fn note_killed(&self) {
+        self.killed.store(true, Ordering::Relaxed);
+    }
+
+    /// How it ended with its sandbox.
+    pub fn outcome_of_loss(&self, loss: &Loss) -> Outcome {
+        let mut outcome = Outcome::of_loss(loss);
+        if self.killed.load(Ordering::Relaxed) {
+            outcome.end.cause = Cause::Signaled;
+            outcome.detail = Some("its VM was killed, since the guest did not obey".into());
+        }
+        outcome
     }
 
     /// Tells the monitor the end and waits until the output is passed on, for as long as a slow reader takes.

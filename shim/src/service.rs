@@ -217,6 +217,11 @@ impl Service {
         }
     }
 
+    /// Ends the shim.
+    pub fn finish(&self) {
+        self.finished.notify_one();
+    }
+
     /// Waits until there is nothing left to serve.
     pub async fn finished(&self) {
         self.finished.notified().await;

@@ -19,6 +19,17 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::{failure::Refusal, service::Service};
 
+/// Linux has no more processes in a pid namespace by default; a guest that lists more is lying.
+const MAX_PIDS: usize = 32_768;
+
+/// Runs to its end what must not stop half way: ttrpc drops a handler whose caller is gone.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    let done = tokio::spawn(work).await;
+    Ok(done.map_err(|e| Refusal::internal(&e))??)
+}
+
 /// The service on `shim.sock`.
 pub struct TaskService(pub Arc<Service>);
 
@@ -59,7 +70,7 @@ impl Task for TaskService {
         let container = self.0.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
         if process.is_init() {
-            container.start().await?;
+            whole(async move { container.start().await }).await?;
         }
         Ok(task::StartResponse { pid: process.monitor.pid, ..Default::default() })
     }
@@ -67,7 +78,7 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, request: task::KillRequest) -> ttrpc::Result<Empty> {
         let container = self.0.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
-        container.signal(&process, request.signal, request.all).await?;
+        whole(async move { container.signal(&process, request.signal, request.all).await }).await?;
         Ok(Empty::new())
     }
 
@@ -94,7 +105,8 @@ impl Task for TaskService {
         let ended =
             process.ended().ok_or_else(|| Refusal::precondition("process has not ended"))?;
         if process.is_init() {
-            self.0.delete(&request.id).await?;
+            let service = self.0.clone();
+            whole(async move { service.delete(&request.id).await }).await?;
         }
         Ok(task::DeleteResponse {
             pid: process.monitor.pid,
@@ -111,28 +123,27 @@ impl Task for TaskService {
     ) -> ttrpc::Result<task::PidsResponse> {
         let container = self.0.container(&request.id)?;
         let mut pids = Vec::new();
-        for guest_pid in container.guest_pids().await? {
+        let pid = container.record().pid;
+        for guest_pid in container.guest_pids().await?.into_iter().take(MAX_PIDS) {
             let info = Any {
                 type_url: "io.katacontainers.guest_pid".into(),
                 value: guest_pid.to_string().into_bytes(),
                 ..Default::default()
             };
-            pids.push(ProcessInfo {
-                pid: container.record().pid,
-                info: Some(info).into(),
-                ..Default::default()
-            });
+            pids.push(ProcessInfo { pid, info: Some(info).into(), ..Default::default() });
         }
         Ok(task::PidsResponse { processes: pids, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: task::PauseRequest) -> ttrpc::Result<Empty> {
-        self.0.container(&request.id)?.set_paused(true).await?;
+        let container = self.0.container(&request.id)?;
+        whole(async move { container.set_paused(true).await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: task::ResumeRequest) -> ttrpc::Result<Empty> {
-        self.0.container(&request.id)?.set_paused(false).await?;
+        let container = self.0.container(&request.id)?;
+        whole(async move { container.set_paused(false).await }).await?;
         Ok(Empty::new())
     }
 
@@ -164,7 +175,10 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: task::ShutdownRequest) -> ttrpc::Result<Empty> {
-        // The shim ends with the deletion of its container, and not before.
+        // The shim ends with the deletion of its container, and not before; without one it has no reason to stay.
+        if !self.0.has_container() {
+            self.0.finish();
+        }
         Ok(Empty::new())
     }
 }

@@ -34,7 +34,7 @@ use std::{
 
 use args::{Args, ArgsError, Network};
 use kata_sys::{inherit, network, signals::SignalFd};
-use rustix::process::{getpid, getsid, setsid};
+use rustix::{io::Errno, process::setsid};
 
 const CONTROL: i32 = 3;
 const DIRECTORY: i32 = 4;
@@ -126,8 +126,13 @@ fn detach(args: &Args) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     // On the caller's own terminal only the foreground group may read, and only it hears of a resize.
     let on_callers_terminal = args.terminal && args.console_socket.is_none();
-    if !on_callers_terminal && getsid(None)? != getpid() {
-        setsid()?;
+    if on_callers_terminal {
+        return Ok(());
     }
-    Ok(())
+    match setsid() {
+        // It leads a group, and so a session, already. Not asked before: in a pid namespace that was entered from outside,
+        // the session's leader has no number.
+        Ok(_) | Err(Errno::PERM) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
