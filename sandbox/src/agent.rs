@@ -41,7 +41,7 @@ impl AgentError {
     fn new(call: &'static str, source: ttrpc::Error) -> Self {
         match source {
             ttrpc::Error::RpcStatus(status) if status.code() != Code::DEADLINE_EXCEEDED => {
-                Self::Refused { code: status.code(), message: status.message }
+                Self::Refused { code: status.code(), message: presentable(&status.message) }
             }
             source => Self::Lost { call, source },
         }
@@ -136,4 +136,21 @@ impl Agent {
 
 fn within(deadline: Duration) -> context::Context {
     context::with_duration(deadline)
+}
+
+/// A guest's words as they may stand in a log, a record or on a terminal: one line, no control characters, not endless.
+pub(crate) fn presentable(text: &str) -> String {
+    const LONGEST: usize = 1024;
+    text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::presentable;
+
+    #[test]
+    fn a_guests_words_are_one_harmless_line() {
+        assert_eq!(presentable("a\x1b[2J\nb"), "a [2J b");
+        assert_eq!(presentable(&"x".repeat(4 << 20)).len(), 1024);
+    }
 }

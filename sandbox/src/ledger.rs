@@ -1,7 +1,8 @@
 //! What a sandbox leaves in the kernel that neither an fd, nor its processes, nor its mount namespace holds.
 //!
-//! An entry is written, and flushed, before the thing is made; so whatever is killed at whatever moment, replaying the
-//! ledger finds everything. Replaying is idempotent: what is gone already is no error.
+//! An entry is written before the thing is made; so whatever is killed at whatever moment, replaying the ledger finds
+//! everything. It is not synced to a disk: what it names are objects of the running kernel, which end with it.
+//! Replaying is idempotent: what is gone already is no error.
 
 use std::{
     fs::{File, OpenOptions},
@@ -105,7 +106,7 @@ impl Ledger {
         let mut file = self.file.lock().map_err(|_| {
             LedgerError::Append(io::Error::other("a writer of the ledger panicked"))
         })?;
-        file.write_all(&line).and_then(|()| file.sync_data()).map_err(LedgerError::Append)
+        file.write_all(&line).map_err(LedgerError::Append)
     }
 }
 

@@ -49,6 +49,9 @@ const AFTERMATH: Duration = Duration::from_millis(400);
 /// The agent's connection ends with either of them: a moment longer, so that they are heard first.
 const AGENT_AFTERMATH: Duration = Duration::from_millis(700);
 
+/// A killed process is gone within milliseconds, unless the host's kernel holds it.
+const DEATH: Duration = Duration::from_secs(5);
+
 /// Why a sandbox could not be made, booted or taken down.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
@@ -241,9 +244,9 @@ impl Sandbox {
         };
         let (proxy, ends) = proxy::start(&plan, &self.steps)?;
         let proxy_pid = pid_number(&proxy.child);
-        self.settings.groups.enter_vm(proxy_pid)?;
         let proxy_child = Arc::new(proxy.child);
         self.live().proxy = Some(proxy_child.clone());
+        self.settings.groups.enter_vm(proxy_pid)?;
         let control = proxy.control;
         let sandbox = self.clone();
         tokio::spawn(self.board.clone().serve(control, move || sandbox.drop_guest_caches()));
@@ -359,7 +362,10 @@ impl Sandbox {
             live.agent = None;
             live.stopping
         };
-        self.end_processes(Some(&vm), Some(&proxy)).await;
+        let dead = self.end_processes(Some(&vm), Some(&proxy));
+        if timeout(DEATH, dead).await.is_err() {
+            tracing::error!("VMM or proxy survives SIGKILL: it is stuck in the host's kernel");
+        }
         let loss = if stopping { Loss::Stopped } else { loss };
         tracing::info!(loss = loss.describe(), "sandbox ended");
         self.lose(loss);
@@ -451,7 +457,9 @@ impl Sandbox {
             live.agent = None;
         }
         let (vm, proxy) = self.processes();
-        self.end_processes(vm.as_ref(), proxy.as_deref()).await;
+        if timeout(DEATH, self.end_processes(vm.as_ref(), proxy.as_deref())).await.is_err() {
+            tracing::error!("VMM or proxy survives SIGKILL: it is stuck in the host's kernel");
+        }
         self.lose(Loss::Stopped);
     }
 
@@ -461,9 +469,7 @@ impl Sandbox {
     /// [`SandboxError`]; to be tried again.
     pub async fn tear_down(&self) -> Result<(), SandboxError> {
         self.stop().await;
-        if let Err(error) = self.tree.unmount() {
-            tracing::debug!(%error, "shared tree is unmounted already");
-        }
+        self.tree.unmount()?;
         let directory = self.settings.directory.clone();
         let replay = tokio::task::spawn_blocking(move || ledger::replay(&directory)).await;
         replay.map_err(|_| SandboxError::NetworkTask)??;

@@ -5,6 +5,8 @@ use std::io;
 use kata_hypervisor::VmEnd;
 use kata_sys::spawn::Exit;
 
+use crate::agent::presentable;
+
 /// How a sandbox was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Loss {
@@ -37,8 +39,8 @@ impl Loss {
 pub(crate) fn decide(vm: VmEnd, proxy: Option<&io::Result<Exit>>) -> Loss {
     match vm {
         VmEnd::Stopped => Loss::Stopped,
-        VmEnd::GuestPanic(text) => Loss::GuestPanic(text),
-        VmEnd::AgentDied(text) => Loss::Agent(text),
+        VmEnd::GuestPanic(text) => Loss::GuestPanic(presentable(&text)),
+        VmEnd::AgentDied(text) => Loss::Agent(presentable(&text)),
         end @ VmEnd::VmmKilled { .. } => Loss::Vmm(end.to_string()),
         // A proxy that loses its VMM exits in order; one that dies may take its VMM along.
         end => match proxy {

@@ -144,10 +144,11 @@ pub fn start(plan: &ProxyPlan<'_>, steps: &Steps) -> Result<(Proxy, VmmEnds), Pr
         new_session: true,
         ..Spawn::new(program)
     };
+    let control = PacketSocket::new(control)?;
     let child = spawn
         .start()
         .map_err(|source| ProxyError::Spawn { program: plan.program.into(), source })?;
-    let proxy = Proxy { child, control: PacketSocket::new(control)? };
+    let proxy = Proxy { child, control };
     Ok((proxy, VmmEnds { vsock, roots, volumes }))
 }
 

@@ -13,6 +13,7 @@ use std::{
 
 use rustix::{
     fs::{CWD, Mode, OFlags, mkdirat, openat},
+    io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change,
         move_mount, unmount,
@@ -146,12 +147,24 @@ impl SharedTree {
             .map_err(|e| ShareError::Make { path: place.into(), source: e.into() })
     }
 
-    /// Takes the whole tree out of the namespace; what still uses it keeps it until it ends.
+    /// Takes the whole tree out of the namespace, for good; what still uses it keeps it until it ends. Idempotent.
     ///
     /// # Errors
-    /// [`ShareError::Mount`].
+    /// [`ShareError::Mount`]: then whoever removes the sandbox's files would remove those of the container.
     pub fn unmount(&self) -> Result<(), ShareError> {
-        unmount(&self.path, UnmountFlags::DETACH)
-            .map_err(|e| ShareError::Mount { path: self.path.clone(), source: e.into() })
+        match unmount(&self.path, UnmountFlags::DETACH) {
+            // No mount point any more, or no directory.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(e) => {
+                return Err(ShareError::Mount { path: self.path.clone(), source: e.into() });
+            }
+        }
+        // Fails on anything but an empty directory, which is what there must be.
+        match std::fs::remove_dir(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(ShareError::Mount { path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     os::fd::OwnedFd,
     sync::Arc,
+    time::Duration,
 };
 
 use kata_engine_api::handover::{Answer, Create, Exec, FailureKind, Request};
@@ -19,6 +20,9 @@ use crate::{
     service::{Handed, Service},
 };
 
+/// Between two attempts to accept when descriptors have run out.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Longest configuration that is read.
 const MAX_JSON: u64 = 16 * 1024 * 1024;
 
@@ -27,11 +31,21 @@ pub async fn serve(service: Arc<Service>, listener: OwnedFd) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&listener, true)?;
     let listener = watch(listener, Interest::READABLE)?;
     loop {
-        let connection = listener
+        let accepted = listener
             .async_io(Interest::READABLE, |fd| {
                 Ok(accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
             })
-            .await?;
+            .await;
+        let connection = match accepted {
+            Ok(connection) => connection,
+            // Its peer has left, or descriptors ran out: the next one may do better.
+            Err(error) => {
+                tracing::warn!(%error, "accept on handover.sock");
+                // No event tells that descriptors are to be had again.
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let service = service.clone();
         tokio::spawn(async move {
             if let Err(error) = answer(&service, connection).await {

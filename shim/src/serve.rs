@@ -22,13 +22,17 @@ use kata_sys::{inherit, watch::watch};
 use rustix::{
     fs::{Mode, OFlags, openat},
     mount::{MountPropagationFlags, mount_change},
-    process::{PidfdFlags, getppid, pidfd_open},
+    process::{PidfdFlags, Resource, Rlimit, getppid, getrlimit, pidfd_open, setrlimit},
     thread::UnshareFlags,
 };
 use tokio::{io::Interest, net::UnixListener};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
-use crate::{handover, service::Service, task::TaskService};
+use crate::{
+    handover::{self, ACCEPT_PAUSE},
+    service::Service,
+    task::TaskService,
+};
 
 /// Serves until the container is deleted.
 pub fn serve() -> anyhow::Result<()> {
@@ -43,6 +47,9 @@ pub fn serve() -> anyhow::Result<()> {
     let loaded = Loaded::read(&kata_config::directory());
     let level = loaded.as_ref().map_or(LogLevel::Info, |loaded| loaded.config.runtime.log_level);
     log_to(&directory, level)?;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .context("raise the limit on descriptors")?;
     kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).context("leave the host's mounts")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .context("follow the host's mounts")?;
@@ -61,9 +68,18 @@ async fn run(
     let listener = StdListener::from(shim_socket);
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let accepted = futures_util::stream::try_unfold(listener, async |listener| {
-        let (stream, _) = listener.accept().await?;
-        Ok::<_, io::Error>(Some((stream, listener)))
+    let accepted = futures_util::stream::unfold(listener, async |listener| {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok::<_, io::Error>(stream), listener)),
+                // Its peer has left, or descriptors ran out: the next one may do better.
+                Err(error) => {
+                    tracing::warn!(%error, "accept on shim.sock");
+                    // No event tells that descriptors are to be had again.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     });
     let mut server = Server::new()
         .add_listener(Listener::new(accepted))

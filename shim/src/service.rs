@@ -68,6 +68,7 @@ pub struct Service {
     /// As it was when the shim started; a mistake in it fails the create, where somebody hears of it.
     configuration: Result<Loaded, ConfigError>,
     container: Mutex<Option<Arc<Container>>>,
+    deleting: tokio::sync::Mutex<()>,
     finished: Notify,
 }
 
@@ -82,6 +83,7 @@ impl Service {
             directory_fd,
             configuration,
             container: Mutex::default(),
+            deleting: tokio::sync::Mutex::default(),
             finished: Notify::new(),
         })
     }
@@ -191,14 +193,19 @@ impl Service {
 
     /// Takes the stopped container away, and everything that was made for it.
     pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
+        let _only_one = self.deleting.lock().await;
         let container = self.container(id)?;
         if container.record().status != Status::Stopped {
             return Err(Refusal::precondition(format!("container {id:?} is not stopped")));
         }
         container.sandbox().tear_down().await?;
-        std::fs::remove_dir_all(&self.directory).map_err(|e| {
-            Refusal::new(FailureKind::Internal, format!("remove {}: {e}", self.directory.display()))
-        })?;
+        match std::fs::remove_dir_all(&self.directory) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                let message = format!("remove {}: {e}", self.directory.display());
+                return Err(Refusal::new(FailureKind::Internal, message));
+            }
+            _ => {}
+        }
         *self.container.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.finished.notify_one();
         Ok(())
