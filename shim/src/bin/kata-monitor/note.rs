@@ -1,4 +1,4 @@
-//! `end.json`: the last word of a monitor whose shim is gone.
+//! `end.json`: how the process ended, for the case that no shim is there to record it.
 
 use std::{
     fs::File,
@@ -23,9 +23,14 @@ const UNFINISHED: &str = ".end.json";
 pub const LOST: u8 = 137;
 
 /// Writes the note so that a reader sees all of it or nothing.
-pub fn write(directory: BorrowedFd<'_>, detail: Option<String>) -> io::Result<()> {
+pub fn write(
+    directory: BorrowedFd<'_>,
+    code: u8,
+    cause: Cause,
+    detail: Option<String>,
+) -> io::Result<()> {
     let at = rfc3339(SystemTime::now());
-    let note = EndNote { ended: Ended { code: LOST, cause: Cause::ShimLost, detail, at } };
+    let note = EndNote { ended: Ended { code, cause, detail, at } };
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(directory, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)?;

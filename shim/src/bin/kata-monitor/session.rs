@@ -20,7 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_engine_api::control::{End, Stream, ToMonitor, ToShim};
+use kata_engine_api::{
+    control::{End, Stream, ToMonitor, ToShim},
+    record::Cause,
+};
 use kata_sys::{
     scm::{self, Packet},
     signals::{Received, SignalFd},
@@ -117,7 +120,8 @@ impl Session {
             Err(lost) => {
                 if let Some(directory) = &self.directory {
                     // A note that can't be written has no other reader either: the exit code still tells.
-                    note::write(directory.as_fd(), Some(crate::chain(&lost))).ok();
+                    let detail = Some(crate::chain(&lost));
+                    note::write(directory.as_fd(), note::LOST, Cause::ShimLost, detail).ok();
                 }
                 note::LOST
             }
@@ -137,11 +141,19 @@ impl Session {
                 self.obey(state)?;
             }
             if let Some(code) = finished(state) {
+                self.leave_note(state);
                 // The shim may be gone by now; it has said all that it had to say.
                 self.tell(&ToShim::Drained {}).ok();
                 self.await_leave();
                 return Ok(code);
             }
+        }
+    }
+
+    /// The true end, should the shim die before it has recorded it. Without a note it would read as `shim lost`.
+    fn leave_note(&self, state: &State) {
+        if let (Some(directory), Some(Ending { end, .. })) = (&self.directory, &state.ending) {
+            note::write(directory.as_fd(), end.code, end.cause, None).ok();
         }
     }
 
