@@ -147,9 +147,10 @@ fn datagrams_as_long_as_the_mtu_pass_whole() {
     assert_eq!(output.code, 0, "{}{}", output.stdout(), output.stderr());
 }
 
-/// Bytes that are not the same at any two places of a segment.
+/// Bytes that are not the same at any two places of a segment, over and over.
 fn pattern(size: usize) -> Vec<u8> {
-    (0..size).map(|i| u8::try_from((i + i / 251 * 7) % 251).unwrap()).collect()
+    let period = (0..251 * 251).map(|i| u8::try_from((i + i / 251 * 7) % 251).unwrap());
+    period.cycle().take(size).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -167,7 +168,8 @@ def receive():
 receiver = threading.Thread(target=receive)
 receiver.start()
 size = int(sys.argv[2])
-s.sendall(bytes((i + i // 251 * 7) % 251 for i in range(size)))
+period = bytes((i + i // 251 * 7) % 251 for i in range(251 * 251))
+s.sendall((period * (size // len(period) + 1))[:size])
 s.shutdown(socket.SHUT_WR)
 receiver.join()
 print(hashlib.sha256(data).hexdigest())
