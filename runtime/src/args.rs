@@ -6,7 +6,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{id::ContainerId, journal::Format, signal::Signal};
+use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT, signal::Signal};
 
 /// Containers, each in a VM of its own.
 #[derive(Debug, Parser)]
@@ -33,7 +33,7 @@ pub struct Cli {
 #[command(next_help_heading = "For every command")]
 pub struct Global {
     /// Directory that holds the state of containers
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/kata")]
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
     pub root: PathBuf,
     /// File to append warnings and errors to, besides stderr
     #[arg(long, global = true, value_name = "FILE")]

@@ -226,7 +226,7 @@ impl Drop for Undo<'_> {
             offline::delete(self.prefix, self.dir).ok();
         }
         if !self.dir.is_gone() {
-            fs::remove_dir_all(&self.dir.path).ok();
+            self.dir.discard();
         }
     }
 }

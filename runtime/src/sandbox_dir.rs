@@ -14,6 +14,9 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{failure::Failure, id::ContainerId};
 
+/// `--root` when none is given.
+pub const DEFAULT_ROOT: &str = "/run/kata";
+
 /// `--root`: where sandboxes have their directories.
 #[derive(Debug, Clone)]
 pub struct Root(PathBuf);
@@ -42,12 +45,15 @@ impl Root {
         let path = self.0.join(id.as_str());
         let failed =
             |path: &Path| Failure::host(format!("make the state directory {}", path.display()));
-        let made = private(false).create(&path).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                private(true).create(&self.0).and_then(|()| private(false).create(&path))
+        let made = loop {
+            match private(false).create(&path) {
+                // Also when the last of the others was just deleted, and the root with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    private(true).create(&self.0).map_err(failed(&self.0))?;
+                }
+                made => break made,
             }
-            _ => Err(error),
-        });
+        };
         match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
                 return Err(Failure::Exists { id: id.to_string(), root: self.0.clone() });
@@ -65,6 +71,11 @@ impl Root {
             }
             opened => opened,
         }
+    }
+
+    /// Takes the default root away when no sandbox is left: a machine is as it was before. One that was named stays.
+    pub fn tidy_up(&self) {
+        tidy_up(&self.0);
     }
 
     /// Ids of all sandboxes, sorted. Names that can't be ids are not ours.
@@ -86,6 +97,13 @@ impl Root {
     }
 }
 
+fn tidy_up(root: &Path) {
+    if root == Path::new(DEFAULT_ROOT) {
+        // Not empty, or gone already: both are fine.
+        fs::remove_dir(root).ok();
+    }
+}
+
 /// The directory of one sandbox, held open: renaming it leads nobody astray.
 #[derive(Debug)]
 pub struct SandboxDir {
@@ -100,6 +118,13 @@ impl SandboxDir {
         let fd = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(Failure::system(format!("open {}", path.display())))?;
         Ok(Self { path, fd })
+    }
+
+    /// Takes it away, with all that is in it; for a sandbox that came to nothing.
+    pub fn discard(&self) {
+        // Whoever wanted the sandbox is being told of a failure already.
+        fs::remove_dir_all(&self.path).ok();
+        self.path.parent().map(tidy_up);
     }
 
     /// What the shim has recorded; none when it did not come that far.

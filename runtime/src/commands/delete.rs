@@ -54,10 +54,11 @@ impl Context<'_> {
             }
             Ok(()) => {}
         }
-        if dir.is_gone() {
-            return Ok(());
+        if !dir.is_gone() {
+            offline::delete(&self.prefix, dir)?;
         }
-        offline::delete(&self.prefix, dir)
+        self.root.tidy_up();
+        Ok(())
     }
 }
 
