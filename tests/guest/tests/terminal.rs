@@ -66,8 +66,8 @@ fn essence(modes: &Termios) -> String {
 #[test]
 fn the_standard_streams_are_a_terminal() {
     on_both("tty; test -t 0 && test -t 1 && test -t 2 && echo all", |terminal| {
-        assert_eq!(terminal.wait(), 0);
         let screen = terminal.screen.until_has("all");
+        assert_eq!(terminal.wait(), 0);
         assert!(screen.contains("/dev/pts/0") || screen.contains("/dev/console"), "{screen:?}");
     });
 }
@@ -85,7 +85,8 @@ fn the_size_is_the_callers() {
 
 #[test]
 fn a_resize_reaches_the_program() {
-    on_both("trap 'stty size' WINCH; echo read''y; while :; do read -t 1 line; done", |terminal| {
+    let script = format!("trap 'stty size' WINCH; echo read''y; {LOOP}");
+    on_both(&script, |terminal| {
         terminal.screen.until_has("ready");
         terminal.resize(33, 121);
         terminal.screen.until_has("33 121");
@@ -94,7 +95,8 @@ fn a_resize_reaches_the_program() {
 
 #[test]
 fn control_c_interrupts_the_foreground() {
-    on_both("trap 'echo interrup''ted; exit 5' INT; echo read''y; sleep 1000", |terminal| {
+    let script = format!("trap 'echo interrup''ted; exit 5' INT; echo read''y; {LOOP}");
+    on_both(&script, |terminal| {
         terminal.screen.until_has("ready");
         terminal.type_in("\x03");
         terminal.screen.until_has("interrupted");
@@ -106,6 +108,8 @@ fn control_c_interrupts_the_foreground() {
 fn control_c_ends_a_program_without_a_handler() {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
     let mut terminal = shell(&kata, &root, "", "cat; exit $?");
+    terminal.type_in("there\n");
+    terminal.screen.until_has("there\r\nthere\r\n");
     terminal.type_in("\x03");
     // The shell is init of its namespace and has no handler: the kernel spares it, cat ends.
     assert_eq!(terminal.wait(), 130);
@@ -173,7 +177,7 @@ fn a_newline_is_cooked_once() {
 #[test]
 fn all_output_arrives_before_the_end() {
     on_both("i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done", |terminal| {
-        assert_eq!(terminal.wait(), 0);
+        assert_eq!(terminal.wait(), 0, "{:?}", terminal.screen.text());
         let screen = terminal.screen.until_has("line 4999\r\n");
         assert_eq!(screen.matches('\n').count(), 5000);
     });
