@@ -15,6 +15,9 @@ use super::stand::{PROGRAM, Stand};
 /// Its only container at a time.
 pub const ID: &str = "bench";
 
+/// How often its state is asked for at most; one question takes some 10 ms.
+const STATES: usize = 1000;
+
 /// How it is started.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
@@ -86,9 +89,18 @@ impl<'a> Container<'a> {
         stdin.write_all(bytes).context("write to the container")
     }
 
+    /// The state, once the start is recorded: a first byte may be here before.
     pub fn state(&self) -> Result<Value> {
-        let output = kata(self.stand).args(["state", ID]).output().context("start kata-runtime")?;
-        serde_json::from_slice(&output.stdout).context("understand the state of the container")
+        for _ in 0..STATES {
+            let output =
+                kata(self.stand).args(["state", ID]).output().context("start kata-runtime")?;
+            let state: Value = serde_json::from_slice(&output.stdout)
+                .context("understand the state of the container")?;
+            if state["status"] == "running" {
+                return Ok(state);
+            }
+        }
+        bail!("the container prints, but is never said to be running")
     }
 
     pub fn pids(&self) -> Result<Pids> {

@@ -2,6 +2,7 @@
 //! for state. The copy keeps a build that happens meanwhile, and other users of the same files, out of the figures.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -68,9 +69,9 @@ impl Stand {
         self.prefix().share().join("vmlinux")
     }
 
-    /// `--root` of `kata-runtime`.
+    /// `--root` of `kata-runtime`: on the file system of its default.
     pub fn state(&self) -> PathBuf {
-        self.scratch.join("state")
+        PathBuf::from(format!("/run/kata-bench-{}", std::process::id()))
     }
 
     /// A place of a name that nothing else has here.
@@ -106,8 +107,13 @@ impl Stand {
 
 impl Drop for Stand {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.scratch) {
-            eprintln!("xtask: remove {}: {error}", self.scratch.display());
+        for directory in [&self.state(), &self.scratch] {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    eprintln!("xtask: remove {}: {error}", directory.display());
+                }
+                _ => {}
+            }
         }
     }
 }
