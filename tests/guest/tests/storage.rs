@@ -201,14 +201,14 @@ os.removexattr('/given', 'user.from')
 fn rename_replaces_and_open_files_outlive_their_names() {
     let script = "
 import os
-os.makedirs('/work/a'); os.makedirs('/work/b')
-open('/work/a/new', 'w').write('new')
-old = open('/work/b/old', 'w+'); old.write('old'); old.flush()
-os.rename('/work/a/new', '/work/b/old')
+os.makedirs('/scratch/a'); os.makedirs('/scratch/b')
+open('/scratch/a/new', 'w').write('new')
+old = open('/scratch/b/old', 'w+'); old.write('old'); old.flush()
+os.rename('/scratch/a/new', '/scratch/b/old')
 old.seek(0)
-print(open('/work/b/old').read(), old.read(), os.listdir('/work/a'), os.fstat(old.fileno()).st_nlink)
-gone = open('/work/gone', 'w+'); os.unlink('/work/gone'); gone.write('x'); gone.flush(); gone.seek(0)
-print(gone.read(), os.path.exists('/work/gone'))
+print(open('/scratch/b/old').read(), old.read(), os.listdir('/scratch/a'), os.fstat(old.fileno()).st_nlink)
+gone = open('/scratch/gone', 'w+'); os.unlink('/scratch/gone'); gone.write('x'); gone.flush(); gone.seek(0)
+print(gone.read(), os.path.exists('/scratch/gone'))
 ";
     assert_python(script, "new old [] 0\nx False", |_| ());
 }
