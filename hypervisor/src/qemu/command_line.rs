@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{files::Files, launch::Descriptors};
 use crate::{Accelerator, Access, HypervisorError, MachineType, VmConfig};
 
-/// Code cache of the translator. A boot fills some 20 MiB, so a smaller one saves memory only by translating twice; a
-/// much larger one would grow with every program that the guest ever runs.
-const TRANSLATED_MIB: u32 = 32;
+/// Code cache of the translator; only what is used of it takes memory. A boot with its first container overflows 32 MiB,
+/// and then everything is translated again; a much larger one would grow with every program that the guest ever runs.
+const TRANSLATED_MIB: u32 = 64;
 
 /// The smallest guest in which kernel and agent come up.
 const LEAST_MEMORY_MIB: u32 = 48;
