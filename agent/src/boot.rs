@@ -14,7 +14,7 @@ use std::{fs, io, path::Path};
 use kata_protocol::hello::BootNonce;
 use rustix::{
     mount::{MountFlags, mount},
-    process::{DumpableBehavior, set_dumpable_behavior},
+    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit},
     system::RebootCommand,
 };
 
@@ -90,9 +90,19 @@ pub fn prepare() -> Result<(), BootError> {
     // The kernel's log begins with the command line.
     fs::write("/proc/sys/kernel/dmesg_restrict", "1").during("restrict the kernel log")?;
     fs::write("/proc/self/oom_score_adj", "-1000").during("keep the OOM killer off")?;
+    raise_limits()?;
     cgroup::prepare_hierarchy().during("prepare the cgroup hierarchy")?;
     mounts::mount_shares()?;
     network::loopback_up().during("set the loopback link up")
+}
+
+/// What containers have whose spec sets no limit: those of a service manager on a host, not the kernel's own, which go by
+/// the size of the guest's memory. The guest is the container's alone, and its cgroup has the limits that count.
+fn raise_limits() -> Result<(), BootError> {
+    let files = Rlimit { current: Some(1024), maximum: Some(524_288) };
+    setrlimit(Resource::Nofile, files).during("raise the limit on open files")?;
+    let processes = Rlimit { current: None, maximum: None };
+    setrlimit(Resource::Nproc, processes).during("raise the limit on processes")
 }
 
 /// Ends the guest: the VMM is told to take a restart for the end.

@@ -1,10 +1,10 @@
 //! Finding and executing a container's program, with the words that engines look for in an error.
 
-use std::{ffi::CString, path::Path};
+use std::{ffi::CString, fs::File, io::Read, path::Path};
 
 use kata_sys::fork;
 use rustix::{
-    fs::{Access, AtFlags, CWD, FileType, accessat, stat},
+    fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, open, stat},
     io::Errno,
 };
 
@@ -12,6 +12,9 @@ use crate::{
     order::{Failure, FailureKind, Step, plain},
     spec::Process,
 };
+
+/// Thousands of users; more is not worth waiting for.
+const LONGEST_PASSWD: u64 = 1 << 20;
 
 /// What execve takes, with nothing left to look up.
 #[derive(Debug)]
@@ -29,10 +32,16 @@ impl Program {
             CString::new(text.as_str())
                 .map_err(|_| Failure::invalid("process.args or process.env contains a NUL"))
         };
+        let mut environment = process.env.iter().map(text).collect::<Result<Vec<_>, Failure>>()?;
+        if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
+            let passwd = read_passwd();
+            let home = home(&passwd, process.user.uid);
+            environment.push(text(&format!("HOME={home}"))?);
+        }
         Ok(Self {
             path: text(&search(name, search_path(&process.env))?)?,
             arguments: process.args.iter().map(text).collect::<Result<_, _>>()?,
-            environment: process.env.iter().map(text).collect::<Result<_, _>>()?,
+            environment,
         })
     }
 
@@ -51,6 +60,27 @@ impl Program {
             message: format!("exec {}: {}", self.path.to_string_lossy(), plain(&error)),
         }
     }
+}
+
+/// The root's own list of users; whatever keeps it from being read, there is then none.
+fn read_passwd() -> String {
+    // What the container has put there may be a pipe that nobody writes to.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut text = Vec::new();
+    if let Ok(file) = open("/etc/passwd", flags, Mode::empty()) {
+        // What was read before an error counts.
+        File::from(file).take(LONGEST_PASSWD).read_to_end(&mut text).ok();
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Home directory of a user, `/` for one that is not listed.
+fn home(passwd: &str, uid: u32) -> &str {
+    let entry = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2).is_some_and(|field| field.parse() == Ok(uid)));
+    entry.and_then(|fields| fields.get(5).copied()).filter(|home| !home.is_empty()).unwrap_or("/")
 }
 
 fn search_path(environment: &[String]) -> &str {
@@ -133,7 +163,7 @@ impl<'a> WorkingDirectory<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{search, search_path};
+    use super::{home, search, search_path};
     use crate::order::FailureKind;
 
     #[test]
@@ -158,6 +188,16 @@ mod tests {
         assert!(error.message.ends_with(": permission denied"), "{error}");
         let error = search("/etc/", "").unwrap_err();
         assert!(error.message.ends_with(": is a directory"), "{error}");
+    }
+
+    #[test]
+    fn home_is_the_listed_one_or_the_root() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nbroken\nme:x:1000:1000::/home/me:/bin/sh\nno:x:7:7::";
+        assert_eq!(home(passwd, 0), "/root");
+        assert_eq!(home(passwd, 1000), "/home/me");
+        assert_eq!(home(passwd, 7), "/");
+        assert_eq!(home(passwd, 5), "/");
     }
 
     #[test]
