@@ -131,7 +131,7 @@ impl Share {
             killpriv_v2: true,
             // An inode descriptor for each name that is merely listed is what a large tree can't afford.
             readdirplus: false,
-            announce_submounts: false,
+            announce_submounts: true,
             ..passthrough::Config::default()
         }
     }

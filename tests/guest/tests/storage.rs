@@ -372,7 +372,6 @@ fn a_mount_below_a_volume_is_seen_with_rbind_and_not_with_bind() {
 }
 
 #[test]
-#[ignore = "the proxy does not tell the guest where one file system ends and another begins"]
 fn files_of_two_file_systems_in_one_volume_are_told_apart() {
     let volume = tempfile::tempdir().unwrap();
     let below = [volume.path().join("one"), volume.path().join("two")];
