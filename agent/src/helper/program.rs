@@ -193,9 +193,9 @@ mod tests {
     #[test]
     fn home_is_the_listed_one_or_the_root() {
         let passwd =
-            "root:x:0:0:root:/root:/bin/sh\nbroken\nme:x:1000:1000::/home/me:/bin/sh\nno:x:7:7::";
+            "root:x:0:0:root:/root:/bin/sh\nbroken\nme:x:1000:1000::/users/me:/bin/sh\nno:x:7:7::";
         assert_eq!(home(passwd, 0), "/root");
-        assert_eq!(home(passwd, 1000), "/home/me");
+        assert_eq!(home(passwd, 1000), "/users/me");
         assert_eq!(home(passwd, 7), "/");
         assert_eq!(home(passwd, 5), "/");
     }
