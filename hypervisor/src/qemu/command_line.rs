@@ -8,6 +8,10 @@ use serde_json::json;
 use super::{files::Files, launch::Descriptors};
 use crate::{Accelerator, Access, HypervisorError, MachineType, VmConfig};
 
+/// All that can be emulated, but for the promises that `rep movsb` is fast: a translator takes it byte by byte, and without
+/// them the kernel copies by words. A container's output was seen to pass twice as fast (395 against 216 MB/s).
+const EMULATED_CPU: &str = "max,-erms,-fsrm";
+
 /// Code cache of the translator; only what is used of it takes memory. A boot with its first container overflows 32 MiB,
 /// and then everything is translated again; a much larger one would grow with every program that the guest ever runs.
 const TRANSLATED_MIB: u32 = 64;
@@ -134,9 +138,10 @@ fn platform(line: &mut Line, config: &VmConfig) {
     line.option("-machine", machine.with("memory-backend", "memory").0);
     let (accelerator, cpu) = match config.accelerator {
         Accelerator::Kvm => (Properties::new("kvm"), "host"),
-        Accelerator::Tcg => {
-            (Properties::new("tcg").with("thread", "multi").with("tb-size", TRANSLATED_MIB), "max")
-        }
+        Accelerator::Tcg => (
+            Properties::new("tcg").with("thread", "multi").with("tb-size", TRANSLATED_MIB),
+            EMULATED_CPU,
+        ),
     };
     line.option("-accel", accelerator.0).option("-cpu", cpu).option("-smp", config.vcpus);
     let size = format!("{}M", config.memory.0);
@@ -269,7 +274,7 @@ fn backend(file: &OwnedFd) -> Result<&'static str, HypervisorError> {
 mod tests {
     use std::{fs::File, os::fd::OwnedFd};
 
-    use super::{KERNEL_PARAMETERS, Properties, Sockets, check, render};
+    use super::{EMULATED_CPU, KERNEL_PARAMETERS, Properties, Sockets, check, render};
     use crate::{
         Accelerator, Access, Disk, MacAddress, MachineType, MemoryMib, Nic, Share, VmConfig, Vsock,
         qemu::{files::Files, launch::Descriptors},
@@ -346,7 +351,7 @@ mod tests {
         let emulated = rendered(config(MachineType::Microvm));
         let line = format!("{KERNEL_PARAMETERS} tsc_early_khz=2500000 kata.nonce=00");
         assert_eq!(values(&emulated, "-append"), [line]);
-        assert_eq!(values(&emulated, "-cpu"), ["max"]);
+        assert_eq!(values(&emulated, "-cpu"), [EMULATED_CPU]);
         let accelerator = Accelerator::Kvm;
         let native = rendered(VmConfig { accelerator, ..config(MachineType::Microvm) });
         let line = format!("{KERNEL_PARAMETERS} kata.nonce=00");
