@@ -380,8 +380,9 @@ fn make_all(root: &Path, group: &Path) -> Result<(), CgroupError> {
     for part in group.components() {
         path.push(part);
         match fs::create_dir(&path) {
+            // One that another sandbox has just made may not have been given any CPU yet.
             Ok(()) => inherit_cpuset(&path)?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => inherit_cpuset(&path)?,
             Err(source) => return Err(CgroupError::Make { path, source }),
         }
     }
