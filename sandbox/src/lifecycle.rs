@@ -84,12 +84,6 @@ pub enum SandboxError {
     NotRunning,
     #[error("killed while the VM booted")]
     Aborted,
-    #[error("remove {path}")]
-    Remove {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
     #[error(transparent)]
     Injected(#[from] InjectedFault),
 }
@@ -120,10 +114,8 @@ pub struct Settings {
 pub struct Boot {
     /// Namespace whose links the guest takes over.
     pub network: Option<Namespace>,
-    /// The first container.
+    /// The first container; it is started too.
     pub first: agent::CreateContainerRequest,
-    /// Start it, too.
-    pub start: bool,
 }
 
 /// What is worth recording of a running sandbox.

@@ -168,7 +168,7 @@ impl Container {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let boot = Boot { network, first, start: true };
+        let boot = Boot { network, first };
         let booted = self.sandbox.boot(boot).await;
         if booted.is_err() {
             self.sandbox.switchboard().forget(token);
