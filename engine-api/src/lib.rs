@@ -4,5 +4,6 @@ pub mod containerd;
 pub mod control;
 pub mod dial;
 pub mod handover;
+pub mod monitor;
 pub mod record;
 pub mod timestamp;

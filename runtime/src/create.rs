@@ -17,8 +17,8 @@ use std::{
 };
 
 use kata_config::Prefix;
-use kata_engine_api::handover::{Create, Request, TerminalSize};
-use kata_spec::Network;
+use kata_engine_api::handover::{Create, Request, TerminalSize, Volume};
+use kata_spec::{Checked, Network, Trees};
 use kata_sys::spawn::Child;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde_json::Value;
@@ -30,11 +30,10 @@ use crate::{
     id::ContainerId,
     offline, pid_file,
     programs::{
-        Monitor, MonitorNetwork, MonitorPlan, Terminal, network_of, open_namespace, ready,
-        start_monitor, start_shim,
+        Monitor, MonitorNetwork, MonitorPlan, Terminal, network_of, open_namespace, start_monitor,
+        start_shim,
     },
     sandbox_dir::{Root, SandboxDir},
-    trees::Trees,
 };
 
 /// Where the terminal of a process goes, if it has one.
@@ -138,7 +137,7 @@ fn make(
     let (monitor, pipe) = start_monitor(creation.prefix, dir, &plan)?;
     undo.owns(&monitor.child)?;
     let trees = Trees::take(&bundle.spec)?;
-    ready(pipe)?;
+    pipe.wait()?;
     let network = match bundle.spec.network {
         Network::Host => None,
         Network::New => Some(network_of(&monitor)?),
@@ -168,7 +167,7 @@ fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Re
         monitor_pid: monitor.pid(),
         network_namespace: network.is_some(),
         host_network: bundle.spec.network == Network::Host,
-        volumes: trees.described.clone(),
+        volumes: described(&bundle.spec),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
     });
     let mut fds: Vec<BorrowedFd<'_>> =
@@ -176,6 +175,11 @@ fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Re
     fds.extend(network.iter().map(AsFd::as_fd));
     fds.extend(trees.volumes.iter().map(AsFd::as_fd));
     ask(dir, &request, &fds)
+}
+
+fn described(spec: &Checked) -> Vec<Volume> {
+    let volumes = spec.volumes.iter();
+    volumes.map(|volume| Volume { mount: volume.mount, directory: volume.directory }).collect()
 }
 
 fn first_size(bundle: &Bundle) -> Option<TerminalSize> {

@@ -3,7 +3,8 @@
 use std::{io, path::PathBuf};
 
 use kata_config::{ArtefactError, ConfigError};
-use kata_engine_api::handover::FailureKind;
+use kata_engine_api::{handover::FailureKind, monitor::MonitorError};
+use kata_spec::TreeError;
 use kata_sys::spawn::SpawnError;
 
 use crate::{bundle::BundleError, id::IdError, signal::UnknownSignal};
@@ -48,9 +49,12 @@ pub enum Failure {
     /// A program of ours could not be started.
     #[error("cannot start the {program}")]
     Start { program: &'static str, source: SpawnError },
-    /// The monitor gave up before it was ready.
-    #[error("monitor: {0}")]
-    Monitor(String),
+    /// No monitor, or one that gave up before it was ready.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The root file system or a volume.
+    #[error(transparent)]
+    Trees(#[from] TreeError),
     /// The shim's own words.
     #[error("{message}")]
     Refused { kind: FailureKind, message: String },

@@ -27,7 +27,6 @@ mod sandbox_dir;
 mod shim_client;
 mod signal;
 mod terminal;
-mod trees;
 mod words;
 
 use std::process::ExitCode;

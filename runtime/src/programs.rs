@@ -3,26 +3,22 @@
 use std::{
     env,
     ffi::{CString, OsStr},
-    io::Read,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
 
 use kata_config::{Artefact, Prefix};
-use kata_engine_api::dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream};
-use kata_sys::{
-    scm::packet_pair,
-    spawn::{Child, Lifetime, Spawn},
+pub use kata_engine_api::monitor::{Monitor, Network as MonitorNetwork, Readiness, Terminal};
+use kata_engine_api::{
+    dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream},
+    monitor::{self, Plan},
 };
-use rustix::pipe::{PipeFlags, pipe_with};
+use kata_sys::spawn::{Child, Lifetime, Spawn};
 
 use crate::{failure::Failure, id::ContainerId, sandbox_dir::SandboxDir};
-
-/// Longest message of a monitor that gives up: a line.
-const MAX_MESSAGE: u64 = 4096;
 
 /// Binds the sockets of a sandbox and starts the shim that serves them.
 pub fn start_shim(
@@ -54,7 +50,7 @@ pub fn start_shim(
     spawn.start().map_err(|source| Failure::Start { program: "shim", source })
 }
 
-/// Whom a monitor stands for, and with what.
+/// Whom a monitor stands for, and with what; it takes over the caller's stdio.
 pub struct MonitorPlan<'a> {
     /// The container.
     pub container: &'a ContainerId,
@@ -66,112 +62,22 @@ pub struct MonitorPlan<'a> {
     pub network: MonitorNetwork<'a>,
 }
 
-/// The terminal of a process on the host.
-#[derive(Debug, Clone, Copy)]
-pub enum Terminal<'a> {
-    /// None: the standard streams are what they are.
-    None,
-    /// The caller's own.
-    Callers,
-    /// To be made, and its master sent to this connected socket.
-    New(BorrowedFd<'a>),
-}
-
-/// Network namespace of a monitor.
-#[derive(Debug, Clone, Copy)]
-pub enum MonitorNetwork<'a> {
-    /// The caller's.
-    Callers,
-    /// A new one.
-    New,
-    /// This one.
-    Join(BorrowedFd<'a>),
-}
-
-/// A monitor that is ready.
-pub struct Monitor {
-    /// The process.
-    pub child: Child,
-    /// The end of its control socket that goes to the shim.
-    pub control: OwnedFd,
-}
-
-impl Monitor {
-    /// Its pid, as engines want it.
-    pub fn pid(&self) -> u32 {
-        self.child.pid.as_raw_nonzero().get().unsigned_abs()
-    }
-}
-
-/// Starts a monitor; [`ready`] says when it may be used.
+/// Starts a monitor; [`Readiness::wait`] says when it may be used.
 pub fn start_monitor(
     prefix: &Prefix,
     dir: &SandboxDir,
     plan: &MonitorPlan<'_>,
-) -> Result<(Monitor, OwnedFd), Failure> {
+) -> Result<(Monitor, Readiness), Failure> {
     let program = prefix.find(Artefact::Monitor)?;
-    let (ours, theirs) = packet_pair().map_err(Failure::host("make the control socket"))?;
-    let (ready, ready_writer) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(Failure::system("make a pipe"))?;
-    let mut spawn = prepared(&program, ["--container".as_ref(), plan.container.as_str().as_ref()])?;
-    spawn.fds = vec![
-        rustix::stdio::stdin(),
-        rustix::stdio::stdout(),
-        rustix::stdio::stderr(),
-        theirs.as_fd(),
-        dir.as_fd(),
-        ready_writer.as_fd(),
-    ];
-    for word in options(plan, &mut spawn.fds) {
-        spawn.arguments.push(c_string(OsStr::new(&word))?);
-    }
-    let child = spawn.start().map_err(|source| Failure::Start { program: "monitor", source })?;
-    Ok((Monitor { child, control: ours }, ready))
-}
-
-/// What follows `--container ID`; descriptors are added behind the fixed ones.
-fn options<'a>(plan: &MonitorPlan<'a>, fds: &mut Vec<BorrowedFd<'a>>) -> Vec<String> {
-    let mut words = Vec::new();
-    if let Some(exec) = plan.exec {
-        words.extend(["--exec".to_owned(), exec.to_owned()]);
-    }
-    let mut inherit = |fd: BorrowedFd<'a>| {
-        fds.push(fd);
-        (fds.len() - 1).to_string()
+    let plan = Plan {
+        container: plan.container.as_str(),
+        exec: plan.exec,
+        stdio: [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()],
+        terminal: plan.terminal,
+        network: plan.network,
+        directory: dir.as_fd(),
     };
-    match plan.terminal {
-        Terminal::None => {}
-        Terminal::Callers => words.push("--terminal".to_owned()),
-        Terminal::New(socket) => words.extend([
-            "--terminal".to_owned(),
-            "--console-socket-fd".to_owned(),
-            inherit(socket),
-        ]),
-    }
-    match plan.network {
-        MonitorNetwork::Callers => {}
-        MonitorNetwork::New => words.push("--new-network".to_owned()),
-        MonitorNetwork::Join(namespace) => {
-            words.extend(["--network-fd".to_owned(), inherit(namespace)]);
-        }
-    }
-    words
-}
-
-/// Waits for a monitor's word that it is ready.
-pub fn ready(pipe: OwnedFd) -> Result<(), Failure> {
-    let mut answer = String::new();
-    std::fs::File::from(pipe)
-        .take(MAX_MESSAGE)
-        .read_to_string(&mut answer)
-        .map_err(Failure::host("hear from the monitor"))?;
-    match answer.trim_end() {
-        "ok" => Ok(()),
-        "" => Err(Failure::Monitor("it died before it was ready".to_owned())),
-        message => {
-            Err(Failure::Monitor(message.strip_prefix("error: ").unwrap_or(message).to_owned()))
-        }
-    }
+    Ok(monitor::start(&program, &plan)?)
 }
 
 /// The network namespace that a monitor is in.

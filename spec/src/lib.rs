@@ -24,6 +24,7 @@ mod process;
 mod program;
 mod rules;
 pub mod table;
+mod trees;
 
 pub use checked::{Checked, Limits, Network, TerminalSize, VolumeSource};
 pub use defaults::{DEFAULT_PATH, default_for};
@@ -33,3 +34,4 @@ pub use load::{check, load};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};
 pub use table::Explained;
+pub use trees::{TreeError, Trees};

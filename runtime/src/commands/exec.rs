@@ -14,7 +14,7 @@ use crate::{
     handover::{ask, sealed},
     id::ContainerId,
     pid_file,
-    programs::{Monitor, MonitorNetwork, MonitorPlan, ready, start_monitor},
+    programs::{Monitor, MonitorNetwork, MonitorPlan, start_monitor},
     sandbox_dir::SandboxDir,
     shim_client::{answers, block_on},
     terminal::{self, RawTerminal},
@@ -48,7 +48,9 @@ impl Context<'_> {
             Console::Callers(_) => Some(RawTerminal::enter()?),
             Console::None | Console::Socket(_) => None,
         };
-        let started = ready(pipe)
+        let started = pipe
+            .wait()
+            .map_err(Failure::from)
             .and_then(|()| sealed("process.json", process.to_string().as_bytes()))
             .and_then(|json| self.start_exec(typed, &dir, &request, (&monitor, json)));
         if started.is_err() {
