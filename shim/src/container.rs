@@ -3,6 +3,9 @@
 //! Every end takes the same way, [`Container::conclude`], whatever brought the news: the agent, the loss of the
 //! sandbox, or the loss of a monitor.
 
+mod monitored;
+mod signals;
+
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
@@ -11,7 +14,7 @@ use std::{
 };
 
 use kata_engine_api::{
-    control::{End, ToShim},
+    control::End,
     handover::{FailureKind, TerminalSize},
     record::{Cause, Record, Status},
 };
@@ -23,26 +26,12 @@ use kata_sandbox::{
     step::Step,
 };
 
-use tokio::{sync::mpsc, time::timeout};
-
 use crate::{
     failure::Refusal,
     monitor::Monitor,
-    process::{LOST, Outcome, Phase, Process, signal_code},
+    process::{LOST, Outcome, Phase, Process},
     record,
 };
-
-const SIGKILL: u32 = 9;
-
-/// Signals that do not end a process which has installed no handler, as a created container has none: the probe, CHLD,
-/// CONT, those that stop, URG, WINCH.
-const HARMLESS: [u32; 9] = [0, 17, 18, 19, 20, 21, 22, 23, 28];
-
-/// So long a guest may take to carry out a SIGKILL; then its VM goes.
-const STUBBORN: Duration = Duration::from_secs(5);
-
-/// What a monitor may say ahead of the guest: more signals than that merge anyway.
-const WORDS: usize = 64;
 
 /// What a container is made of.
 pub struct Parts {
@@ -220,89 +209,6 @@ impl Container {
         Ok(())
     }
 
-    /// Sends a signal to a process, or to all of the container's.
-    pub async fn signal(
-        self: &Arc<Self>,
-        process: &Arc<Process>,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), Refusal> {
-        match process.phase() {
-            Phase::Created if HARMLESS.contains(&signal) => Ok(()),
-            Phase::Created => {
-                let code = signal_code(signal);
-                let outcome = Outcome::unstarted(code, Cause::KilledBeforeStart, None);
-                self.conclude(process, outcome).await;
-                Ok(())
-            }
-            // A guest that does not come up answers no signal.
-            Phase::Starting if signal == SIGKILL => {
-                self.sandbox.abort_boot();
-                Ok(())
-            }
-            Phase::Starting if process.is_init() => {
-                self.early_signals.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
-                Ok(())
-            }
-            Phase::Starting => Err(Refusal::precondition("process is starting")),
-            Phase::Running if process.is_init() && signal == SIGKILL => {
-                let asked = timeout(STUBBORN, self.ask_to_signal(process, signal, all)).await;
-                if !matches!(asked, Ok(Ok(()))) {
-                    tracing::warn!("guest does not answer to SIGKILL, so its VM is killed");
-                    process.note_killed();
-                    self.sandbox.kill();
-                    return Ok(());
-                }
-                tokio::spawn(self.clone().insist(process.clone()));
-                Ok(())
-            }
-            Phase::Running => self.ask_to_signal(process, signal, all).await,
-            // Output that the guest promised and does not give; with the VM gone it ends.
-            Phase::Ending if process.is_init() && signal == SIGKILL => {
-                self.sandbox.kill();
-                Ok(())
-            }
-            Phase::Ending | Phase::Ended => Err(Refusal::not_found("container not running")),
-        }
-    }
-
-    async fn ask_to_signal(
-        &self,
-        process: &Process,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), Refusal> {
-        let request = agent::SignalProcessRequest {
-            process: Some(process.reference()).into(),
-            signal,
-            all,
-            ..Default::default()
-        };
-        Ok(self.sandbox.agent()?.signal_process(&request).await.map(drop)?)
-    }
-
-    /// Takes the VM away from an init that was killed, as its guest says, and yet runs on.
-    async fn insist(self: Arc<Self>, process: Arc<Process>) {
-        tokio::select! {
-            _ = process.wait() => {}
-            () = tokio::time::sleep(STUBBORN) => if process.phase() == Phase::Running {
-                tracing::warn!("guest says that it killed the container, but it runs on: its VM is killed");
-                process.note_killed();
-                self.sandbox.kill();
-            }
-        }
-    }
-
-    async fn deliver_early_signals(self: &Arc<Self>) {
-        let early =
-            std::mem::take(&mut *self.early_signals.lock().unwrap_or_else(PoisonError::into_inner));
-        for signal in early {
-            if let Err(refusal) = self.signal(&self.init, signal, false).await {
-                tracing::debug!(message = refusal.message, signal, "deliver an early signal");
-            }
-        }
-    }
-
     /// Sets a terminal's size; kept when the process does not run yet.
     pub async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), Refusal> {
         process.set_size(size);
@@ -370,62 +276,6 @@ impl Container {
             Err(_) => process.outcome_of_loss(&self.sandbox.agent_lost().await),
         };
         self.conclude(&process, outcome).await;
-    }
-
-    /// Hears a process's monitor until it is gone. It never waits for anything else: what the monitor asks of the guest is
-    /// done by [`Container::obey`], so that a guest that hangs can't hide that the output is drained or the monitor dead.
-    async fn listen(self: Arc<Self>, process: Arc<Process>) {
-        let (words, waiting) = mpsc::channel(WORDS);
-        tokio::spawn(self.clone().obey(process.clone(), waiting));
-        while let Some(word) = process.next_word().await {
-            match word {
-                ToShim::Drained {} => process.note_drained(),
-                word => {
-                    if words.try_send(word).is_err() {
-                        tracing::warn!("the guest is far behind its monitor: a signal is dropped");
-                    }
-                }
-            }
-        }
-        drop(words);
-        process.note_drained();
-        self.miss(&process).await;
-    }
-
-    /// Does what a monitor asks for, in its order.
-    async fn obey(self: Arc<Self>, process: Arc<Process>, mut words: mpsc::Receiver<ToShim>) {
-        while let Some(word) = words.recv().await {
-            let done = match word {
-                ToShim::Signal(signal) => self.signal(&process, signal.unsigned_abs(), false).await,
-                ToShim::Resize(size) => self.resize(&process, size).await,
-                ToShim::Drained {} => Ok(()),
-            };
-            if let Err(refusal) = done {
-                tracing::debug!(message = refusal.message, "word of the monitor");
-            }
-        }
-    }
-
-    /// The monitor is gone: whom it stood for goes too.
-    async fn miss(self: &Arc<Self>, process: &Arc<Process>) {
-        match process.phase() {
-            Phase::Ending | Phase::Ended => {}
-            phase if process.is_init() => {
-                tracing::warn!("monitor is gone, so its container is killed");
-                if phase == Phase::Starting {
-                    self.sandbox.abort_boot();
-                }
-                let mut outcome = Outcome::unstarted(LOST, Cause::MonitorKilled, None);
-                outcome.detail = Some("the monitor was killed".into());
-                outcome.end.stdout_bytes = None;
-                self.conclude(process, outcome).await;
-            }
-            _ => {
-                if let Err(refusal) = self.signal(process, SIGKILL, false).await {
-                    tracing::debug!(message = refusal.message, "kill a process without monitor");
-                }
-            }
-        }
     }
 
     /// The one way to an end; the first caller goes it, for the others nothing is left to do.

@@ -1,0 +1,111 @@
+//! Signals: to a process that runs, that is only created, or whose guest does not answer.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use kata_engine_api::record::Cause;
+use kata_protocol::agent;
+use tokio::time::timeout;
+
+use super::Container;
+use crate::{
+    failure::Refusal,
+    process::{Outcome, Phase, Process, signal_code},
+};
+
+/// The signal that nothing survives.
+pub(super) const SIGKILL: u32 = 9;
+
+/// Signals that do not end a process which has installed no handler, as a created container has none: the probe, CHLD,
+/// CONT, those that stop, URG, WINCH.
+const HARMLESS: [u32; 9] = [0, 17, 18, 19, 20, 21, 22, 23, 28];
+
+/// So long a guest may take to carry out a SIGKILL; then its VM goes.
+const STUBBORN: Duration = Duration::from_secs(5);
+
+impl Container {
+    /// Sends a signal to a process, or to all of the container's.
+    pub async fn signal(
+        self: &Arc<Self>,
+        process: &Arc<Process>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Refusal> {
+        match process.phase() {
+            Phase::Created if HARMLESS.contains(&signal) => Ok(()),
+            Phase::Created => {
+                let code = signal_code(signal);
+                let outcome = Outcome::unstarted(code, Cause::KilledBeforeStart, None);
+                self.conclude(process, outcome).await;
+                Ok(())
+            }
+            // A guest that does not come up answers no signal.
+            Phase::Starting if signal == SIGKILL => {
+                self.sandbox.abort_boot();
+                Ok(())
+            }
+            Phase::Starting if process.is_init() => {
+                self.early_signals.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
+                Ok(())
+            }
+            Phase::Starting => Err(Refusal::precondition("process is starting")),
+            Phase::Running if process.is_init() && signal == SIGKILL => {
+                let asked = timeout(STUBBORN, self.ask_to_signal(process, signal, all)).await;
+                if !matches!(asked, Ok(Ok(()))) {
+                    tracing::warn!("guest does not answer to SIGKILL, so its VM is killed");
+                    process.note_killed();
+                    self.sandbox.kill();
+                    return Ok(());
+                }
+                tokio::spawn(self.clone().insist(process.clone()));
+                Ok(())
+            }
+            Phase::Running => self.ask_to_signal(process, signal, all).await,
+            // Output that the guest promised and does not give; with the VM gone it ends.
+            Phase::Ending if process.is_init() && signal == SIGKILL => {
+                self.sandbox.kill();
+                Ok(())
+            }
+            Phase::Ending | Phase::Ended => Err(Refusal::not_found("container not running")),
+        }
+    }
+
+    async fn ask_to_signal(
+        &self,
+        process: &Process,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Refusal> {
+        let request = agent::SignalProcessRequest {
+            process: Some(process.reference()).into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        Ok(self.sandbox.agent()?.signal_process(&request).await.map(drop)?)
+    }
+
+    /// Takes the VM away from an init that was killed, as its guest says, and yet runs on.
+    async fn insist(self: Arc<Self>, process: Arc<Process>) {
+        tokio::select! {
+            _ = process.wait() => {}
+            () = tokio::time::sleep(STUBBORN) => if process.phase() == Phase::Running {
+                tracing::warn!("guest says that it killed the container, but it runs on: its VM is killed");
+                process.note_killed();
+                self.sandbox.kill();
+            }
+        }
+    }
+
+    pub(super) async fn deliver_early_signals(self: &Arc<Self>) {
+        let early =
+            std::mem::take(&mut *self.early_signals.lock().unwrap_or_else(PoisonError::into_inner));
+        for signal in early {
+            if let Err(refusal) = self.signal(&self.init, signal, false).await {
+                tracing::debug!(message = refusal.message, signal, "deliver an early signal");
+            }
+        }
+    }
+}
