@@ -3,6 +3,7 @@
 //! Own types, because those of the published crate cost half of the agent's size. Unknown fields are left to the host,
 //! which has checked the whole document; a known field of the wrong type is an error.
 
+mod hooks;
 mod linux;
 mod process;
 mod resources;
@@ -10,6 +11,7 @@ mod seccomp;
 
 use std::collections::BTreeMap;
 
+pub use hooks::Hooks;
 pub use linux::{Device, IdMapping, Linux, NamespaceKind, Personality};
 pub use process::{Capabilities, Process, Rlimit, User};
 pub use resources::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
@@ -27,6 +29,7 @@ pub struct Spec {
     #[serde(deserialize_with = "null_is_default")]
     pub mounts: Vec<Mount>,
     pub linux: Option<Linux>,
+    pub hooks: Option<Hooks>,
 }
 
 /// `root`; its path is the business of the host.

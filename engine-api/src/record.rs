@@ -4,6 +4,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// File name of the [`Record`], written by the shim.
+pub const RECORD_FILE: &str = "state.json";
+
+/// File name of the [`EndNote`], written by the monitor.
+pub const END_FILE: &str = "end.json";
+
+/// File name of the hooks that are still to be run, written by the runtime. A sandbox that has it must not be forgotten
+/// before somebody has run them.
+pub const HOOKS_FILE: &str = "hooks.json";
+
+/// File name of the shim's log.
+pub const LOG_FILE: &str = "shim.log";
+
 /// Why a process ended. Only [`Cause::Exited`] may go with exit code 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_hooks::Hooks;
 use kata_spec::{Checked, ProgramError, SpecError, check, resolve_program};
+use serde::Deserialize;
 use serde_json::Value;
 
 /// Why a bundle can't be used.
@@ -19,6 +21,8 @@ pub enum BundleError {
     Parse { path: PathBuf, source: serde_json::Error },
     #[error("bundle {}", path.display())]
     Spec { path: PathBuf, source: SpecError },
+    #[error("bundle {}: hooks", path.display())]
+    Hooks { path: PathBuf, source: serde_json::Error },
     #[error(transparent)]
     Program(#[from] ProgramError),
 }
@@ -40,6 +44,8 @@ pub struct Bundle {
     pub spec: Checked,
     /// The same as JSON, for the shim.
     pub config: Vec<u8>,
+    /// Those of its hooks that run on the host, and the others.
+    pub hooks: Hooks,
 }
 
 impl Bundle {
@@ -64,7 +70,9 @@ impl Bundle {
     fn of(value: &Value, config: Vec<u8>, path: &Path) -> Result<Self, BundleError> {
         let spec = check(value, path)
             .map_err(|source| BundleError::Spec { path: path.to_owned(), source })?;
-        Ok(Self { spec, config })
+        let hooks = Option::deserialize(&spec.hooks)
+            .map_err(|source| BundleError::Hooks { path: path.to_owned(), source })?;
+        Ok(Self { spec, config, hooks: hooks.unwrap_or_default() })
     }
 
     /// Fails in runc's words when the program is not there or may not be executed: engines take exit codes 127 and 126

@@ -1,7 +1,7 @@
 //! A container from its bundle, up to the point where only `start` is missing.
 //!
 //! ```text
-//! directory ─► shim spawned ─► monitor spawned ─► trees taken ─► monitor ready ─► handover ─► pid file
+//! directory ─► shim spawned ─► monitor spawned ─► monitor ready ─► hooks ─► trees taken ─► handover ─► pid file
 //! ```
 //!
 //! Both programs come up while this one goes on. Until the last step is done [`Undo`] owns all of it, and undoes it
@@ -27,7 +27,9 @@ use crate::{
     bundle::Bundle,
     failure::Failure,
     handover::{ask, sealed},
+    hooks::{self, Owed},
     id::ContainerId,
+    journal::Journal,
     offline, pid_file,
     programs::{
         Monitor, MonitorNetwork, MonitorPlan, Terminal, network_of, open_namespace, start_monitor,
@@ -82,12 +84,20 @@ pub struct Creation<'a> {
     pub pid_file: Option<&'a Path>,
     /// What the shim is told by its environment.
     pub shim_environment: &'a [String],
+    pub journal: &'a Journal,
 }
 
 /// A container that is created.
 pub struct Created {
     pub dir: SandboxDir,
     pub monitor: Child,
+}
+
+impl Created {
+    /// The pid that stands for the container.
+    pub fn pid(&self) -> u32 {
+        self.monitor.pid.as_raw_nonzero().get().unsigned_abs()
+    }
 }
 
 /// The spec to go by.
@@ -101,7 +111,7 @@ pub enum Source<'a> {
 /// Makes a container.
 pub fn create(creation: &Creation<'_>, source: Source<'_>) -> Result<Created, Failure> {
     let dir = creation.root.create(creation.id)?;
-    let mut undo = Undo { prefix: creation.prefix, dir: &dir, processes: Vec::new(), armed: true };
+    let mut undo = Undo { creation, dir: &dir, processes: Vec::new(), owed: None, armed: true };
     let monitor = make(creation, &mut undo, source)?;
     undo.armed = false;
     drop(undo);
@@ -119,7 +129,6 @@ fn make(
         Source::Bundle(bundle) => *bundle,
         Source::Spec(spec) => keep(dir, spec)?,
     };
-    bundle.find_program()?;
     let joined = match &bundle.spec.network {
         Network::Path(path) => Some(open_namespace(path)?),
         Network::Host | Network::New => None,
@@ -136,14 +145,26 @@ fn make(
     };
     let (monitor, pipe) = start_monitor(creation.prefix, dir, &plan)?;
     undo.owns(&monitor.child)?;
-    let trees = Trees::take(&bundle.spec)?;
     pipe.wait()?;
     let network = match bundle.spec.network {
         Network::Host => None,
         Network::New => Some(network_of(&monitor)?),
         Network::Path(_) => joined,
     };
+    let owed = Owed::of(&bundle, creation.id);
+    if let Some(owed) = owed.as_ref().filter(|owed| owed.survives_creation()) {
+        owed.keep(dir)?;
+        undo.owed = Some(owed.clone());
+    }
+    let hooks = hooks::Creating::of(&bundle, creation.id, monitor.pid());
+    let trees = hooks.run(network.as_ref().map(AsFd::as_fd), || {
+        bundle.find_program()?;
+        Ok(Trees::take(&bundle.spec)?)
+    })?;
     hand_over(creation, dir, &Parts { bundle, trees, network, monitor: &monitor })?;
+    if let Some(owed) = owed.filter(|owed| !owed.survives_creation()) {
+        owed.keep(dir)?;
+    }
     if let Some(path) = creation.pid_file {
         pid_file::write(path, monitor.pid())?;
     }
@@ -197,10 +218,12 @@ fn keep(dir: &SandboxDir, spec: &Value) -> Result<Bundle, Failure> {
 
 /// Undoes an unfinished creation when it is dropped.
 struct Undo<'a> {
-    prefix: &'a Prefix,
+    creation: &'a Creation<'a>,
     dir: &'a SandboxDir,
     /// Pidfds of our children.
     processes: Vec<OwnedFd>,
+    /// Hooks that have to follow those which have run.
+    owed: Option<Owed>,
     armed: bool,
 }
 
@@ -227,10 +250,13 @@ impl Drop for Undo<'_> {
             waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED).ok();
         }
         if self.dir.path.join("ledger").exists() {
-            offline::delete(self.prefix, self.dir).ok();
+            offline::delete(self.creation.prefix, self.dir).ok();
         }
         if !self.dir.is_gone() {
             self.dir.discard();
+        }
+        if let Some(owed) = &self.owed {
+            owed.poststop(self.creation.journal);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use kata_config::{ArtefactError, ConfigError};
 use kata_engine_api::{handover::FailureKind, monitor::MonitorError};
+use kata_hooks::{HookError, place::PlaceError};
 use kata_spec::TreeError;
 use kata_sys::spawn::SpawnError;
 
@@ -37,6 +38,12 @@ pub enum Failure {
     /// A bundle and its spec.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// There is no place to run hooks in.
+    #[error(transparent)]
+    HookPlace(#[from] PlaceError),
     /// The id is taken.
     #[error("container with given ID already exists: {id} in {}", root.display())]
     Exists { id: String, root: PathBuf },

@@ -17,6 +17,7 @@ mod exec_process;
 mod failure;
 mod foreground;
 mod handover;
+mod hooks;
 mod id;
 mod journal;
 mod made_spec;

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kata_engine_api::record::Record;
+use kata_engine_api::record::{LOG_FILE, RECORD_FILE, Record};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{failure::Failure, id::ContainerId};
@@ -129,7 +129,7 @@ impl SandboxDir {
 
     /// What the shim has recorded; none when it did not come that far.
     pub fn record(&self) -> Result<Option<Record>, Failure> {
-        let path = self.path.join("state.json");
+        let path = self.path.join(RECORD_FILE);
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Failure::host(format!("read {}", path.display()))(error)),
@@ -141,7 +141,7 @@ impl SandboxDir {
 
     /// The last line of the shim's log, for the message about a shim that says nothing more.
     pub fn last_words(&self) -> String {
-        let path = self.path.join("shim.log");
+        let path = self.path.join(LOG_FILE);
         let text = fs::read(&path).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         match text.lines().rev().find(|line| !line.trim().is_empty()) {

@@ -4,15 +4,12 @@ use std::{fs, io, path::Path, time::SystemTime};
 
 use anyhow::Context;
 use kata_engine_api::{
-    record::{Cause, EndNote, Ended, Record, Status},
+    record::{Cause, END_FILE, EndNote, Ended, Record, Status},
     timestamp::rfc3339,
 };
 use kata_sandbox::ledger;
 
 use crate::{process::LOST, record};
-
-/// Where a monitor leaves the end that no shim could record.
-const END_FILE: &str = "end.json";
 
 /// Prints the record as it must be now that the shim is gone.
 pub fn state(directory: &Path) -> anyhow::Result<()> {
@@ -48,7 +45,7 @@ fn settled(directory: &Path) -> anyhow::Result<Option<Record>> {
 fn read_end(directory: &Path) -> anyhow::Result<Ended> {
     match fs::read(directory.join(END_FILE)) {
         Ok(text) => {
-            let note: EndNote = serde_json::from_slice(&text).context("read end.json")?;
+            let note: EndNote = serde_json::from_slice(&text).context("read the monitor's note")?;
             Ok(note.ended)
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Ended {
@@ -57,6 +54,6 @@ fn read_end(directory: &Path) -> anyhow::Result<Ended> {
             detail: None,
             at: rfc3339(SystemTime::now()),
         }),
-        Err(e) => Err(e).context("read end.json"),
+        Err(e) => Err(e).context("read the monitor's note"),
     }
 }

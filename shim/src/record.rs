@@ -7,12 +7,9 @@ use std::{
     path::Path,
 };
 
-use kata_engine_api::record::Record;
+use kata_engine_api::record::{RECORD_FILE as FILE, Record};
 use rustix::fs::{Mode, OFlags, openat, renameat};
 use thiserror::Error;
-
-/// Name of the record in the sandbox directory.
-pub const FILE: &str = "state.json";
 
 /// Where a new record is written before it takes the place of the old one.
 const DRAFT: &str = "state.json.new";

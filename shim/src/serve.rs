@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context;
 use kata_config::{Loaded, LogLevel};
-use kata_engine_api::containerd::task_ttrpc::create_task;
+use kata_engine_api::{containerd::task_ttrpc::create_task, record::LOG_FILE};
 use kata_sys::{inherit, watch::watch};
 use rustix::{
     fs::{Mode, OFlags, openat},
@@ -114,7 +114,7 @@ async fn abandoned(service: &Service, creator: OwnedFd) {
 fn log_to(directory: &OwnedFd, level: LogLevel) -> anyhow::Result<()> {
     let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
     let log =
-        openat(directory, "shim.log", flags, Mode::RUSR | Mode::WUSR).context("open shim.log")?;
+        openat(directory, LOG_FILE, flags, Mode::RUSR | Mode::WUSR).context("open shim.log")?;
     rustix::stdio::dup2_stderr(&log).context("write errors to shim.log")?;
     let asked = std::env::var("KATA_LOG").ok();
     let level = asked.and_then(|asked| asked.parse().ok()).unwrap_or(match level {

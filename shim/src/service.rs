@@ -11,7 +11,7 @@ use std::{
 use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix, find_vmm};
 use kata_engine_api::{
     handover::{Create, FailureKind},
-    record::{Record, Status},
+    record::{HOOKS_FILE, Record, Status},
     timestamp::rfc3339,
 };
 use kata_hypervisor::{Accelerator, AcceleratorSetting, MachineType, MemoryMib, TscClock};
@@ -219,6 +219,10 @@ impl Service {
     /// Takes away the directory of a sandbox that never got a container.
     pub fn give_up(&self) {
         tracing::warn!("whoever started this shim is gone, and left no container");
+        if self.directory.join(HOOKS_FILE).exists() {
+            // Hooks have run that others have to follow: whoever deletes the container runs those.
+            return;
+        }
         if let Err(error) = std::fs::remove_dir_all(&self.directory) {
             tracing::warn!(%error, "remove the sandbox directory");
         }

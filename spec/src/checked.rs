@@ -34,6 +34,8 @@ pub struct Checked {
     pub limits: Limits,
     /// `annotations`.
     pub annotations: BTreeMap<String, String>,
+    /// `hooks` as they were written; null when there are none.
+    pub hooks: Value,
     /// What became of each field that is there.
     pub(crate) explained: BTreeSet<Explained>,
     /// The configuration as the guest gets it, but for the sources of volumes.
@@ -53,7 +55,19 @@ impl Checked {
                 mount["source"] = json!(volume_path(number));
             }
         }
+        if guest.pointer("/hooks/startContainer").is_some() {
+            guest["hooks"]["state"] = self.hook_state();
+        }
         guest.to_string().into_bytes()
+    }
+
+    /// What a hook is told of the container, but for its id, status and pid.
+    fn hook_state(&self) -> Value {
+        json!({
+            "ociVersion": self.oci_version,
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        })
     }
 
     /// The process of another program in this container: its user, environment and rights, with these arguments.

@@ -169,9 +169,12 @@ pub(crate) fn is_unset(value: &Value) -> bool {
 
 fn is_between(value: &Value, lowest: i64, highest: u64) -> bool {
     match (value.as_i64(), value.as_u64()) {
-        (_, Some(number)) => number <= highest,
-        (Some(number), None) => number >= lowest,
         (None, None) => false,
+        (signed, unsigned) => {
+            // What fits only one of the two types lies beyond every bound of the other.
+            signed.is_none_or(|number| number >= lowest)
+                && unsigned.is_none_or(|number| number <= highest)
+        }
     }
 }
 

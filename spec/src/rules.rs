@@ -36,6 +36,7 @@ pub(crate) fn check(
     check_names(&document, config)?;
     check_sysctls(&document, config)?;
     check_seccomp(&document, config)?;
+    check_hooks(&document, config)?;
     devices::check(&document, config)?;
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
     Ok(Checked {
@@ -49,6 +50,7 @@ pub(crate) fn check(
         cgroups_path: text(&config["linux"]["cgroupsPath"]),
         limits: limits(&config["linux"]["resources"]),
         annotations: annotations(&config["annotations"]),
+        hooks: config["hooks"].clone(),
         bundle,
         explained: document.explained,
         guest,
@@ -129,6 +131,20 @@ fn check_seccomp(document: &Document, config: &Value) -> Result<(), SpecError> {
         Some(index) => Err(document.refuse(format!("linux.seccomp.syscalls[{index}].action"), WHY)),
         None => Ok(()),
     }
+}
+
+/// Hooks are not searched for.
+fn check_hooks(document: &Document, config: &Value) -> Result<(), SpecError> {
+    let lists = config["hooks"].as_object().into_iter().flatten();
+    for (kind, list) in lists {
+        for (index, hook) in list.as_array().into_iter().flatten().enumerate() {
+            if !Path::new(hook["path"].as_str().unwrap_or_default()).is_absolute() {
+                let field = format!("hooks.{kind}[{index}].path");
+                return Err(document.wrong(field, "must be an absolute path"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn limits(resources: &Value) -> Limits {

@@ -17,8 +17,11 @@ use rustix::{
 };
 
 use super::{
-    Control, become_process, credentials, exec::launch, namespaces, paths, rootfs,
-    sources::Sources, terminal,
+    Control, become_process, credentials,
+    exec::{Last, launch},
+    namespaces, paths, rootfs,
+    sources::Sources,
+    terminal,
 };
 use crate::{
     order::{Failure, Report, Step, TerminalSize},
@@ -95,7 +98,8 @@ impl Creation<'_> {
             None => None,
         };
         make_working_directory(&process.cwd)?;
-        launch(self.control, process, linux, (&self.container_id, terminal))
+        let container = Some((self.container_id.as_str(), self.spec.hooks.as_ref()));
+        launch(self.control, process, linux, Last { container, terminal })
     }
 }
 

@@ -22,8 +22,8 @@ use super::{
     terminal::{self, Terminal},
 };
 use crate::{
-    order::{self, Failure, Report, Step, TerminalSize},
-    spec::{Linux, Personality, Process, Spec},
+    order::{self, Failure, FailureKind, Report, Step, TerminalSize},
+    spec::{Hooks, Linux, Personality, Process, Spec},
 };
 
 /// What an exec is made from.
@@ -72,7 +72,7 @@ impl Entry<'_> {
         };
         let nothing = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&nothing);
-        launch(self.control, process, linux, ("", terminal))
+        launch(self.control, process, linux, Last { container: None, terminal })
     }
 }
 
@@ -85,15 +85,22 @@ fn parse<T: serde::de::DeserializeOwned>(document: &OwnedFd, name: &str) -> Resu
     serde_json::from_slice(&content).map_err(|error| Failure::invalid(format!("{name}: {error}")))
 }
 
+/// What else the last steps need.
+pub(super) struct Last<'a> {
+    /// Id of the container whose init it is, and its hooks.
+    pub(super) container: Option<(&'a str, Option<&'a Hooks>)>,
+    pub(super) terminal: Option<Terminal>,
+}
+
 /// From a process that stands in its container to one that runs its program.
 pub(super) fn launch(
     control: &Control,
     process: &Process,
     linux: &Linux,
-    (keyring, terminal): (&str, Option<Terminal>),
+    Last { container, terminal }: Last<'_>,
 ) -> Result<Infallible, Failure> {
-    if !keyring.is_empty() {
-        join_keyring(keyring)?;
+    if let Some((id, _)) = container {
+        join_keyring(id)?;
     }
     if let Some(personality) = &linux.personality {
         set_personality(personality)?;
@@ -114,11 +121,24 @@ pub(super) fn launch(
     if !order::wait_for_start(control.socket()).step(|| "wait for the start")? {
         return Err(Failure::invalid("the agent gave the process up"));
     }
+    if let Some((id, Some(hooks))) = container {
+        run_hooks(hooks, id)?;
+    }
     fork::reset_signals().step(|| "reset signals")?;
     fork::close_on_exec_from(CONTROL as u32).step(|| "close descriptors")?;
     filters.load()?;
     wanted.settle()?;
     Err(program.execute())
+}
+
+/// Before the filters: they are about the program, and may leave a hook no way to run.
+fn run_hooks(hooks: &Hooks, container_id: &str) -> Result<(), Failure> {
+    hooks.before_program(container_id).map_err(|error| {
+        let causes =
+            std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+        let message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+        Failure { kind: FailureKind::Internal, message }
+    })
 }
 
 fn set_personality(personality: &Personality) -> Result<(), Failure> {

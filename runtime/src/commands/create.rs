@@ -20,6 +20,7 @@ impl Context<'_> {
             console,
             pid_file: typed.creating.pid_file.as_deref(),
             shim_environment: &self.shim_environment,
+            journal: self.journal,
         };
         create(&creation, Source::Bundle(Box::new(bundle))).map(drop)
     }

@@ -14,6 +14,7 @@ use super::{Context, state::has_unnoticed_end};
 use crate::{
     args::Delete,
     failure::Failure,
+    hooks::Claim,
     id::ContainerId,
     offline,
     sandbox_dir::SandboxDir,
@@ -44,6 +45,7 @@ impl Context<'_> {
         id: &ContainerId,
         force: bool,
     ) -> Result<(), Failure> {
+        let claim = Claim::wait_for(dir)?;
         let by_shim = block_on(remove_by_shim(dir, id, force));
         match by_shim {
             // One that died over it took the sandbox along: what is left is for the one-shot command.
@@ -60,6 +62,9 @@ impl Context<'_> {
             offline::delete(&self.prefix, dir)?;
         }
         self.root.tidy_up();
+        if let Some(claim) = claim {
+            claim.owed.poststop(self.journal);
+        }
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ mod list;
 mod ps;
 mod run;
 mod spec;
+mod start;
 mod state;
 
 use std::{
@@ -108,9 +109,7 @@ impl<'a> Context<'a> {
             Command::Exec(exec) => return self.exec(&exec),
             Command::Check(report) => return self.check(&report),
             Command::Create(create) => self.create(&create)?,
-            Command::Start(OnlyId { id }) => {
-                self.with_shim(&id, async |shim| shim.start().await)?
-            }
+            Command::Start(OnlyId { id }) => self.start(&id)?,
             Command::State(OnlyId { id }) => self.state(&id)?,
             Command::Kill(kill) => self.kill(&kill)?,
             Command::Delete(delete) => self.delete(&delete)?,

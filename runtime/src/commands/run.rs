@@ -14,6 +14,7 @@ use crate::{
     create::{Console, Created, Creation, Source, create},
     failure::Failure,
     foreground::{Event, Foreground, Signals},
+    hooks::{self, Owed},
     id::ContainerId,
     made_spec::for_rootfs,
     shim_client::{ShimClient, block_on},
@@ -46,11 +47,14 @@ impl Context<'_> {
             console: console(&typed, terminal)?,
             pid_file: typed.creating.pid_file.as_deref(),
             shim_environment: &self.shim_environment,
+            journal: self.journal,
         };
         if typed.detach {
             let created = create(&creation, source)?;
             let started = block_on(async { shim(&created, &id)?.start().await });
-            return self.or_remove(started, &created, &id).map(|()| 0);
+            self.or_remove(started, &created, &id)?;
+            let hooks = self.after_start(&created.dir, &id);
+            return self.or_remove(hooks, &created, &id).map(|()| 0);
         }
         let signals = Signals::take()?;
         let created = create(&creation, source)?;
@@ -80,20 +84,21 @@ impl Context<'_> {
                 biased;
                 started = &mut start => {
                     started?;
-                    monitor.until_end().await?
+                    self.until_end(created, &monitor).await?
                 }
                 event = monitor.until_end_or_interrupt() => match event? {
                     // It may run already, and the answer be on its way: then the signal is the container's own.
                     Event::Signal(signal) => match timeout(CROSSING, &mut start).await {
                         Ok(started) => {
                             started?;
-                            monitor.until_end().await?
+                            self.until_end(created, &monitor).await?
                         }
                         Err(_) => return Err(Failure::Interrupted(signal.as_raw())),
                     },
                     Event::Ended(code) => {
                         if let Ok(started) = timeout(ANSWER, start).await {
                             started?;
+                            self.after_start(&created.dir, creation.id)?;
                         }
                         code
                     }
@@ -103,6 +108,17 @@ impl Context<'_> {
             timeout(ANSWER, shim.wait()).await.ok();
             Ok(code)
         })
+    }
+
+    /// From the start on: the hooks that follow it, while signals are forwarded and the end is awaited.
+    async fn until_end(&self, created: &Created, monitor: &Foreground<'_>) -> Result<u8, Failure> {
+        let Some(owed) = Owed::read(&created.dir)? else { return monitor.until_end().await };
+        let pid = created.pid();
+        let hooks = tokio::task::spawn_blocking(move || owed.poststart(pid));
+        let (code, errors) = tokio::join!(monitor.until_end(), hooks);
+        // Hooks do not panic.
+        hooks::warn(self.journal, errors.unwrap_or_default());
+        code
     }
 
     /// Hands on a success; after a failure nothing stays behind.

@@ -6,7 +6,7 @@ use super::{
 };
 
 const NOT_LINUX: &str = "only for another platform";
-const NO_HOOKS: &str = "hooks are not run yet";
+const ON_HOST: &str = "run on the host";
 const IDMAP: &str = "id-mapped mounts are not made yet";
 
 /// The whole document.
@@ -45,12 +45,24 @@ const MOUNT: &[Field] = &[
     refused("gidMappings", Kind::Any, IDMAP),
 ];
 
-/// One row a kind of hook: the day that hooks are run changes these lines and nothing else here.
 const HOOKS: &[Field] = &[
-    refused("prestart", Kind::Any, NO_HOOKS),
-    refused("createRuntime", Kind::Any, NO_HOOKS),
-    refused("createContainer", Kind::Any, NO_HOOKS),
-    refused("startContainer", Kind::Any, NO_HOOKS),
-    refused("poststart", Kind::Any, NO_HOOKS),
-    refused("poststop", Kind::Any, NO_HOOKS),
+    host_only("prestart", HOOK_LIST, ON_HOST),
+    host_only("createRuntime", HOOK_LIST, ON_HOST),
+    host_only(
+        "createContainer",
+        HOOK_LIST,
+        "run on the host, in the container's network namespace and a copy of the mounts",
+    ),
+    translated("startContainer", HOOK_LIST, "run in the guest, in the container"),
+    host_only("poststart", HOOK_LIST, ON_HOST),
+    host_only("poststop", HOOK_LIST, ON_HOST),
+];
+
+const HOOK_LIST: Kind = Kind::List(&Kind::Object(HOOK));
+
+const HOOK: &[Field] = &[
+    required(applied("path", Kind::Text)),
+    applied("args", TEXTS),
+    applied("env", TEXTS),
+    applied("timeout", Kind::Number(1, i32::MAX as u64)),
 ];

@@ -9,13 +9,14 @@ use super::Findings;
 use crate::layout::Workspace;
 use crate::process::Run;
 
-/// Who may use whom in the tree. Host and guest share only `protocol` and `sys`; the runtime does not link the sandbox.
+/// Who may use whom in the tree. Host and guest share only `hooks`, `protocol` and `sys`; the runtime does not link the sandbox.
 const LAYERS: &[(&str, &[&str])] = &[
     ("kata-sys", &[]),
     ("kata-protocol", &["kata-sys"]),
     ("kata-engine-api", &["kata-sys"]),
     ("kata-spec", &["kata-sys"]),
     ("kata-config", &["kata-sys"]),
+    ("kata-hooks", &["kata-sys"]),
     ("kata-image", &[]),
     ("kata-hypervisor", &["kata-sys"]),
     ("kata-proxy", &["kata-sys"]),
@@ -25,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "kata-config",
             "kata-engine-api",
+            "kata-hooks",
             "kata-hypervisor",
             "kata-protocol",
             "kata-sandbox",
@@ -33,8 +35,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("kata-store", &["kata-sys"]),
-    ("kata-runtime", &["kata-config", "kata-engine-api", "kata-spec", "kata-store", "kata-sys"]),
-    ("kata-agent", &["kata-protocol", "kata-sys"]),
+    (
+        "kata-runtime",
+        &["kata-config", "kata-engine-api", "kata-hooks", "kata-spec", "kata-store", "kata-sys"],
+    ),
+    ("kata-agent", &["kata-hooks", "kata-protocol", "kata-sys"]),
     ("kata-bench-guest", &["kata-sys"]),
     ("xtask", &["kata-image", "kata-sys"]),
 ];

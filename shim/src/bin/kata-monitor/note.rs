@@ -8,13 +8,10 @@ use std::{
 };
 
 use kata_engine_api::{
-    record::{Cause, EndNote, Ended},
+    record::{Cause, END_FILE, EndNote, Ended},
     timestamp::rfc3339,
 };
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
-
-/// Name of the note in the sandbox directory.
-const NAME: &str = "end.json";
 
 /// Name under which it is written; a container has one monitor, so nobody else uses it.
 const UNFINISHED: &str = ".end.json";
@@ -35,7 +32,8 @@ pub fn write(
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(directory, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)?;
     let written = File::from(file).write_all(&serde_json::to_vec(&note)?);
-    let published = written.and_then(|()| Ok(renameat(directory, UNFINISHED, directory, NAME)?));
+    let published =
+        written.and_then(|()| Ok(renameat(directory, UNFINISHED, directory, END_FILE)?));
     if published.is_err() {
         // The first error is the one that counts.
         unlinkat(directory, UNFINISHED, AtFlags::empty()).ok();
