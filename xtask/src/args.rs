@@ -67,6 +67,12 @@ pub struct TestOptions {
     /// Only these tiers
     #[arg(long = "tier", value_name = "TIER")]
     pub tiers: Vec<TierName>,
+    /// Only the tier `kvm`: guest tests under KVM, in a nested host; a smoke, or with --full all of them
+    #[arg(long)]
+    pub kvm: bool,
+    /// With --kvm: only tests with one of these in their names, smoke or not
+    #[arg(value_name = "NAME", requires = "kvm")]
+    pub names: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,6 +81,7 @@ pub enum TierName {
     Unit,
     Component,
     Guest,
+    Kvm,
 }
 
 #[derive(Debug, clap::Args)]

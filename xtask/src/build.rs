@@ -92,6 +92,16 @@ pub fn replace_file(
     fs::rename(draft, to).with_context(context)
 }
 
+/// Removes a file that may not be there.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes a directory and those above it, readable for all whatever the umask is.
 fn make_directories(directory: &Path) -> Result<()> {
     if directory.as_os_str().is_empty() || directory.is_dir() {

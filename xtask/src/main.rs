@@ -10,6 +10,7 @@ mod install;
 mod kernel;
 mod layout;
 mod lint;
+mod nested;
 mod process;
 mod progress;
 mod run;

@@ -46,6 +46,9 @@ const TEST: &[&str] = &[
     "util-linux",
 ];
 
+/// What makes the disks of the nested host.
+const NESTED: &[&str] = &["busybox-static", "e2fsprogs", "kmod", "mmdebstrap", "xz-utils"];
+
 const QEMU: &str = "qemu-system-x86";
 /// The first release with everything that the QEMU driver uses; Debian 12 itself has 7.2.
 const QEMU_MAJOR: u32 = 10;
@@ -61,6 +64,8 @@ pub enum Purpose {
     Boot,
     /// Measuring.
     Bench,
+    /// Booting a host of guests in a VM.
+    Nested,
     Everything,
 }
 
@@ -72,7 +77,8 @@ pub fn prepare(purpose: Purpose) -> Result<()> {
         Purpose::DistroKernel => DISTRO_KERNEL.to_vec(),
         Purpose::Boot => vec!["busybox-static"],
         Purpose::Bench => vec!["e2fsprogs"],
-        Purpose::Everything => [BUILD, KERNEL, TEST].concat(),
+        Purpose::Nested => NESTED.to_vec(),
+        Purpose::Everything => [BUILD, KERNEL, TEST, NESTED].concat(),
     };
     let missing = missing(&packages)?;
     if !missing.is_empty() {
@@ -82,7 +88,8 @@ pub fn prepare(purpose: Purpose) -> Result<()> {
         install(&missing, &[])?;
         step.end(format!("{} packages", missing.len()));
     }
-    if matches!(purpose, Purpose::Boot | Purpose::Bench | Purpose::Everything) {
+    let boots = [Purpose::Boot, Purpose::Bench, Purpose::Nested, Purpose::Everything];
+    if boots.contains(&purpose) {
         prepare_qemu()?;
     }
     Ok(())

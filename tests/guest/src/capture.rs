@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::pace::ceiling;
+
 /// Nothing that a test waits for takes longer, unless it never comes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -59,7 +61,7 @@ impl Capture {
 
     /// Waits until the text satisfies `wanted`; panics with what has come instead when it ends or takes too long.
     pub fn until(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + ceiling(DEADLINE);
         let mut so_far = self.0.so_far.lock().unwrap();
         loop {
             let text = String::from_utf8_lossy(&so_far.bytes).into_owned();
@@ -88,7 +90,7 @@ impl Capture {
     }
 
     fn ended(&self) -> MutexGuard<'_, SoFar> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + ceiling(DEADLINE);
         let mut so_far = self.0.so_far.lock().unwrap();
         while !so_far.ended {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -11,7 +11,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::Capture;
+use crate::{Capture, pace::ceiling};
 
 /// Nothing that a test starts takes longer on a loaded machine under emulation, unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(180);
@@ -110,10 +110,10 @@ impl Running {
 
     fn wait(&mut self) -> ExitStatus {
         let pidfd = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
-        let timeout = Timespec::try_from(DEADLINE).unwrap();
+        let timeout = Timespec::try_from(ceiling(DEADLINE)).unwrap();
         if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).unwrap() == 0 {
             self.child.kill().unwrap();
-            panic!("a program did not end within {} s", DEADLINE.as_secs());
+            panic!("a program did not end within {} s", ceiling(DEADLINE).as_secs());
         }
         self.child.wait().unwrap()
     }

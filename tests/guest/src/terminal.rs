@@ -13,7 +13,7 @@ use rustix::{
     termios::{Termios, Winsize, tcgetattr, tcsetwinsize},
 };
 
-use crate::{Capture, capture};
+use crate::{Capture, capture, pace::ceiling};
 
 /// Nothing that a test does at a terminal takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -95,7 +95,7 @@ impl Terminal {
     pub fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         let pidfd = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
-        let timeout = Timespec::try_from(DEADLINE).unwrap();
+        let timeout = Timespec::try_from(ceiling(DEADLINE)).unwrap();
         let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).unwrap();
         assert_ne!(ended, 0, "did not end; on the screen: {:?}", self.screen.text());
         let status = self.child.take().unwrap().wait().unwrap();

@@ -4,6 +4,7 @@ mod distro;
 mod fragments;
 mod lean;
 mod modules;
+pub mod package;
 
 use std::path::PathBuf;
 

@@ -1,5 +1,6 @@
 //! The tiers of tests, each by what its environment guarantees; see CONTRIBUTING.md.
 
+mod kvm;
 mod members;
 pub mod roots;
 mod skips;
@@ -17,20 +18,21 @@ use crate::progress::{Step, human};
 use crate::setup::{self, Purpose};
 use crate::{build, deny, lint};
 
-const TIERS: &[TierName] = &[TierName::Lint, TierName::Unit, TierName::Component, TierName::Guest];
+const TIERS: &[TierName] =
+    &[TierName::Lint, TierName::Unit, TierName::Component, TierName::Guest, TierName::Kvm];
 const HYPERVISOR: &str = "kata-hypervisor";
 /// Has a fake driver and real ones under one suite; it boots guests, so it runs in their tier.
 const CONFORMANCE: &str = "conformance";
 const GUEST_TESTS: &str = "kata-guest-tests";
+/// Says to guest tests how many times as slow as nominal the machine is.
+const SLOWNESS: &str = "KATA_TEST_SLOWNESS";
+/// A run of nothing on a machine that is not slow; `tests/guest/src/pace.rs` has it too.
+const NOMINAL_RUN_SECONDS: f64 = 1.5;
 
 /// Runs the tiers in order; the first that fails ends it. The last line says how it went.
 pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<()> {
     let started = Instant::now();
-    let chosen: Vec<TierName> = TIERS
-        .iter()
-        .copied()
-        .filter(|tier| options.tiers.is_empty() || options.tiers.contains(tier))
-        .collect();
+    let chosen: Vec<TierName> = TIERS.iter().copied().filter(|tier| options.wants(*tier)).collect();
     let mut skips = Skips::default();
     for tier in &chosen {
         let step = Step::begin(format!("tier {}", name(*tier)));
@@ -39,6 +41,7 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<()> {
             TierName::Unit => unit(workspace, &mut skips),
             TierName::Component => component(workspace, &mut skips),
             TierName::Guest => guest(workspace, options.full, &mut skips),
+            TierName::Kvm => kvm::run(workspace, options, &mut skips),
         };
         outcome.with_context(|| format!("tier {} failed", name(*tier)))?;
         step.end("passed");
@@ -54,12 +57,22 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<()> {
     Ok(())
 }
 
+impl TestOptions {
+    fn wants(&self, tier: TierName) -> bool {
+        match self.kvm {
+            true => tier == TierName::Kvm,
+            false => self.tiers.is_empty() || self.tiers.contains(&tier),
+        }
+    }
+}
+
 fn name(tier: TierName) -> &'static str {
     match tier {
         TierName::Lint => "lint",
         TierName::Unit => "unit",
         TierName::Component => "component",
         TierName::Guest => "guest",
+        TierName::Kvm => "kvm",
     }
 }
 

@@ -26,14 +26,19 @@ impl Skips {
     pub fn watch(&mut self, tests: Run) -> Result<()> {
         let log = cache::root()?.join("logs/test.log");
         let outcome = tests.streamed(&log, |line| {
-            println!("{line}");
-            self.0.extend(reason(line));
+            self.line(line);
         });
         // All that the tests wrote was shown already: what ran, and how it ended, is enough.
         outcome.map_err(|error| {
             let line = error.to_string();
             anyhow!("{}", line.lines().next().unwrap_or_default().to_owned())
         })
+    }
+
+    /// Shows a line that a test has written, and notes it when it says SKIP.
+    pub fn line(&mut self, line: &str) {
+        println!("{line}");
+        self.0.extend(reason(line));
     }
 
     pub fn count(&self) -> usize {

@@ -41,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("kata-agent", &["kata-hooks", "kata-protocol", "kata-sys"]),
     ("kata-bench-guest", &["kata-sys"]),
+    ("kata-nested-host", &[]),
     ("xtask", &["kata-image", "kata-sys"]),
 ];
 

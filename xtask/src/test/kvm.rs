@@ -1,0 +1,209 @@
+//! Tier `kvm`: the programs of the guest tier, in the nested host: KVM, cgroup v2 alone, all capabilities, every kind of
+//! link. Without `--full` a smoke of them.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::skips::Skips;
+use super::{GUEST_TESTS, NOMINAL_RUN_SECONDS, SLOWNESS};
+use crate::args::{Profile, TestOptions};
+use crate::layout::{FILES, Workspace};
+use crate::nested::{self, Calibration, JOB, Job, Program, ROOTS};
+use crate::process::Run;
+use crate::setup::{self, Purpose};
+use crate::{build, cache};
+
+/// Run in each CI: run, exec, exit codes, 64 MiB both ways, the death of each process, links.
+const SMOKE: &[(&str, &[&str])] = &[
+    (
+        "run",
+        &[
+            "the_container_has_a_kernel_of_its_own",
+            "exit_codes_are_the_programs",
+            "a_missing_program_is_127_and_one_that_may_not_run_126",
+            "both_directions_at_once_lose_nothing",
+        ],
+    ),
+    (
+        "lifecycle",
+        &[
+            "exec_has_an_exit_code_of_its_own",
+            "exec_passes_its_input_and_both_outputs",
+            "the_pid_is_in_the_cgroup_that_was_asked_for",
+            "a_killed_vmm_is_told_as_such",
+            "a_killed_proxy_is_told_as_such",
+            "a_killed_shim_is_told_as_such",
+            "a_killed_monitor_is_told_as_such",
+            "an_agent_that_dies_is_told_as_such",
+        ],
+    ),
+    (
+        "network",
+        &[
+            "the_guest_has_what_is_in_the_namespace",
+            "tcp_by_ipv4_carries_both_directions_at_once",
+            "the_hosts_own_namespace_is_refused_and_left_alone",
+        ],
+    ),
+];
+
+/// What must work there, so that no fall-back to TCG hides a failure.
+const CONFIGURATION: &str = "[hypervisor]\naccelerator = \"kvm\"\n\n[boot]\ntimeout_kvm_s = 180\n";
+/// For the container that tells how slow the host is.
+const CALIBRATION_SECONDS: u64 = 180;
+/// For one program of tests; only what hangs needs longer.
+const SMOKE_SECONDS: u64 = 300;
+const FULL_SECONDS: u64 = 2400;
+
+/// A program of guest tests.
+struct TestProgram {
+    name: String,
+    path: PathBuf,
+}
+
+/// Runs them.
+pub fn run(workspace: &Workspace, options: &TestOptions, skips: &mut Skips) -> Result<()> {
+    setup::prepare(Purpose::Everything)?;
+    build::everything(workspace, Some(Profile::Lean))?;
+    build::distro_guest(workspace)?;
+    let job = describe(workspace, options)?;
+    let log = cache::root()?.join("logs/kvm.log");
+    let mut file = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+    let mut written = Ok(());
+    let outcome = nested::run(workspace, &job, |line| {
+        skips.line(line);
+        if written.is_ok() {
+            written = writeln!(file, "{line}");
+        }
+    })?;
+    written.with_context(|| format!("write {}", log.display()))?;
+    if !outcome.missing.is_empty() {
+        let lines = outcome.missing.iter().map(|(name, why)| format!("\n  {name}: {why}"));
+        bail!("the nested host lacks:{}", lines.collect::<String>());
+    }
+    let mut failed = Vec::new();
+    for program in &outcome.programs {
+        let how = match (program.code, program.cause.as_str()) {
+            (0, _) => "passed",
+            (_, "") => "FAILED",
+            (_, cause) => cause,
+        };
+        println!("    {}: {how} ({:.1} s)", program.name, program.seconds);
+        if program.code != 0 {
+            failed.push(program.name.as_str());
+        }
+    }
+    ensure!(failed.is_empty(), "failed in the nested host: {}", failed.join(", "));
+    ensure!(outcome.programs.len() > job.programs.len(), "not all programs were run");
+    Ok(())
+}
+
+fn describe(workspace: &Workspace, options: &TestOptions) -> Result<Job> {
+    let mut job = Job::default();
+    job.files.insert("/etc/kata/config.toml".into(), CONFIGURATION.to_owned());
+    let runtime = stage_programs(workspace, &mut job);
+    let roots = |name: &str| format!("{ROOTS}/{name}");
+    job.variables.extend([
+        ("KATA_PREFIX".to_owned(), format!("{JOB}/kata")),
+        ("KATA_TEST_ROOT_BUSYBOX".to_owned(), roots("busybox")),
+        ("KATA_TEST_ROOT_DEBIAN".to_owned(), roots("debian")),
+        ("RUST_BACKTRACE".to_owned(), "1".to_owned()),
+    ]);
+    let words = [&runtime, "run", "--rootfs", &roots("busybox"), "--", "true"];
+    job.calibration = Some(Calibration {
+        program: Program {
+            name: "calibration".to_owned(),
+            words: words.map(str::to_owned).into(),
+            deadline_seconds: CALIBRATION_SECONDS,
+        },
+        nominal_seconds: NOMINAL_RUN_SECONDS,
+        variable: SLOWNESS.to_owned(),
+    });
+    for program in test_programs(workspace)? {
+        let known = tests_of(&program.path)?;
+        let Some(chosen) = choose(&program.name, &known, options)? else { continue };
+        let file = job.take(&program.path, Path::new("tests").join(&program.name));
+        let mut words = vec![file, "--show-output".to_owned()];
+        words.extend(chosen);
+        let deadline_seconds = if options.full { FULL_SECONDS } else { SMOKE_SECONDS };
+        job.programs.push(Program { name: program.name, words, deadline_seconds });
+    }
+    ensure!(!job.programs.is_empty(), "no test has such a name");
+    Ok(job)
+}
+
+/// Takes the installed tree along and gives the runtime's path in the nested host.
+fn stage_programs(workspace: &Workspace, job: &mut Job) -> String {
+    let prefix = workspace.staged().0;
+    let others = ["share/kata/distro/vmlinux", "share/kata/distro/initrd.img"];
+    for name in FILES.iter().map(|(name, _)| *name).chain(others) {
+        job.take(prefix.join(name), Path::new("kata").join(name));
+    }
+    format!("{JOB}/kata/bin/kata-runtime")
+}
+
+/// The words for a program that select its tests; `None` when it has none of those that are wanted.
+fn choose(program: &str, known: &[String], options: &TestOptions) -> Result<Option<Vec<String>>> {
+    if !options.names.is_empty() {
+        let wanted = |test: &&String| options.names.iter().any(|name| test.contains(name));
+        let chosen: Vec<String> = known.iter().filter(wanted).cloned().collect();
+        return Ok((!chosen.is_empty()).then(|| exactly(chosen)));
+    }
+    if options.full {
+        return Ok(Some(Vec::new()));
+    }
+    let Some((_, tests)) = SMOKE.iter().find(|(name, _)| *name == program) else {
+        return Ok(None);
+    };
+    for test in *tests {
+        ensure!(known.iter().any(|name| name == test), "there is no test {test} in {program}");
+    }
+    Ok(Some(exactly(tests.iter().map(|test| (*test).to_owned()).collect())))
+}
+
+fn exactly(mut tests: Vec<String>) -> Vec<String> {
+    tests.insert(0, "--exact".to_owned());
+    tests
+}
+
+/// The names of the tests in a program.
+fn tests_of(program: &Path) -> Result<Vec<String>> {
+    let list = Run::new(program).args(["--list"]).quietly().output()?;
+    Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// Builds the guest tests and says where cargo put them.
+fn test_programs(workspace: &Workspace) -> Result<Vec<TestProgram>> {
+    let messages = Run::new("cargo")
+        .args(["test", "--quiet", "--locked", "--no-run", "--message-format", "json"])
+        .args(["-p", GUEST_TESTS].map(OsStr::new))
+        .cwd(workspace.root())
+        .output()?;
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let message: Message = serde_json::from_str(line).context("understand cargo")?;
+        let (Some(target), Some(path)) = (message.target, message.executable) else { continue };
+        if message.reason == "compiler-artifact" && target.kind == ["test"] {
+            programs.push(TestProgram { name: target.name, path });
+        }
+    }
+    Ok(programs)
+}
