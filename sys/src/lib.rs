@@ -15,6 +15,7 @@ pub mod inherit;
 pub mod jail;
 pub mod mount_attr;
 pub mod network;
+pub mod removal;
 pub mod scm;
 pub mod signal_number;
 pub mod signals;

@@ -1,0 +1,416 @@
+//! The store of layers on this host.
+//!
+//! ```text
+//! layers/CHAIN    a whole layer, as overlayfs wants it: synced before it was given this name
+//! drafts/CHAIN    one that is being made: tree/, work/, merged/
+//! runs/NAME       upper/ and work/ of a sandbox, made and locked by its shim
+//! ```
+//!
+//! **A lock says that somebody lives.** Whoever makes a draft or uses a run holds an exclusive `flock` on its directory, which
+//! ends with its process however that ends; whoever uses a layer holds a shared one. What has no lock in `drafts` and `runs`
+//! is rubbish. Between making a directory and locking it, its maker holds a shared lock on the directory above, which
+//! [`Store::sweep`] needs for itself alone.
+//!
+//! Lock order: the directory above, then what is in it. Nobody waits for a lock while it holds one on a directory above.
+
+use std::{
+    ffi::OsStr,
+    fs::DirBuilder,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use kata_sys::{
+    jail::{JailError, leave_namespaces},
+    removal::remove_tree,
+};
+use rustix::{
+    fs::{
+        AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
+        fchmod, fchown, flock, fstat, fsync, futimens, mkdirat, openat, renameat_with, statat,
+        syncfs,
+    },
+    io::Errno,
+    thread::UnshareFlags,
+};
+
+use crate::{
+    Digest, Image,
+    digest::Summed,
+    image::{FilesError, ImageError, Layer, check_size, check_sum},
+    layer::{Budget, LayerError, Plain, apply},
+    overlay::{self, Overlay, Writable},
+};
+
+/// Where layers are kept when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/var/lib/kata/store";
+
+const LAYERS: &str = "layers";
+const DRAFTS: &str = "drafts";
+const RUNS: &str = "runs";
+
+/// Why the store can't give what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Something on the host.
+    #[error("cannot {attempted} {path}")]
+    Host {
+        /// What was attempted.
+        attempted: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A store that somebody else could write to.
+    #[error("the store {0} must belong to the user who runs this, and nobody else may write to it")]
+    Foreign(PathBuf),
+    /// The image turned out to be wrong.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A layer can't be applied.
+    #[error("layer {number} ({digest})")]
+    Layer {
+        /// From 1, the lowest.
+        number: usize,
+        /// Of what comes out of the blob.
+        digest: Digest,
+        /// Why not.
+        source: LayerError,
+    },
+    /// The namespace in which layers are mounted.
+    #[error(transparent)]
+    Namespace(#[from] JailError),
+    /// The thread that unpacks.
+    #[error("unpacking ended unexpectedly")]
+    Thread,
+}
+
+/// The layers of an image, unpacked. They stay as long as this is not dropped.
+#[derive(Debug)]
+pub struct Layers {
+    /// Host paths, the uppermost first.
+    pub paths: Vec<PathBuf>,
+    /// All of them as one tree, to be looked at.
+    pub view: OwnedFd,
+    _locks: Vec<OwnedFd>,
+}
+
+/// A store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the store at a path; makes it if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Host`], [`StoreError::Foreign`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+            host("make the store", path)
+        }
+        let path = std::path::absolute(path).map_err(failed(path))?;
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700).recursive(true);
+        for path in [&path, &path.join(LAYERS), &path.join(DRAFTS), &path.join(RUNS)] {
+            builder.create(path).map_err(failed(path))?;
+            let found = std::fs::symlink_metadata(path).map_err(failed(path))?;
+            let own = found.uid() == rustix::process::geteuid().as_raw();
+            if !own || !found.is_dir() || found.mode() & 0o022 != 0 {
+                return Err(StoreError::Foreign(path.clone()));
+            }
+        }
+        Ok(Self { path })
+    }
+
+    /// The store at a path, if there is one.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn existing(path: &Path) -> Result<Option<Self>, StoreError> {
+        if path.is_dir() { Self::open(path).map(Some) } else { Ok(None) }
+    }
+
+    /// Where a sandbox may keep what it writes, to be made by its shim.
+    pub fn run(&self, name: &str) -> PathBuf {
+        self.path.join(RUNS).join(name)
+    }
+
+    /// Unpacks the layers of an image that are not there yet.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing is left that was not whole.
+    pub fn unpack(&self, image: &Image) -> Result<Layers, StoreError> {
+        // Of its own: what it mounts nobody else sees, and nobody else's root or directory changes.
+        thread::scope(|scope| {
+            let unpacking = scope.spawn(|| {
+                leave_namespaces(UnshareFlags::NEWNS)?;
+                self.unpack_here(image)
+            });
+            unpacking.join().unwrap_or(Err(StoreError::Thread))
+        })
+    }
+
+    fn unpack_here(&self, image: &Image) -> Result<Layers, StoreError> {
+        let mut budget = Budget::of(self.directory(OsStr::new("."))?)
+            .map_err(host("ask for the free space of", &self.path))?;
+        // Lowest first.
+        let mut below: Vec<OwnedFd> = Vec::new();
+        let mut paths = Vec::new();
+        let mut chain: Option<Digest> = None;
+        for (number, layer) in (1..).zip(&image.layers) {
+            let id = match &chain {
+                None => layer.diff_id.clone(),
+                Some(chain) => Digest::of(format!("{chain} {}", layer.diff_id).as_bytes()),
+            };
+            let draft = Draft { store: self, image, layer, number, below: &below };
+            below.push(draft.whole(&id, &mut budget)?);
+            paths.push(self.path.join(LAYERS).join(file_name(&id)));
+            chain = Some(id);
+        }
+        paths.reverse();
+        Ok(Layers { view: self.view(&below)?, paths, _locks: below })
+    }
+
+    /// One tree of all layers, read-only.
+    fn view(&self, below: &[OwnedFd]) -> Result<OwnedFd, StoreError> {
+        if let [only] = below {
+            let path = overlay::path_of(only);
+            return overlay::detached(&path).map_err(host("take the tree of", &path));
+        }
+        // Any directory serves: nobody sees what is mounted on it.
+        let point = self.path.join(DRAFTS);
+        let lower: Vec<_> = below.iter().rev().map(AsFd::as_fd).collect();
+        let view = Overlay::mount(&point, &lower, None).and_then(|overlay| overlay.detached());
+        view.map_err(host("mount the layers on", &point))
+    }
+
+    /// Removes what nobody uses any more: drafts and runs whose owners are gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Host`], after everything was tried.
+    pub fn sweep(&self) -> Result<usize, StoreError> {
+        let mut removed = 0;
+        let mut outcome = Ok(());
+        for name in [DRAFTS, RUNS] {
+            match self.sweep_one(name) {
+                Ok(count) => removed += count,
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome.map(|()| removed)
+    }
+
+    fn sweep_one(&self, name: &str) -> Result<usize, StoreError> {
+        let path = self.path.join(name);
+        let failed = || host("clean up", &path);
+        let directory = self.directory(OsStr::new(name))?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            // Somebody is about to lock something in it; another time will do.
+            Err(Errno::WOULDBLOCK) => return Ok(0),
+            locked => locked.map_err(|error| failed()(error.into()))?,
+        }
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&path).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            let Ok(found) = open_directory(&directory, &entry.file_name()) else { continue };
+            if flock(&found, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                remove_tree(&directory, &entry.file_name()).map_err(failed())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn directory(&self, name: &OsStr) -> Result<OwnedFd, StoreError> {
+        let path = self.path.join(name);
+        open_directory(CWD, path.as_os_str()).map_err(|error| host("open", &path)(error.into()))
+    }
+}
+
+/// A layer that is wanted, and perhaps has to be made.
+struct Draft<'a> {
+    store: &'a Store,
+    image: &'a Image,
+    layer: &'a Layer,
+    number: usize,
+    /// Lowest first.
+    below: &'a [OwnedFd],
+}
+
+impl Draft<'_> {
+    /// The whole layer, locked for use. Of several that want the same one makes it, and the others wait.
+    fn whole(&self, id: &Digest, budget: &mut Budget) -> Result<OwnedFd, StoreError> {
+        let name = file_name(id);
+        let layers = self.store.directory(OsStr::new(LAYERS))?;
+        let drafts = self.store.directory(OsStr::new(DRAFTS))?;
+        let path = self.store.path.join(DRAFTS).join(&name);
+        let failed = |attempted| {
+            let path = path.clone();
+            move |error: Errno| StoreError::Host { attempted, path, source: error.into() }
+        };
+        loop {
+            if let Some(whole) = used(&layers, &name).map_err(failed("lock the layer of"))? {
+                return Ok(whole);
+            }
+            let Some(draft) = claimed(&drafts, &name).map_err(failed("lock"))? else { continue };
+            // Whoever made it may have finished while we waited.
+            if used(&layers, &name).map_err(failed("lock the layer of"))?.is_none() {
+                let made = self.make(&draft, &path, budget).and_then(|()| {
+                    let flags = RenameFlags::NOREPLACE;
+                    renameat_with(&draft, "tree", &layers, name.as_str(), flags)
+                        .map_err(failed("keep"))?;
+                    fsync(&layers).map_err(failed("keep"))
+                });
+                if made.is_err() {
+                    // The failure that led here is the one that is told; the next sweep gets what is left.
+                    remove_tree(&drafts, OsStr::new(&name)).ok();
+                }
+                made?;
+            }
+            remove_tree(&drafts, OsStr::new(&name)).map_err(host("remove", &path))?;
+        }
+    }
+
+    /// Fills the draft's `tree`, up to the last byte on the disk.
+    fn make(&self, draft: &OwnedFd, path: &Path, budget: &mut Budget) -> Result<(), StoreError> {
+        let failed = |attempted| {
+            move |error: Errno| StoreError::Host {
+                attempted,
+                path: path.to_owned(),
+                source: error.into(),
+            }
+        };
+        for name in ["tree", "work", "merged"] {
+            // Left by one that was killed.
+            remove_tree(draft, OsStr::new(name)).map_err(host("empty", path))?;
+            mkdirat(draft, name, Mode::RWXU).map_err(failed("make a tree in"))?;
+        }
+        let open = |name: &str| open_directory(draft, OsStr::new(name)).map_err(failed("open"));
+        let tree = open("tree")?;
+        match self.below.last() {
+            Some(parent) => resemble(&tree, parent).map_err(failed("make a tree in"))?,
+            None => fchmod(&tree, Mode::from_raw_mode(0o755)).map_err(failed("make a tree in"))?,
+        }
+        if self.below.is_empty() {
+            self.pour(&tree, budget)?;
+        } else {
+            let (work, point) = (open("work")?, path.join("merged"));
+            let lower: Vec<_> = self.below.iter().rev().map(AsFd::as_fd).collect();
+            let writable = Writable { upper: tree.as_fd(), work: work.as_fd() };
+            let overlay = Overlay::mount(&point, &lower, Some(&writable))
+                .map_err(host("mount the layers on", &point))?;
+            let merged = open_directory(CWD, point.as_os_str()).map_err(failed("open"))?;
+            self.pour(&merged, budget)?;
+            drop((merged, overlay));
+        }
+        syncfs(&tree).map_err(failed("write back"))
+    }
+
+    /// Checks the blob, then applies it, then checks what came out of it.
+    fn pour(&self, root: &OwnedFd, budget: &mut Budget) -> Result<(), StoreError> {
+        let Layer { name, digest, size, diff_id } = self.layer;
+        let wrong = |source: LayerError| StoreError::Layer {
+            number: self.number,
+            digest: diff_id.clone(),
+            source,
+        };
+        let read = |source| ImageError::Files(FilesError::Read { name: name.clone(), source });
+        let files = &self.image.files;
+        let (blob, has) = files.find(name).map_err(ImageError::Files)?;
+        if let Some(digest) = digest {
+            check_size(digest, size.unwrap_or(has), has)?;
+            // In a pass of its own: what is known to be damaged is not taken apart.
+            let (sum, _) = Summed::new(blob, Some(digest)).finish().map_err(read)?;
+            check_sum(digest, sum)?;
+        }
+        let (blob, _) = files.find(name).map_err(ImageError::Files)?;
+        let archive = |error: io::Error| wrong(LayerError::Archive(error.to_string()));
+        let plain = budget.bound(Plain::new(blob).map_err(archive)?);
+        let rest = apply(Summed::new(plain, Some(diff_id)), root.as_fd(), budget).map_err(wrong)?;
+        let (sum, _) = rest.finish().map_err(archive)?;
+        match sum {
+            Some(sum) if sum != *diff_id => {
+                let why = format!("what it unpacks to sums up to {sum}");
+                Err(wrong(LayerError::Archive(why)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A layer, with a lock that keeps it; none when it is not whole yet.
+fn used(layers: &OwnedFd, name: &str) -> Result<Option<OwnedFd>, Errno> {
+    match open_directory(layers, OsStr::new(name)) {
+        Err(Errno::NOENT) => Ok(None),
+        layer => {
+            let layer = layer?;
+            flock(&layer, FlockOperation::LockShared)?;
+            Ok(is_still(layers, name, &layer).then_some(layer))
+        }
+    }
+}
+
+/// A draft, with a lock that nobody else has; none when it was taken away while we waited for it.
+fn claimed(drafts: &OwnedFd, name: &str) -> Result<Option<OwnedFd>, Errno> {
+    flock(drafts, FlockOperation::LockShared)?;
+    let claimed = match mkdirat(drafts, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => open_directory(drafts, OsStr::new(name)),
+        Err(error) => Err(error),
+    };
+    let claimed =
+        claimed.and_then(|draft| match flock(&draft, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok((draft, true)),
+            Err(Errno::WOULDBLOCK) => Ok((draft, false)),
+            Err(error) => Err(error),
+        });
+    flock(drafts, FlockOperation::Unlock)?;
+    let draft = match claimed {
+        // Swept right before it was opened.
+        Err(Errno::NOENT) => return Ok(None),
+        claimed => claimed?,
+    };
+    if !draft.1 {
+        flock(&draft.0, FlockOperation::LockExclusive)?;
+    }
+    Ok(is_still(drafts, name, &draft.0).then_some(draft.0))
+}
+
+fn is_still(parent: &OwnedFd, name: &str, opened: &OwnedFd) -> bool {
+    let (Ok(opened), Ok(named)) = (fstat(opened), statat(parent, name, AtFlags::SYMLINK_NOFOLLOW))
+    else {
+        return false;
+    };
+    (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
+}
+
+/// The root of an overlay is that of its upper part: it gets what the layer below has.
+fn resemble(tree: &OwnedFd, parent: &OwnedFd) -> Result<(), Errno> {
+    let stat = fstat(parent)?;
+    fchown(tree, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    fchmod(tree, Mode::from_raw_mode(stat.st_mode))?;
+    let nanoseconds = i64::try_from(stat.st_mtime_nsec).unwrap_or_default();
+    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: nanoseconds };
+    futimens(tree, &Timestamps { last_access: time, last_modification: time })
+}
+
+fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
+}
+
+fn file_name(id: &Digest) -> String {
+    format!("{}-{}", id.algorithm(), id.hex())
+}
+
+fn host(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| StoreError::Host { attempted, path, source }
+}
