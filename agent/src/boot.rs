@@ -23,6 +23,9 @@ use crate::{cgroup, network};
 /// The kernel command line as containers see it.
 pub const SCRUBBED_COMMAND_LINE: &str = "/run/kata/cmdline";
 
+/// Device nodes for containers that may not make their own.
+pub const NODES: &str = "/run/kata/nodes";
+
 /// Where a container's root is attached in its own mount namespace, before it becomes `/` there.
 pub const CONTAINER_ROOT: &str = "/container";
 

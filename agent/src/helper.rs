@@ -22,6 +22,7 @@ mod paths;
 mod program;
 mod rlimits;
 mod rootfs;
+mod scheduling;
 mod seccomp;
 mod sources;
 mod terminal;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 pub use hooks::Hooks;
 pub use linux::{Device, IdMapping, Linux, NamespaceKind, Personality};
-pub use process::{Capabilities, Process, Rlimit, User};
+pub use process::{Capabilities, Process, Rlimit, Scheduler, User};
 pub use resources::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
 pub use seccomp::{Seccomp, SyscallArgument, SyscallRule};
 use serde::Deserialize;

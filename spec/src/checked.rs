@@ -108,6 +108,32 @@ pub struct VolumeSource {
     pub directory: bool,
     /// The container may not write to it.
     pub read_only: bool,
+    /// Nor to what is mounted below it.
+    pub read_only_below: bool,
+    /// Owners are shown by this map.
+    pub id_map: Option<IdMap>,
+}
+
+/// Which owners of files are shown as which others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// For users.
+    pub users: Vec<IdRange>,
+    /// For groups.
+    pub groups: Vec<IdRange>,
+    /// Also for what is mounted below.
+    pub recursive: bool,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id in the file system.
+    pub inside: u32,
+    /// First id as it is shown.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// Size of a terminal in characters.

@@ -21,6 +21,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "diratime",
     "dirsync",
     "exec",
+    "idmap",
     "iversion",
     "lazytime",
     "loud",
@@ -38,13 +39,32 @@ const MOUNT_OPTIONS: &[&str] = &[
     "nosuid",
     "nosymfollow",
     "private",
+    "ratime",
     "rbind",
+    "rdev",
+    "rdiratime",
     "relatime",
     "remount",
+    "rexec",
+    "ridmap",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
     "ro",
     "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
     "rshared",
     "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
     "runbindable",
     "rw",
     "shared",
@@ -54,6 +74,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "suid",
     "symfollow",
     "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
@@ -70,6 +91,9 @@ pub fn features() -> Value {
         .collect();
     let user_namespace = !refused("linux.uidMappings");
     let namespaces = NAMESPACES.iter().filter(|kind| **kind != "user" || user_namespace);
+    // Without a listener nothing waits for one.
+    let flags =
+        SECCOMP_FLAGS.iter().filter(|flag| **flag != "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV");
     let actions = SECCOMP_ACTIONS.iter().filter(|action| **action != "SCMP_ACT_NOTIFY");
     json!({
         "ociVersionMin": "1.0.0",
@@ -89,7 +113,7 @@ pub fn features() -> Value {
                 "operators": SECCOMP_OPERATORS,
                 "archs": ARCHITECTURES,
                 "knownFlags": SECCOMP_FLAGS,
-                "supportedFlags": SECCOMP_FLAGS,
+                "supportedFlags": flags.collect::<Vec<_>>(),
             },
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},

@@ -26,11 +26,11 @@ mod rules;
 pub mod table;
 mod trees;
 
-pub use checked::{Checked, Limits, Network, TerminalSize, VolumeSource};
+pub use checked::{Checked, IdMap, IdRange, Limits, Network, TerminalSize, VolumeSource};
 pub use defaults::{DEFAULT_PATH, default_for};
 pub use error::{ProgramError, SpecError};
 pub use features::features;
-pub use load::{check, load};
+pub use load::{Neighbours, check, check_beside, load, load_beside};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};
 pub use table::Explained;

@@ -17,17 +17,29 @@ const CONFIG: &str = "config.json";
 /// is an error, not a host without memory.
 const LONGEST: u64 = 16 * 1024 * 1024;
 
-/// Reads and checks `config.json` of a bundle.
+/// Says which guest path stands for a namespace (its kind, and the path that a spec names) of another container of the
+/// same sandbox; `None` when no container of the sandbox is in it.
+pub type Neighbours<'a> = dyn Fn(&str, &Path) -> Option<String> + 'a;
+
+/// Reads and checks `config.json` of a bundle for a sandbox without other containers.
 ///
 /// # Errors
 /// One line that names the file, the field and what is wrong with it.
 pub fn load(bundle: &Path) -> Result<Checked, SpecError> {
+    load_beside(bundle, &|_, _| None)
+}
+
+/// Reads and checks `config.json` of a bundle for a sandbox that has `neighbours`, whose namespaces it may share.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_beside(bundle: &Path, neighbours: &Neighbours<'_>) -> Result<Checked, SpecError> {
     let bundle = absolute(bundle)?;
     let path = bundle.join(CONFIG);
     let json = read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
     let document = Document::new(path.display().to_string());
     let config = document.parse(&json)?;
-    check_document(document, &config, bundle)
+    check_document(document, &config, bundle, neighbours)
 }
 
 /// Checks a configuration as if it were `config.json` of `bundle`, which need not exist.
@@ -35,17 +47,30 @@ pub fn load(bundle: &Path) -> Result<Checked, SpecError> {
 /// # Errors
 /// As [`load`].
 pub fn check(config: &Value, bundle: &Path) -> Result<Checked, SpecError> {
+    check_beside(config, bundle, &|_, _| None)
+}
+
+/// The same for a sandbox that has `neighbours`.
+///
+/// # Errors
+/// As [`load`].
+pub fn check_beside(
+    config: &Value,
+    bundle: &Path,
+    neighbours: &Neighbours<'_>,
+) -> Result<Checked, SpecError> {
     let bundle = absolute(bundle)?;
-    check_document(Document::new(CONFIG.to_owned()), config, bundle)
+    check_document(Document::new(CONFIG.to_owned()), config, bundle, neighbours)
 }
 
 fn check_document(
     mut document: Document,
     config: &Value,
     bundle: PathBuf,
+    neighbours: &Neighbours<'_>,
 ) -> Result<Checked, SpecError> {
     let guest = document.object(table::CONFIG, config, "")?;
-    rules::check(document, config, guest, bundle)
+    rules::check(document, config, guest, bundle, neighbours)
 }
 
 fn absolute(bundle: &Path) -> Result<PathBuf, SpecError> {

@@ -10,11 +10,11 @@ use rustix::fs::statfs;
 use serde_json::{Value, json};
 
 use crate::{
-    checked::{MountPoint, VolumeSource},
+    checked::{IdMap, IdRange, MountPoint, VolumeSource},
     document::Document,
     error::SpecError,
     process::strings,
-    rules::{devices::GUEST_DEVICES, host_path},
+    rules::{devices::GUEST_DEVICES, elements, host_path, namespaces::check_map},
 };
 
 /// File systems that live in a kernel, so in the guest's.
@@ -59,14 +59,22 @@ pub(crate) fn check(
     bundle: &Path,
 ) -> Result<Mounts, SpecError> {
     let mut mounts = Mounts { volumes: Vec::new(), points: Vec::new() };
-    let list = config["mounts"].as_array().map_or(&[][..], Vec::as_slice);
-    for (index, value) in list.iter().enumerate() {
-        let mount = Mount::new(index, value, bundle);
+    for (index, value) in elements(&config["mounts"]).iter().enumerate() {
+        let mut mount = Mount::new(index, value, bundle);
         mount.check_strings(document, value)?;
+        mount.id_map = mount.check_id_map(document, config)?;
         let for_guest = &mut guest["mounts"][index];
         // runc takes a relative destination for one below the root.
         for_guest["destination"] = json!(mount.destination);
-        let host = match mount.classify(document)? {
+        let class = mount.classify(document)?;
+        if mount.id_map.is_some() && !matches!(class, Class::Volume(_)) {
+            let why = "only a bind mount of a directory or file of the host can be id-mapped";
+            return Err(document.wrong(mount.field("uidMappings"), why));
+        }
+        if mount.id_map.is_some() {
+            for_guest["options"] = json!(mount.options_for_guest());
+        }
+        let host = match class {
             Class::Guest => None,
             Class::Replaced(replacement) => {
                 for (name, value) in replacement {
@@ -101,6 +109,7 @@ struct Mount {
     kind: String,
     source: PathBuf,
     options: Vec<String>,
+    id_map: Option<IdMap>,
 }
 
 impl Mount {
@@ -112,6 +121,7 @@ impl Mount {
             kind: text("type"),
             source: bundle.join(text("source")),
             options: strings(&value["options"]),
+            id_map: None,
         }
     }
 
@@ -127,14 +137,44 @@ impl Mount {
         if self.destination.components().any(|part| part.as_os_str() == "..") {
             return Err(document.wrong(self.field("destination"), "must not contain .."));
         }
-        let idmap = |option: &&String| matches!(option.as_str(), "idmap" | "ridmap");
-        match self.options.iter().find(idmap) {
-            Some(option) => {
-                let why = format!("{option}: id-mapped mounts are not made yet");
-                Err(document.refuse(self.field("options"), why))
+        Ok(())
+    }
+
+    /// The mount's own maps, or with `idmap` alone those of the container's user namespace.
+    fn check_id_map(
+        &self,
+        document: &Document,
+        config: &Value,
+    ) -> Result<Option<IdMap>, SpecError> {
+        let own = &config["mounts"][self.index];
+        let maps = ["uidMappings", "gidMappings"];
+        let asked = self.options.iter().rfind(|word| matches!(word.as_str(), "idmap" | "ridmap"));
+        let owned = maps.map(|name| !elements(&own[name]).is_empty());
+        let from = match (owned, asked) {
+            ([false, false], None) => return Ok(None),
+            ([false, false], Some(_)) => &config["linux"],
+            ([true, true], _) => own,
+            _ => {
+                let why = "uidMappings and gidMappings need each other";
+                return Err(document.wrong(self.field("uidMappings"), why));
             }
-            None => Ok(()),
+        };
+        let [users, groups] = maps.map(|name| elements(&from[name]));
+        if users.is_empty() || groups.is_empty() {
+            let why =
+                "idmap needs uidMappings and gidMappings, of the mount or of a user namespace";
+            return Err(document.wrong(self.field("options"), why));
         }
+        check_map(document, &self.field("uidMappings"), users)?;
+        check_map(document, &self.field("gidMappings"), groups)?;
+        let recursive = asked.is_some_and(|word| word == "ridmap");
+        Ok(Some(IdMap { users: ranges(users), groups: ranges(groups), recursive }))
+    }
+
+    /// The host has mapped the ids before the guest sees the mount.
+    fn options_for_guest(&self) -> Vec<&String> {
+        let for_guest = |word: &&String| !matches!(word.as_str(), "idmap" | "ridmap");
+        self.options.iter().filter(for_guest).collect()
     }
 
     fn has(&self, option: &str) -> bool {
@@ -147,6 +187,11 @@ impl Mount {
             .iter()
             .rfind(|word| matches!(word.as_str(), "ro" | "rw"))
             .is_some_and(|word| word == "ro")
+    }
+
+    fn is_read_only_below(&self) -> bool {
+        let words = |word: &&String| matches!(word.as_str(), "rro" | "rrw");
+        self.options.iter().rfind(words).is_some_and(|word| word == "rro")
     }
 
     fn classify(&self, document: &mut Document) -> Result<Class, SpecError> {
@@ -202,6 +247,8 @@ impl Mount {
                 recursive: self.has("rbind"),
                 directory: kind.is_dir(),
                 read_only: self.is_read_only(),
+                read_only_below: self.is_read_only_below(),
+                id_map: self.id_map.clone(),
             })),
         }
     }
@@ -257,4 +304,17 @@ impl Mount {
         let about_binding = |option: &&String| matches!(option.as_str(), "bind" | "rbind");
         self.options.iter().filter(|option| !about_binding(option)).cloned().collect()
     }
+}
+
+fn ranges(map: &[Value]) -> Vec<IdRange> {
+    // The table has seen that these are numbers of 32 bits.
+    let number = |range: &Value, name: &str| {
+        range[name].as_u64().and_then(|number| u32::try_from(number).ok()).unwrap_or_default()
+    };
+    let range = |range: &Value| IdRange {
+        inside: number(range, "containerID"),
+        outside: number(range, "hostID"),
+        count: number(range, "size"),
+    };
+    map.iter().map(range).collect()
 }

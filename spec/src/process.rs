@@ -1,5 +1,7 @@
 //! `process`, of a container or of exec.
 
+mod scheduling;
+
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -74,6 +76,7 @@ pub(crate) fn check(
         return Err(document.wrong(join(path, &format!("env[{index}]")), "must be NAME=value"));
     }
     check_rlimits(document, &guest, path)?;
+    scheduling::check(document, &guest, path)?;
     drop_unknown_capabilities(document, &mut guest, path);
     let terminal = guest["terminal"] == json!(true);
     let terminal_size = terminal_size(&guest["consoleSize"]).filter(|_| terminal);

@@ -1,7 +1,7 @@
 //! What the rows of the table can't say: paths on the host, and fields that depend on each other.
 
 pub(crate) mod devices;
-mod namespaces;
+pub(crate) mod namespaces;
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,7 @@ use crate::{
     checked::{Checked, Limits},
     document::Document,
     error::SpecError,
+    load::Neighbours,
     mounts, process,
 };
 
@@ -27,17 +28,18 @@ pub(crate) fn check(
     config: &Value,
     mut guest: Value,
     bundle: PathBuf,
+    neighbours: &Neighbours<'_>,
 ) -> Result<Checked, SpecError> {
     let oci_version = check_version(&document, config)?;
     let process = process::check(&mut document, guest["process"].take(), "process")?;
     guest["process"] = process.guest.clone();
     let rootfs = check_rootfs(&document, config, &bundle)?;
-    let network = namespaces::check(&mut document, config)?;
+    let network = namespaces::check(&mut document, config, &mut guest, neighbours)?;
     check_names(&document, config)?;
     check_sysctls(&document, config)?;
-    check_seccomp(&document, config)?;
+    check_seccomp(&mut document, config)?;
     check_hooks(&document, config)?;
-    devices::check(&document, config)?;
+    devices::check(&mut document, config, &mut guest)?;
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
     Ok(Checked {
         oci_version,
@@ -119,14 +121,20 @@ fn check_sysctls(document: &Document, config: &Value) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn check_seccomp(document: &Document, config: &Value) -> Result<(), SpecError> {
+fn check_seccomp(document: &mut Document, config: &Value) -> Result<(), SpecError> {
     const NOTIFY: &str = "SCMP_ACT_NOTIFY";
     const WHY: &str = "a listener on the host can't serve a guest's system calls";
     let seccomp = &config["linux"]["seccomp"];
     if seccomp["defaultAction"] == NOTIFY {
         return Err(document.refuse("linux.seccomp.defaultAction", WHY));
     }
-    let rules = seccomp["syscalls"].as_array().map_or(&[][..], Vec::as_slice);
+    if elements(&seccomp["flags"])
+        .iter()
+        .any(|flag| flag == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")
+    {
+        document.translate("linux.seccomp.flags", "no listener, so nothing to wait for killable");
+    }
+    let rules = elements(&seccomp["syscalls"]);
     match rules.iter().position(|rule| rule["action"] == NOTIFY) {
         Some(index) => Err(document.refuse(format!("linux.seccomp.syscalls[{index}].action"), WHY)),
         None => Ok(()),
@@ -165,6 +173,11 @@ fn limits(resources: &Value) -> Limits {
 fn annotations(map: &Value) -> BTreeMap<String, String> {
     let entries = map.as_object().into_iter().flatten();
     entries.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// The elements of a list; none of what is absent.
+pub(crate) fn elements(list: &Value) -> &[Value] {
+    list.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// A string that says something.

@@ -9,14 +9,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kata_sys::mount_attr::{self, MountAttributes, Reach};
+use kata_sys::{
+    mount_attr::{self, MountAttributes, Reach},
+    user_namespace,
+};
 use rustix::{
     fs::CWD,
     mount::{MountAttrFlags, OpenTreeFlags, open_tree},
 };
 use thiserror::Error;
 
-use crate::Checked;
+use crate::{Checked, IdMap, IdRange};
 
 /// Why a tree was not taken.
 #[derive(Debug, Error)]
@@ -26,6 +29,8 @@ pub enum TreeError {
     Take { path: PathBuf, source: io::Error },
     #[error("cannot make the volume {} read-only", path.display())]
     ReadOnly { path: PathBuf, source: io::Error },
+    #[error("cannot map the ids of the volume {}", path.display())]
+    MapIds { path: PathBuf, source: io::Error },
 }
 
 /// Everything of a bundle that the guest will see.
@@ -47,8 +52,16 @@ impl Trees {
         let mut volumes = Vec::new();
         for volume in &spec.volumes {
             let tree = clone(&volume.source, volume.recursive)?;
-            if volume.read_only {
-                forbid_writing(&tree, &volume.source)?;
+            if let Some(map) = &volume.id_map {
+                map_ids(&tree, map).map_err(|source| {
+                    let path = volume.source.clone();
+                    TreeError::MapIds { path, source }
+                })?;
+            }
+            if volume.read_only_below {
+                forbid_writing(&tree, &volume.source, Reach::Tree)?;
+            } else if volume.read_only {
+                forbid_writing(&tree, &volume.source, Reach::Mount)?;
             }
             volumes.push(tree);
         }
@@ -66,10 +79,22 @@ fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, TreeError> {
 }
 
 /// Makes our clone of a tree read-only, so that it is for a guest whose kernel has been taken over, too. As for mount(8),
-/// what is mounted below stays as it is.
-fn forbid_writing(tree: &OwnedFd, path: &Path) -> Result<(), TreeError> {
+/// what is mounted below stays as it is, unless the spec says `rro`.
+fn forbid_writing(tree: &OwnedFd, path: &Path, reach: Reach) -> Result<(), TreeError> {
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
     let attributes = MountAttributes { set: read_only.into(), ..MountAttributes::default() };
-    mount_attr::change(tree, attributes, Reach::Mount)
+    mount_attr::change(tree, attributes, reach)
         .map_err(|source| TreeError::ReadOnly { path: path.to_owned(), source })
+}
+
+/// Has our clone show other owners; the guest sees the mapped ones and needs to know nothing of it.
+fn map_ids(tree: &OwnedFd, map: &IdMap) -> io::Result<()> {
+    let namespace = user_namespace::with_maps(&lines(&map.users), &lines(&map.groups))?;
+    let reach = if map.recursive { Reach::Tree } else { Reach::Mount };
+    mount_attr::map_ids(tree, namespace, reach)
+}
+
+fn lines(ranges: &[IdRange]) -> String {
+    let line = |range: &IdRange| format!("{} {} {}\n", range.inside, range.outside, range.count);
+    ranges.iter().map(line).collect()
 }

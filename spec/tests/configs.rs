@@ -4,8 +4,8 @@
 use std::{fs, path::Path};
 
 use kata_spec::{
-    Checked, Limits, Network, SpecError, TerminalSize, check, default_for, features, load,
-    parse_process,
+    Checked, IdRange, Limits, Network, SpecError, TerminalSize, check, check_beside, default_for,
+    features, load, parse_process,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -153,13 +153,58 @@ fn a_process_for_exec_keeps_the_rights_of_its_container() {
 }
 
 #[test]
+fn a_namespace_of_a_neighbour_is_shared_and_no_other() {
+    let mut config = default_for("/", &["sh".to_owned()], false);
+    config["linux"]["namespaces"][2] = json!({"type": "ipc", "path": "/proc/77/ns/ipc"});
+    let neighbours = |kind: &str, path: &Path| {
+        (path == Path::new("/proc/77/ns/ipc")).then(|| format!("/run/ns/{kind}"))
+    };
+    let checked = check_beside(&config, Path::new("/"), &neighbours).unwrap();
+    assert_eq!(guest(&checked)["linux"]["namespaces"][2]["path"], "/run/ns/ipc");
+    let error = check(&config, Path::new("/")).unwrap_err().to_string();
+    assert!(error.contains("linux.namespaces[2].path: refused"), "{error}");
+}
+
+#[test]
+fn an_id_mapped_volume_is_the_hosts_work() {
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    let mut config = default_for("/", &["sh".to_owned()], false);
+    config["mounts"] = json!([{
+        "destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "ridmap", "rro"],
+        "uidMappings": map, "gidMappings": map,
+    }]);
+    let checked = check(&config, Path::new("/")).unwrap();
+    let [volume] = &checked.volumes[..] else { panic!() };
+    let map = volume.id_map.as_ref().unwrap();
+    assert!(map.recursive && volume.read_only_below && !volume.read_only);
+    assert_eq!(map.users, [IdRange { inside: 0, outside: 1000, count: 10 }]);
+    let mount = guest(&checked)["mounts"][0].clone();
+    assert_eq!(mount["options"], json!(["rbind", "rro"]));
+    assert_eq!(mount.get("uidMappings"), None);
+}
+
+#[test]
+fn every_device_of_a_host_becomes_every_device_of_the_guest() {
+    let mut config = default_for("/", &["sh".to_owned()], false);
+    let device = |major: u64| json!({"path": "/dev/x", "type": "b", "major": major, "minor": 0});
+    config["linux"]["devices"] =
+        json!([device(8), {"path": "/dev/f", "type": "c", "major": 10, "minor": 229}]);
+    config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let checked = check(&config, Path::new("/")).unwrap();
+    assert_eq!(guest(&checked)["linux"]["devices"][0]["optional"], true);
+    assert_eq!(guest(&checked)["linux"]["devices"][1].get("optional"), None);
+}
+
+#[test]
 fn features_promise_nothing_that_the_table_refuses() {
     let features = features();
     let hooks = features["hooks"].as_array().unwrap();
     assert_eq!(hooks.len(), 6);
     assert!(hooks.contains(&json!("startContainer")));
     let namespaces = features["linux"]["namespaces"].as_array().unwrap();
-    assert!(!namespaces.contains(&json!("user")));
+    assert!(namespaces.contains(&json!("user")));
+    let flags = features["linux"]["seccomp"]["supportedFlags"].to_string();
+    assert!(!flags.contains("WAIT_KILLABLE"), "{flags}");
     assert!(!features["linux"]["seccomp"]["actions"].to_string().contains("NOTIFY"));
 }
 

@@ -16,6 +16,7 @@ pub mod jail;
 pub mod mount_attr;
 pub mod network;
 pub mod removal;
+pub mod scheduling;
 pub mod scm;
 pub mod signal_number;
 pub mod signals;

@@ -1,6 +1,10 @@
 //! Attributes of whole mount trees (mount_setattr(2)).
 
-use std::{io, mem::size_of, os::fd::AsFd, os::fd::AsRawFd};
+use std::{
+    io,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
 
 /// What to change, as `MOUNT_ATTR_*` bits and a propagation type (`MS_PRIVATE` and its like; 0 keeps it).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,7 +26,22 @@ pub enum Reach {
     Tree,
 }
 
+/// Shows the owners of files by the maps of a user namespace: an id inside of it as the one outside.
+///
+/// # Errors
+/// Those of mount_setattr(2): `EINVAL` where the file system can't be id-mapped, as overlay, or the mount is attached.
+pub fn map_ids(mount: impl AsFd, namespace: impl AsFd, reach: Reach) -> io::Result<()> {
+    // A descriptor is never negative.
+    let user_namespace = namespace.as_fd().as_raw_fd() as u64;
+    set(
+        mount.as_fd(),
+        &Wire { set: libc::MOUNT_ATTR_IDMAP, user_namespace, ..Wire::default() },
+        reach,
+    )
+}
+
 /// `struct mount_attr` of `linux/mount.h`.
+#[derive(Default)]
 #[repr(C)]
 struct Wire {
     set: u64,
@@ -42,16 +61,20 @@ pub fn change(mount: impl AsFd, attributes: MountAttributes, reach: Reach) -> io
         propagation: attributes.propagation,
         user_namespace: 0,
     };
+    set(mount.as_fd(), &wire, reach)
+}
+
+fn set(mount: BorrowedFd<'_>, wire: &Wire, reach: Reach) -> io::Result<()> {
     let recursive = if reach == Reach::Tree { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is NUL-terminated, the attributes are plain integers of the given size, and both
     // outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | recursive,
-            &raw const wire,
+            std::ptr::from_ref(wire),
             size_of::<Wire>(),
         )
     };

@@ -68,6 +68,43 @@ pub fn enter_identity(own: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// A new user namespace with these maps (lines of: first id inside, first id outside, count) and nobody in it.
+///
+/// # Errors
+/// Those of the system calls involved: `EINVAL` for a map that the kernel does not take.
+pub fn with_maps(users: &str, groups: &str) -> io::Result<OwnedFd> {
+    let (end, hold) = pipe_with(PipeFlags::CLOEXEC)?;
+    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and with a null stack this is fork(2): the copy has its own memory.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+    let Some(child) = child else {
+        drop(hold);
+        // Until the other end is closed; nothing here needs a lock, whatever threads the original has.
+        rustix::io::read(&end, &mut [0]).ok();
+        // SAFETY: ends the copy without running what the original has registered for its own end.
+        unsafe { libc::_exit(0) };
+    };
+    let made = described(child, users, groups);
+    drop(hold);
+    while let Err(rustix::io::Errno::INTR) = waitpid(Some(child), WaitOptions::empty()) {}
+    made
+}
+
+fn described(child: Pid, users: &str, groups: &str) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{}", child.as_raw_nonzero());
+    let own = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for (name, map) in [("uid_map", users), ("gid_map", groups)] {
+        let file = openat(&own, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // In one write: the kernel takes a map only whole.
+        std::fs::File::from(file).write_all(map.as_bytes())?;
+    }
+    Ok(openat(&own, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
 /// The map that gives every id of the present namespace the same number in a new one.
 fn identity(own: &OwnedFd, name: &str) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;

@@ -12,7 +12,7 @@ use rustix::{
     process::{chdir, chroot},
 };
 
-use super::{BootError, During};
+use super::{BootError, During, NODES};
 
 const NEW_ROOT: &str = "/newroot";
 const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -56,6 +56,7 @@ pub fn enter_new_root() -> Result<(), BootError> {
     fs::create_dir("run/kata").during("make /run/kata")?;
     fs::set_permissions("run/kata", std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .during("close /run/kata")?;
+    fs::create_dir(NODES.trim_start_matches('/')).during("make a place for nodes")?;
     mount("cgroup2", "sys/fs/cgroup", "cgroup2", GUARDED, None).during("mount /sys/fs/cgroup")?;
     // The file system of the initrd itself, under every mount of it that a container could come by.
     mount_remount("/", MountFlags::RDONLY, "").during("make the initrd read-only")?;

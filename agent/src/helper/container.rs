@@ -19,7 +19,7 @@ use rustix::{
 use super::{
     Control, become_process, credentials,
     exec::{Last, launch},
-    namespaces, paths, rootfs,
+    namespaces, paths, rlimits, rootfs, scheduling,
     sources::Sources,
     terminal,
 };
@@ -46,6 +46,11 @@ impl Creation<'_> {
         let linux = self.spec.linux.as_ref().unwrap_or(&nothing);
         set_oom_score(process)?;
         credentials::own_streams(process, linux)?;
+        set_sysctls(linux, Sysctls::OfTheNetwork)?;
+        if linux.makes(NamespaceKind::User) {
+            // Root of a user namespace may not raise a limit.
+            rlimits::apply(&process.rlimits)?;
+        }
         namespaces::join(linux)?;
         namespaces::make_time_namespace(linux)?;
         let sources = Sources::take(&self.root, &self.spec, linux)?;
@@ -59,6 +64,7 @@ impl Creation<'_> {
                 become_process(self.control, || self.settle(process, linux, (&mapped, sources)))
             }
             Forked::Original(pid, pidfd) => {
+                scheduling::apply(pid, process)?;
                 self.control.forked(pid, &pidfd)?;
                 if linux.makes(NamespaceKind::User) {
                     namespaces::map_ids(pid, linux)?;
@@ -85,9 +91,7 @@ impl Creation<'_> {
             fork::unshare(UnshareFlags::NEWCGROUP).step(|| "make cgroup namespace")?;
         }
         name_host(&self.spec)?;
-        for (name, value) in &linux.sysctl {
-            set_sysctl(name, value)?;
-        }
+        set_sysctls(linux, Sysctls::OfTheRest)?;
         rootfs::enter(&self.spec, linux, sources)?;
         let terminal = match self.terminal {
             Some(size) => {
@@ -137,14 +141,34 @@ fn name_host(spec: &Spec) -> Result<(), Failure> {
     Ok(())
 }
 
-fn set_sysctl(name: &str, value: &str) -> Result<(), Failure> {
-    // Both ways of writing a name are in use; a slash form may contain dots that mean themselves.
-    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    if path.split('/').any(|part| part == "..") {
-        return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
+/// Those of the network belong to the sandbox's namespace, over which a container's user namespace has no power.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sysctls {
+    OfTheNetwork,
+    OfTheRest,
+}
+
+fn set_sysctls(linux: &Linux, which: Sysctls) -> Result<(), Failure> {
+    const UNPRIVILEGED_PORTS: &str = "net/ipv4/ip_unprivileged_port_start";
+    if which == Sysctls::OfTheNetwork && linux.makes(NamespaceKind::User) {
+        // Its root could open any port of a network namespace of its own.
+        set_sysctl(UNPRIVILEGED_PORTS, "0")?;
     }
-    fs::write(Path::new("/proc/sys").join(path.trim_start_matches('/')), value)
-        .step(|| format!("set sysctl {name}"))
+    for (name, value) in &linux.sysctl {
+        // Both ways of writing a name are in use; a slash form may contain dots that mean themselves.
+        let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+        if path.split('/').any(|part| part == "..") {
+            return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
+        }
+        if path.starts_with("net/") == (which == Sysctls::OfTheNetwork) {
+            set_sysctl(&path, value)?;
+        }
+    }
+    Ok(())
+}
+
+fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
+    fs::write(Path::new("/proc/sys").join(path), value).step(|| format!("set sysctl {path}"))
 }
 
 /// runc makes a working directory that the image lacks, and images rely on it.

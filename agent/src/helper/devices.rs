@@ -2,22 +2,27 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, symlinkat},
+    fs::{
+        AtFlags, CWD, FileType, Gid, Mode, RenameFlags, Uid, chmodat, chownat, makedev, mknodat,
+        renameat_with, symlinkat, unlinkat,
+    },
     io::Errno,
 };
 
 use super::{
     mounts,
+    options::Extent,
     paths::{Leaf, Root},
 };
 use crate::{
+    boot::NODES,
     order::{Failure, Step},
-    spec::Device,
+    spec::{Device, Linux},
 };
 
 /// Those of every container: name, major, minor.
@@ -30,6 +35,8 @@ const DEFAULTS: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+const DEFAULT_MODE: u32 = 0o666;
+
 const LINKS: [(&str, &str); 5] = [
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -38,14 +45,50 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// Paths of all the devices of a container.
-pub fn paths(devices: &[Device]) -> Vec<PathBuf> {
-    let defaults = DEFAULTS.iter().map(|(name, ..)| Path::new("/dev").join(name));
-    let own = devices.iter().map(|device| PathBuf::from(&device.path));
-    defaults
-        .filter(|path| !devices.iter().any(|it| Path::new(&it.path) == path))
-        .chain(own)
-        .collect()
+/// What the container finds in `/dev`: the default devices and its own.
+fn all(devices: &[Device]) -> impl Iterator<Item = Device> {
+    let default = |(name, major, minor): (&str, u32, u32)| {
+        let (kind, path) = ("c".to_owned(), format!("/dev/{name}"));
+        Device { kind, path, major, minor, file_mode: Some(DEFAULT_MODE), ..Device::default() }
+    };
+    let own = |path: &str| devices.iter().any(|device| device.path == path);
+    let defaults = DEFAULTS.into_iter().map(default).filter(move |device| !own(&device.path));
+    defaults.chain(devices.iter().filter(|device| !left_out(device)).cloned())
+}
+
+/// Nodes of all devices for a container that may not make its own, to be bound.
+///
+/// Nodes of equal number, owner and mode are one for all containers: a mount needs its file to stay where it is.
+pub fn take_all(linux: &Linux) -> Result<Vec<(PathBuf, OwnedFd)>, Failure> {
+    let mut nodes = Vec::new();
+    for device in all(&linux.devices) {
+        let step = || format!("take device {}", device.path);
+        let draft = format!("{NODES}/{}", rustix::process::getpid().as_raw_nonzero());
+        let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+        let outer = Device {
+            path: draft.clone(),
+            uid: Some(linux.outer_uid(uid)),
+            gid: Some(linux.outer_gid(gid)),
+            ..device.clone()
+        };
+        make_node(CWD, Path::new(&draft), &outer)?;
+        let place = Path::new(NODES).join(name_of(&outer));
+        match renameat_with(CWD, &draft, CWD, &place, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => unlinkat(CWD, &draft, AtFlags::empty()).step(step)?,
+            result => result.step(step)?,
+        }
+        let node = mounts::clone_tree(&place, Extent::Mount).step(step)?;
+        mounts::admit_devices(&node).step(step)?;
+        nodes.push((device.path.into(), node));
+    }
+    Ok(nodes)
+}
+
+/// Equal for equal nodes.
+fn name_of(node: &Device) -> String {
+    let Device { kind, major, minor, file_mode, uid, gid, .. } = node;
+    let mode = file_mode.unwrap_or(DEFAULT_MODE);
+    format!("{kind}-{major}-{minor}-{mode:o}-{}-{}", uid.unwrap_or(0), gid.unwrap_or(0))
 }
 
 /// Makes the default devices, those of the spec, and the links.
@@ -62,7 +105,7 @@ pub fn make_all(
             .step(|| format!("bind device {}", path.display()))?;
     }
     if nodes.is_empty() {
-        make_nodes(root, devices)?;
+        all(devices).try_for_each(|device| make(root, &device))?;
     }
     for (path, target) in LINKS {
         link(root, Path::new(path), target).step(|| format!("make link {path}"))?;
@@ -70,21 +113,21 @@ pub fn make_all(
     Ok(())
 }
 
-fn make_nodes(root: &Root, devices: &[Device]) -> Result<(), Failure> {
-    for (name, major, minor) in DEFAULTS {
-        let path = format!("/dev/{name}");
-        if devices.iter().any(|device| device.path == path) {
-            continue;
-        }
-        let kind = "c".to_owned();
-        let file_mode = Some(0o666);
-        let device = Device { kind, path, major, minor, file_mode, ..Device::default() };
-        make(root, &device)?;
-    }
-    devices.iter().try_for_each(|device| make(root, device))
+/// True for one of an engine's list of all devices of its host that the guest does not have.
+fn left_out(device: &Device) -> bool {
+    let class = if device.kind == "b" { "block" } else { "char" };
+    let known = Path::new("/sys/dev").join(class);
+    device.optional && !known.join(format!("{}:{}", device.major, device.minor)).exists()
 }
 
 fn make(root: &Root, device: &Device) -> Result<(), Failure> {
+    let (parent, name) =
+        parent_of(root, Path::new(&device.path)).step(|| format!("make device {}", device.path))?;
+    make_node(&parent, &name, device).map(drop)
+}
+
+/// True when it is made; false when there is something of that name, which stays what it is.
+fn make_node(parent: impl AsFd, name: &Path, device: &Device) -> Result<bool, Failure> {
     let step = || format!("make device {}", device.path);
     let kind = match device.kind.as_str() {
         "c" | "u" => FileType::CharacterDevice,
@@ -97,18 +140,17 @@ fn make(root: &Root, device: &Device) -> Result<(), Failure> {
             )));
         }
     };
-    let (parent, name) = parent_of(root, Path::new(&device.path)).step(step)?;
-    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    match mknodat(&parent, &name, kind, mode, makedev(device.major, device.minor)) {
-        // The image or an earlier mount has it; what it is stays its own business.
-        Err(Errno::EXIST) => return Ok(()),
+    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(DEFAULT_MODE) & 0o7777);
+    match mknodat(&parent, name, kind, mode, makedev(device.major, device.minor)) {
+        Err(Errno::EXIST) => return Ok(false),
         result => result.step(step)?,
     }
     let owner = Uid::from_raw(device.uid.unwrap_or(0));
     let group = Gid::from_raw(device.gid.unwrap_or(0));
-    chownat(&parent, &name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW).step(step)?;
+    chownat(&parent, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW).step(step)?;
     // The umask had its way with the mode.
-    chmodat(&parent, &name, mode, AtFlags::empty()).step(step)
+    chmodat(&parent, name, mode, AtFlags::empty()).step(step)?;
+    Ok(true)
 }
 
 fn parent_of(root: &Root, path: &Path) -> io::Result<(OwnedFd, PathBuf)> {

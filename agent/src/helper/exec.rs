@@ -18,7 +18,7 @@ use super::{
     credentials::{self, Wanted},
     filter::Filters,
     program::{Program, WorkingDirectory},
-    rlimits,
+    rlimits, scheduling,
     terminal::{self, Terminal},
 };
 use crate::{
@@ -42,7 +42,13 @@ impl Entry<'_> {
         let process: Process = parse(&self.process, "process")?;
         set_oom_score(&process)?;
         let nothing = Linux::default();
-        credentials::own_streams(&process, spec.linux.as_ref().unwrap_or(&nothing))?;
+        let linux = spec.linux.as_ref().unwrap_or(&nothing);
+        credentials::own_streams(&process, linux)?;
+        scheduling::enter_initial_cpus(&process)?;
+        if has_user_namespace(linux) {
+            // Root of a user namespace may not raise a limit.
+            rlimits::apply(&process.rlimits)?;
+        }
         let mut namespaces = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::CONTROL_GROUP
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -50,7 +56,7 @@ impl Entry<'_> {
             | ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::PROCESS_ID
             | ThreadNameSpaceType::TIME;
-        if spec.linux.as_ref().is_some_and(has_user_namespace) {
+        if has_user_namespace(linux) {
             // Joining the one that a process is in already is an error, so only where there is another.
             namespaces |= ThreadNameSpaceType::USER;
         }
@@ -60,7 +66,10 @@ impl Entry<'_> {
             .step(|| "clone the process")?
         {
             Forked::Copy => become_process(self.control, || self.settle(&spec, &process)),
-            Forked::Original(pid, pidfd) => self.control.forked(pid, &pidfd),
+            Forked::Original(pid, pidfd) => {
+                scheduling::apply(pid, &process)?;
+                self.control.forked(pid, &pidfd)
+            }
         }
     }
 
@@ -72,6 +81,7 @@ impl Entry<'_> {
         };
         let nothing = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&nothing);
+        scheduling::enter_final_cpus(process)?;
         launch(self.control, process, linux, Last { container: None, terminal })
     }
 }
@@ -107,7 +117,9 @@ pub(super) fn launch(
     }
     let wanted = Wanted::parse(process.capabilities.as_ref())?;
     let filters = Filters::prepare(linux.seccomp.as_ref())?;
-    rlimits::apply(&process.rlimits)?;
+    if !has_user_namespace(linux) {
+        rlimits::apply(&process.rlimits)?;
+    }
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "give up new privileges")?;
     }

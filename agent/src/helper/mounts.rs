@@ -153,6 +153,12 @@ pub fn make_read_only(mount: &OwnedFd, reach: Reach) -> std::io::Result<()> {
     mount_attr::change(mount, MountAttributes { set, ..MountAttributes::default() }, reach)
 }
 
+/// Lets device nodes of a mount be devices, whatever holds where it was taken.
+pub fn admit_devices(mount: &OwnedFd) -> std::io::Result<()> {
+    let clear = u64::from(MountAttrFlags::MOUNT_ATTR_NODEV.bits());
+    mount_attr::change(mount, MountAttributes { clear, ..MountAttributes::default() }, Reach::Mount)
+}
+
 /// Covers `cmdline` of a new proc file system by a copy without the boot nonce.
 ///
 /// The cover itself can be attached once; after that it is a mount like any other, and can be copied.

@@ -72,7 +72,9 @@ impl Options {
 
     fn take(&mut self, option: &str) {
         match option {
-            "" | "defaults" => {}
+            // No kernel attaches a meaning to these for a new mount.
+            "" | "defaults" | "remount" | "silent" | "loud" | "iversion" | "noiversion" | "acl"
+            | "noacl" => {}
             "bind" => self.bind = Some(Extent::Mount),
             "rbind" => self.bind = Some(Extent::Tree),
             "tmpcopyup" => self.copy_up = true,

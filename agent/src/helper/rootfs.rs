@@ -74,12 +74,19 @@ fn finish(root: &Root, spec: &Spec, linux: &Linux) -> std::io::Result<()> {
     if spec.root.as_ref().is_some_and(|root| root.readonly) {
         mounts::make_read_only(root.directory(), Reach::Mount)?;
     }
-    let propagation = match linux.rootfs_propagation.as_deref() {
-        Some("shared" | "rshared") => Propagation::SHARED,
-        Some("slave" | "rslave") => Propagation::DOWNSTREAM,
-        Some("unbindable" | "runbindable") => Propagation::UNBINDABLE,
+    // All mounts are private by now, but for those whose own options say otherwise.
+    let word = linux.rootfs_propagation.as_deref().unwrap_or_default();
+    let (kind, reach) = match word.strip_prefix('r') {
+        Some(kind) => (kind, Propagation::REC),
+        None => (word, Propagation::empty()),
+    };
+    let propagation = match kind {
+        "private" => Propagation::PRIVATE,
+        "shared" => Propagation::SHARED,
+        "slave" => Propagation::DOWNSTREAM,
+        "unbindable" => Propagation::UNBINDABLE,
         _ => return Ok(()),
     };
-    mount_change("/", propagation | Propagation::REC)?;
+    mount_change("/", propagation | reach)?;
     Ok(())
 }

@@ -14,6 +14,12 @@ use crate::{
 /// What an action without a number means: EPERM.
 const DEFAULT_ERRNO: u32 = 1;
 
+/// Those whose calls this kernel takes.
+#[cfg(target_arch = "x86_64")]
+const NATIVE: [ScmpArch; 3] = [ScmpArch::X8664, ScmpArch::X86, ScmpArch::X32];
+#[cfg(target_arch = "aarch64")]
+const NATIVE: [ScmpArch; 2] = [ScmpArch::Aarch64, ScmpArch::Arm];
+
 /// A filter, built but not loaded.
 pub fn build(seccomp: &Seccomp) -> Result<ScmpFilterContext, Failure> {
     let default = action(&seccomp.default_action, seccomp.default_errno_ret)?;
@@ -21,15 +27,22 @@ pub fn build(seccomp: &Seccomp) -> Result<ScmpFilterContext, Failure> {
     // The flag is the process's own business, set or not before the filter is loaded.
     filter.set_ctl_nnp(false).step(|| "keep privileges apart from the filter")?;
     for name in &seccomp.architectures {
-        let architecture = ScmpArch::from_str(name)
-            .map_err(|_| Failure::invalid(format!("seccomp: unknown architecture {name:?}")))?;
-        filter.add_arch(architecture).step(|| format!("seccomp: add {name}"))?;
+        if !name.starts_with("SCMP_ARCH_") {
+            return Err(Failure::invalid(format!("seccomp: unknown architecture {name:?}")));
+        }
+        // Of an architecture whose programs this kernel can't run there are no calls to filter.
+        let known = ScmpArch::from_str(name).ok().filter(|it| NATIVE.contains(it));
+        if let Some(architecture) = known {
+            filter.add_arch(architecture).step(|| format!("seccomp: add {name}"))?;
+        }
     }
     for flag in &seccomp.flags {
         match flag.as_str() {
             "SECCOMP_FILTER_FLAG_TSYNC" => filter.set_ctl_tsync(true),
             "SECCOMP_FILTER_FLAG_LOG" => filter.set_ctl_log(true),
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => filter.set_ctl_ssb(true),
+            // About how long a listener may take; there is none.
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => continue,
             _ => return Err(Failure::invalid(format!("seccomp: unknown flag {flag:?}"))),
         }
         .step(|| format!("seccomp: set {flag}"))?;

@@ -38,8 +38,7 @@ impl Sources {
             clone_tree(path, extent).step(|| format!("take {}", path.display()))
         };
         let user_namespace = linux.namespace(NamespaceKind::User).is_some();
-        let devices = if user_namespace { devices::paths(&linux.devices) } else { Vec::new() };
-        let with_node = |path: PathBuf| copy(&path, Extent::Mount).map(|node| (path, node));
+        let devices = if user_namespace { devices::take_all(linux)? } else { Vec::new() };
         Ok(Self {
             root: copy(root, Extent::Tree)?,
             mounts: spec
@@ -48,7 +47,7 @@ impl Sources {
                 .map(|mount| of_mount(mount, user_namespace))
                 .collect::<Result<_, _>>()?,
             command_line: copy(Path::new(SCRUBBED_COMMAND_LINE), Extent::Mount)?,
-            devices: devices.into_iter().map(with_node).collect::<Result<_, _>>()?,
+            devices,
         })
     }
 }

@@ -40,17 +40,26 @@ impl Linux {
 
     /// What a user of the container is called outside of its user namespace.
     pub fn outer_uid(&self, uid: u32) -> u32 {
-        let outer = |map: &IdMapping| {
-            let offset = uid.checked_sub(map.container).filter(|offset| *offset < map.size)?;
-            map.host.checked_add(offset)
-        };
-        self.uid_mappings.iter().find_map(outer).unwrap_or(uid)
+        outer(&self.uid_mappings, uid)
+    }
+
+    /// What a group of the container is called outside of its user namespace.
+    pub fn outer_gid(&self, gid: u32) -> u32 {
+        outer(&self.gid_mappings, gid)
     }
 
     /// True when the container gets a namespace of this kind made for it.
     pub fn makes(&self, kind: NamespaceKind) -> bool {
         self.namespace(kind).is_some_and(|namespace| namespace.path.is_none())
     }
+}
+
+fn outer(mappings: &[IdMapping], id: u32) -> u32 {
+    let outer = |map: &IdMapping| {
+        let offset = id.checked_sub(map.container).filter(|offset| *offset < map.size)?;
+        map.host.checked_add(offset)
+    };
+    mappings.iter().find_map(outer).unwrap_or(id)
 }
 
 /// One range of ids of a user namespace.
@@ -98,6 +107,8 @@ pub struct Device {
     pub file_mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
+    /// Of an engine's enumeration of its host: left out where the guest has no such device.
+    pub optional: bool,
 }
 
 /// The execution domain.

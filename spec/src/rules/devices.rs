@@ -1,8 +1,10 @@
 //! `linux.devices`: nodes for devices that the guest has too.
 
-use serde_json::Value;
+use std::path::Path;
 
-use crate::{document::Document, error::SpecError};
+use serde_json::{Value, json};
+
+use crate::{document::Document, error::SpecError, rules::elements};
 
 /// Character devices that every guest has, with the name that Linux gives them.
 pub(crate) const GUEST_DEVICES: &[(u64, u64, &str)] = &[
@@ -11,6 +13,7 @@ pub(crate) const GUEST_DEVICES: &[(u64, u64, &str)] = &[
     (1, 7, "full"),
     (1, 8, "random"),
     (1, 9, "urandom"),
+    (1, 11, "kmsg"),
     (5, 0, "tty"),
     (5, 1, "console"),
     (5, 2, "ptmx"),
@@ -18,9 +21,16 @@ pub(crate) const GUEST_DEVICES: &[(u64, u64, &str)] = &[
     (10, 229, "fuse"),
 ];
 
-pub(super) fn check(document: &Document, config: &Value) -> Result<(), SpecError> {
-    let devices = config["linux"]["devices"].as_array().map_or(&[][..], Vec::as_slice);
-    for (index, device) in devices.iter().enumerate() {
+/// A node is made for a device that the guest has too, or that nobody has: opened, that one fails as it does on the
+/// host. One that only the host has is refused; but when every device is allowed, the list is an engine's enumeration of
+/// its host (`--privileged`), and the guest makes those that it has.
+pub(super) fn check(
+    document: &mut Document,
+    config: &Value,
+    guest: &mut Value,
+) -> Result<(), SpecError> {
+    let all_allowed = allows_all(config);
+    for (index, device) in elements(&config["linux"]["devices"]).iter().enumerate() {
         let field = format!("linux.devices[{index}]");
         let path = device["path"].as_str().unwrap_or_default();
         if !path.starts_with('/') {
@@ -35,13 +45,41 @@ pub(super) fn check(document: &Document, config: &Value) -> Result<(), SpecError
         else {
             return Err(document.wrong(field, format!("{path} needs a major and a minor number")));
         };
-        let known = GUEST_DEVICES.iter().any(|(a, b, _)| (*a, *b) == (major, minor));
-        if kind == "b" || !known {
+        let known = kind != "b" && GUEST_DEVICES.iter().any(|(a, b, _)| (*a, *b) == (major, minor));
+        if known {
+            continue;
+        }
+        if all_allowed {
+            guest["linux"]["devices"][index]["optional"] = json!(true);
+            document.translate("linux.devices[]", "of all the host's, those that the guest has");
+        } else if host_has(kind, major, minor) {
             let why = format!(
                 "{path} ({kind} {major}:{minor}) is a device of the host, which the guest does not have"
             );
             return Err(document.refuse(field, why));
+        } else {
+            document.translate("linux.devices[]", "a node of a device that nobody has");
         }
     }
     Ok(())
+}
+
+/// True when the device rules let the container use whatever there is.
+fn allows_all(config: &Value) -> bool {
+    let anything = |rule: &Value| {
+        let any = |name: &str| rule[name].as_i64().is_none_or(|number| number < 0);
+        let kind = rule["type"].as_str().unwrap_or_default();
+        let access = rule["access"].as_str().unwrap_or("rwm");
+        rule["allow"] == true
+            && matches!(kind, "" | "a")
+            && any("major")
+            && any("minor")
+            && "rwm".chars().all(|letter| access.contains(letter))
+    };
+    elements(&config["linux"]["resources"]["devices"]).last().is_some_and(anything)
+}
+
+fn host_has(kind: &str, major: u64, minor: u64) -> bool {
+    let class = if kind == "b" { "block" } else { "char" };
+    Path::new("/sys/dev").join(class).join(format!("{major}:{minor}")).exists()
 }

@@ -1,18 +1,32 @@
-//! `linux.namespaces`.
+//! `linux.namespaces`, with the maps and offsets that belong to some of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{checked::Network, document::Document, error::SpecError};
+use crate::{
+    checked::Network, document::Document, error::SpecError, load::Neighbours, rules::elements,
+};
+
+/// Most lines that the kernel takes in an id map (user_namespaces(7)).
+const LONGEST_MAP: usize = 340;
+
+/// The clocks that a time namespace has offsets for (time_namespaces(7)).
+const CLOCKS: [&str; 2] = ["boottime", "monotonic"];
 
 /// True when the container has a namespace of this kind.
 pub(super) fn has(config: &Value, kind: &str) -> bool {
     list(config).iter().any(|namespace| namespace["type"] == kind)
 }
 
-/// Says which network the container is on, and refuses what a VM can't share with its host.
-pub(super) fn check(document: &mut Document, config: &Value) -> Result<Network, SpecError> {
+/// Says which network the container is on, and refuses what a VM can't share with its host. A path that belongs to a
+/// neighbour in the sandbox becomes the guest's path of that namespace in the guest's copy.
+pub(super) fn check(
+    document: &mut Document,
+    config: &Value,
+    guest: &mut Value,
+    neighbours: &Neighbours<'_>,
+) -> Result<Network, SpecError> {
     let mut network = Network::Host;
     for (index, namespace) in list(config).iter().enumerate() {
         let field = format!("linux.namespaces[{index}]");
@@ -24,14 +38,11 @@ pub(super) fn check(document: &mut Document, config: &Value) -> Result<Network, 
         match (kind, path) {
             ("network", None) => network = Network::New,
             ("network", Some(path)) => network = check_network(document, &field, path)?,
-            ("user", _) => {
-                return Err(document.refuse(field, "user namespaces are not made in the guest yet"));
-            }
             (_, None) => {}
             (kind, Some(path)) => {
-                let why =
-                    format!("the {kind} namespace {path} is on the host, out of a VM's reach");
-                return Err(document.refuse(format!("{field}.path"), why));
+                let field = format!("{field}.path");
+                let shared = share(document, (&field, kind, path), neighbours)?;
+                guest["linux"]["namespaces"][index]["path"] = json!(shared);
             }
         }
     }
@@ -45,7 +56,33 @@ pub(super) fn check(document: &mut Document, config: &Value) -> Result<Network, 
     if !has(config, "mount") {
         return Err(document.wrong("linux.namespaces", "needs a mount namespace"));
     }
+    check_id_maps(document, config)?;
+    check_offsets(document, config)?;
     Ok(network)
+}
+
+/// The guest's path of a namespace that a container of this sandbox is in.
+fn share(
+    document: &mut Document,
+    (field, kind, path): (&str, &str, &str),
+    neighbours: &Neighbours<'_>,
+) -> Result<String, SpecError> {
+    if matches!(kind, "mount" | "user") {
+        let why = format!("a {kind} namespace is a container's own in the guest, so not {path}");
+        return Err(document.refuse(field, why));
+    }
+    match neighbours(kind, Path::new(path)) {
+        Some(shared) => {
+            document.translate(field, format!("the {kind} namespace of its neighbour, {shared}"));
+            Ok(shared)
+        }
+        None => {
+            let why = format!(
+                "the {kind} namespace {path} is of no container of this sandbox, so out of a VM's reach"
+            );
+            Err(document.refuse(field, why))
+        }
+    }
 }
 
 fn check_network(document: &Document, field: &str, path: &str) -> Result<Network, SpecError> {
@@ -57,6 +94,69 @@ fn check_network(document: &Document, field: &str, path: &str) -> Result<Network
     Ok(Network::Path(path))
 }
 
+/// A user namespace and its maps need each other.
+fn check_id_maps(document: &Document, config: &Value) -> Result<(), SpecError> {
+    let user = has(config, "user");
+    for name in ["uidMappings", "gidMappings"] {
+        let field = format!("linux.{name}");
+        let map = elements(&config["linux"][name]);
+        match (user, map.is_empty()) {
+            (true, true) => {
+                return Err(document.wrong(field, "is missing: there is a user namespace"));
+            }
+            (false, false) => return Err(document.wrong(field, "needs a user namespace")),
+            _ => check_map(document, &field, map)?,
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel would say EINVAL to, with the line that it means.
+pub(crate) fn check_map(document: &Document, field: &str, map: &[Value]) -> Result<(), SpecError> {
+    if map.len() > LONGEST_MAP {
+        let why = format!("has {} ranges; the kernel takes at most {LONGEST_MAP}", map.len());
+        return Err(document.wrong(field, why));
+    }
+    let number = |range: &Value, name: &str| range[name].as_u64().unwrap_or_default();
+    for (index, range) in map.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let size = number(range, "size");
+        if size == 0 {
+            return Err(document.wrong(format!("{field}.size"), "must not be 0"));
+        }
+        for side in ["containerID", "hostID"] {
+            let first = number(range, side);
+            // The highest number stands for "no id".
+            if first + size > u64::from(u32::MAX) {
+                return Err(document.wrong(field, format!("goes beyond the last id from {side}")));
+            }
+            let overlaps = |other: &Value| {
+                let start = number(other, side);
+                first < start + number(other, "size") && start < first + size
+            };
+            if map[..index].iter().any(overlaps) {
+                return Err(document.wrong(field, format!("overlaps an earlier range by {side}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_offsets(document: &Document, config: &Value) -> Result<(), SpecError> {
+    let offsets = config["linux"]["timeOffsets"].as_object();
+    for clock in offsets.into_iter().flat_map(|offsets| offsets.keys()) {
+        let field = format!("linux.timeOffsets[{clock:?}]");
+        if !CLOCKS.contains(&clock.as_str()) {
+            let why = format!("is no clock with an offset: {}", CLOCKS.join(", "));
+            return Err(document.wrong(field, why));
+        }
+        if !has(config, "time") {
+            return Err(document.wrong(field, "needs a time namespace"));
+        }
+    }
+    Ok(())
+}
+
 fn list(config: &Value) -> &[Value] {
-    config["linux"]["namespaces"].as_array().map_or(&[], Vec::as_slice)
+    elements(&config["linux"]["namespaces"])
 }

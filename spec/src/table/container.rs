@@ -1,13 +1,15 @@
 //! `config.json` but for `process` and `linux`.
 
 use super::{
-    Field, Kind, TEXT_MAP, TEXTS, applied, host_only, linux::LINUX, process::PROCESS, refused,
-    required, translated,
+    Field, Kind, TEXT_MAP, TEXTS, applied, host_only,
+    linux::{ID_MAPPING, LINUX},
+    process::PROCESS,
+    refused, required, translated,
 };
 
 const NOT_LINUX: &str = "only for another platform";
 const ON_HOST: &str = "run on the host";
-const IDMAP: &str = "id-mapped mounts are not made yet";
+const ID_MAPPED: &str = "the host's copy of the mount is id-mapped";
 
 /// The whole document.
 pub const CONFIG: &[Field] = &[
@@ -41,8 +43,8 @@ const MOUNT: &[Field] = &[
     applied("type", Kind::Text),
     translated("source", Kind::Text, "of a bind mount: shared with the guest as a volume"),
     applied("options", TEXTS),
-    refused("uidMappings", Kind::Any, IDMAP),
-    refused("gidMappings", Kind::Any, IDMAP),
+    host_only("uidMappings", Kind::List(&Kind::Object(ID_MAPPING)), ID_MAPPED),
+    host_only("gidMappings", Kind::List(&Kind::Object(ID_MAPPING)), ID_MAPPED),
 ];
 
 const HOOKS: &[Field] = &[

@@ -5,12 +5,13 @@ use super::{
     resources::RESOURCES, translated,
 };
 
+const SAME_NUMBER: &str =
+    "the guest's device of this number; one that only the host has is refused";
 const LSM: &str = "the guest kernel has no such module; the VM is the boundary";
-const NO_USER_NAMESPACE: &str = "user namespaces are not made in the guest yet";
 
 pub(super) const LINUX: &[Field] = &[
-    refused("uidMappings", Kind::List(&Kind::Object(ID_MAPPING)), NO_USER_NAMESPACE),
-    refused("gidMappings", Kind::List(&Kind::Object(ID_MAPPING)), NO_USER_NAMESPACE),
+    applied("uidMappings", Kind::List(&Kind::Object(ID_MAPPING))),
+    applied("gidMappings", Kind::List(&Kind::Object(ID_MAPPING))),
     applied("sysctl", TEXT_MAP),
     applied("resources", Kind::Object(RESOURCES)),
     host_only(
@@ -27,13 +28,20 @@ pub(super) const LINUX: &[Field] = &[
     host_only("mountLabel", Kind::Text, LSM),
     refused("intelRdt", Kind::Any, "cache and bandwidth of the host can't be given to a VM yet"),
     refused("memoryPolicy", Kind::Any, "NUMA nodes of the host are not those of the guest"),
-    refused("netDevices", Kind::Any, "moving a host's network device is not done yet"),
+    refused(
+        "netDevices",
+        Kind::Any,
+        "a network device of the host can't move into a VM: put it into the network namespace instead",
+    ),
     applied("personality", Kind::Object(PERSONALITY)),
     applied("timeOffsets", Kind::Map(&Kind::Object(TIME_OFFSET))),
 ];
 
-const ID_MAPPING: &[Field] =
-    &[applied("containerID", U32), applied("hostID", U32), applied("size", U32)];
+pub(super) const ID_MAPPING: &[Field] = &[
+    required(applied("containerID", U32)),
+    required(applied("hostID", U32)),
+    required(applied("size", U32)),
+];
 
 const NAMESPACE: &[Field] = &[
     required(applied("type", Kind::Word(names::NAMESPACES))),
@@ -43,8 +51,8 @@ const NAMESPACE: &[Field] = &[
 const DEVICE: &[Field] = &[
     required(applied("path", Kind::Text)),
     required(applied("type", Kind::Word(names::DEVICES))),
-    translated("major", I64, "the guest's device of the same kind; others are refused"),
-    translated("minor", I64, "the guest's device of the same kind; others are refused"),
+    translated("major", I64, SAME_NUMBER),
+    translated("minor", I64, SAME_NUMBER),
     applied("fileMode", U32),
     applied("uid", U32),
     applied("gid", U32),

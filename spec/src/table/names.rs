@@ -24,6 +24,24 @@ pub const RLIMITS: &[&str] = &[
     "RLIMIT_STACK",
 ];
 
+/// `process.ioPriority.class`.
+pub const IO_CLASSES: &[&str] = &["IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"];
+
+/// `process.scheduler.policy`. Linux has no SCHED_ISO: the number is only set aside.
+pub const SCHEDULERS: &[&str] =
+    &["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_IDLE", "SCHED_DEADLINE"];
+
+/// `process.scheduler.flags`.
+pub const SCHEDULER_FLAGS: &[&str] = &[
+    "SCHED_FLAG_RESET_ON_FORK",
+    "SCHED_FLAG_RECLAIM",
+    "SCHED_FLAG_DL_OVERRUN",
+    "SCHED_FLAG_KEEP_POLICY",
+    "SCHED_FLAG_KEEP_PARAMS",
+    "SCHED_FLAG_UTIL_CLAMP_MIN",
+    "SCHED_FLAG_UTIL_CLAMP_MAX",
+];
+
 /// capabilities(7), by number.
 pub const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",

@@ -6,7 +6,6 @@ use super::{
 };
 
 const WINDOWS: &str = "only for Windows";
-const NOT_YET: &str = "the guest does not apply it yet";
 const LSM: &str = "the guest kernel has no such module; the VM is the boundary";
 
 /// A program and what it may do.
@@ -20,12 +19,12 @@ pub const PROCESS: &[Field] = &[
     applied("capabilities", Kind::Object(CAPABILITY_SETS)),
     applied("rlimits", Kind::List(&Kind::Object(RLIMIT))),
     applied("noNewPrivileges", Kind::Bool),
-    applied("oomScoreAdj", I32),
+    applied("oomScoreAdj", Kind::Number(-1000, 1000)),
     host_only("apparmorProfile", Kind::Text, LSM),
     host_only("selinuxLabel", Kind::Text, LSM),
-    refused("ioPriority", Kind::Any, NOT_YET),
-    refused("scheduler", Kind::Any, NOT_YET),
-    refused("execCPUAffinity", Kind::Any, NOT_YET),
+    applied("ioPriority", Kind::Object(IO_PRIORITY)),
+    applied("scheduler", Kind::Object(SCHEDULER)),
+    applied("execCPUAffinity", Kind::Object(CPU_AFFINITY)),
     refused("commandLine", Kind::Text, WINDOWS),
 ];
 
@@ -47,6 +46,24 @@ const CAPABILITY_SETS: &[Field] = &[
     applied("permitted", TEXTS),
     applied("ambient", TEXTS),
 ];
+
+const IO_PRIORITY: &[Field] = &[
+    required(applied("class", Kind::Word(names::IO_CLASSES))),
+    applied("priority", Kind::Number(0, 7)),
+];
+
+const SCHEDULER: &[Field] = &[
+    required(applied("policy", Kind::Word(names::SCHEDULERS))),
+    applied("nice", Kind::Number(-20, 19)),
+    applied("priority", I32),
+    applied("flags", Kind::List(&Kind::Word(names::SCHEDULER_FLAGS))),
+    applied("runtime", U64),
+    applied("deadline", U64),
+    applied("period", U64),
+];
+
+/// Numbers of the guest's CPUs.
+const CPU_AFFINITY: &[Field] = &[applied("initial", Kind::Text), applied("final", Kind::Text)];
 
 const RLIMIT: &[Field] = &[
     required(applied("type", Kind::Word(names::RLIMITS))),

@@ -47,6 +47,16 @@ fn unknown_calls_are_skipped_and_unknown_words_are_not() {
 }
 
 #[test]
+fn what_this_kernel_never_meets_needs_no_filter() {
+    let text = readable(
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_S390X", "SCMP_ARCH_LOONGARCH64"],
+            "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+            "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}"#,
+    );
+    assert!(text.contains("\"read\"") && !text.contains("s390"), "{text}");
+}
+
+#[test]
 fn a_rule_that_repeats_the_default_is_no_error() {
     readable(
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO"}]}"#,
