@@ -10,6 +10,7 @@
 
 mod device_program;
 mod limits;
+pub mod processors;
 
 use std::{
     collections::HashMap,
@@ -76,6 +77,7 @@ impl Cgroup {
 
     /// Changes limits; those that are not named stay.
     pub fn update(&mut self, resources: &Resources) -> Result<(), Failure> {
+        self.check_usage(resources)?;
         self.apply(resources)?;
         if !resources.devices.is_empty() {
             self.limit_devices(&resources.devices).step(|| "load device rules")?;
@@ -83,8 +85,26 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Refuses a limit that would end the container at once, where that is asked for.
+    fn check_usage(&self, resources: &Resources) -> Result<(), Failure> {
+        let Some(memory) = resources.memory.as_ref().filter(|memory| memory.check_before_update)
+        else {
+            return Ok(());
+        };
+        let limit = memory.limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(0);
+        let usage = fs::read_to_string(self.directory.join("memory.current"))
+            .step(|| "read memory.current")?;
+        let usage = usage.trim().parse::<u64>().unwrap_or(0);
+        if limit != 0 && usage > limit {
+            return Err(Failure::invalid(format!(
+                "rejecting memory limit {limit} because of lower than current usage {usage}"
+            )));
+        }
+        Ok(())
+    }
+
     fn apply(&self, resources: &Resources) -> Result<(), Failure> {
-        for setting in limits::settings(resources)? {
+        for setting in limits::settings(resources, processors::possible())? {
             let path = self.directory.join(&setting.file);
             match fs::write(&path, &setting.value) {
                 Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}

@@ -23,6 +23,7 @@ use ttrpc::{
 };
 
 use crate::{
+    cgroup::processors,
     clock,
     order::{Failure, FailureKind, Step, TerminalSize},
     process::{End, Process},
@@ -238,7 +239,11 @@ impl Agent for Service {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
         let resources: Resources = serde_json::from_slice(&request.resources)
             .map_err(|error| status(Failure::invalid(format!("resources: {error}"))))?;
-        container.update(&resources).map_err(status)?;
+        whole(async move {
+            processors::bring_up(request.vcpus).step(|| "bring processors up")?;
+            container.update(&resources)
+        })
+        .await?;
         Ok(Empty::default())
     }
 

@@ -55,13 +55,21 @@ pub const KEYS: &[Key] = &[
     ),
     per_sandbox(
         "vm.memory_mib",
-        "Memory of the VM in MiB, before the limits of its containers are added.",
+        "Memory of the VM in MiB when its container has no memory limit; with one the VM is as large as that needs. A \
+         limit above what the host has is none.",
         Field::Number(64, 1_048_576, |config| &mut config.vm.memory_mib),
     ),
     per_sandbox(
         "vm.vcpus",
-        "Virtual processors of the VM, before the limits of its containers are added.",
+        "Virtual processors of the VM when its container has neither a CPU quota nor a list of CPUs; with one there \
+         are as many as that needs.",
         Field::Number(1, 255, |config| &mut config.vm.vcpus),
+    ),
+    per_sandbox(
+        "vm.max_vcpus",
+        "Most processors that the VM may ever have, by its container's limits or an update of them; never more than \
+         the host has.",
+        Field::Number(1, 255, |config| &mut config.vm.max_vcpus),
     ),
     host_only(
         "kernel.path",

@@ -35,11 +35,13 @@ pub struct Vm {
     pub memory_mib: u32,
     /// Virtual processors.
     pub vcpus: u32,
+    /// Most that it may ever have.
+    pub max_vcpus: u32,
 }
 
 impl Default for Vm {
     fn default() -> Self {
-        Self { memory_mib: 256, vcpus: 1 }
+        Self { memory_mib: 256, vcpus: 1, max_vcpus: 255 }
     }
 }
 

@@ -1,36 +1,40 @@
 //! The sandbox's control groups on the host, on cgroup v1, v2 and hybrid hosts.
 //!
 //! ```text
-//! cgroupsPath/        the monitor; the limits that were asked for
-//! └── kata-vm/        VMM and proxy, under the same limits
+//! PARENT ─┬─ NAME/            cgroupsPath: the monitor; shows the limits that were asked for
+//!         └─ NAME.kata-vm/    VMM and proxy: the sum of the containers' limits, and what running a VM takes
 //! ```
 //!
-//! Controllers are never enabled below `cgroupsPath`: its own limits bind the whole subtree, and so v2's rule
-//! against processes in inner groups does not apply. The shim is in none of them: it has to outlive their limits.
+//! They lie side by side, so that engines read in the group that they know exactly what they asked for, and a limit that fits
+//! a container (4 tasks, 8 MiB) does not end its VMM. Whatever holds for the parent (a pod's group) binds both. The shim is
+//! in none of them: it has to outlive their limits.
+
+mod files;
+mod hierarchies;
+mod remove;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use kata_spec::Limits;
 use thiserror::Error;
 
+use self::{files::Setting, hierarchies::Hierarchies};
 use crate::random;
 
-/// Name of the group of VMM and proxy.
-const VM_GROUP: &str = "kata-vm";
+pub use remove::{remove, remove_unused};
+
+/// What the name of the group of VMM and proxy ends with.
+const VM_SUFFIX: &str = ".kata-vm";
+
+/// Longest name of a group that another one's is made from.
+const LONGEST_NAME: usize = 255 - VM_SUFFIX.len();
 
 /// Parent of the groups of sandboxes whose spec names none.
 const COMMON_PARENT: &str = "kata";
-
-/// v1 hierarchies that a container is put into; those that the host lacks are passed over.
-const LEGACY: [&str; 8] =
-    ["memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "devices", "freezer"];
-
-/// A killed process is gone within milliseconds; this catches one stuck in the kernel.
-const DEATH: Duration = Duration::from_secs(5);
 
 /// Why a control group could not be made, limited, entered or removed.
 #[derive(Debug, Error)]
@@ -73,87 +77,25 @@ pub enum CgroupError {
     },
 }
 
-/// Limits on everything that a sandbox has on the host; absent means none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes, guest base and overhead included.
-    pub memory: Option<i64>,
-    /// Microseconds of CPU time in each period.
-    pub cpu_quota: Option<i64>,
-    /// Microseconds.
-    pub cpu_period: Option<u64>,
-    /// cgroup v1 shares, 2 to 262144.
-    pub cpu_shares: Option<u64>,
-    /// CPU list, "0-1,3".
-    pub cpus: Option<String>,
-    /// Memory node list.
-    pub mems: Option<String>,
-}
-
-/// Where the host has mounted its cgroup file systems.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Hierarchies {
-    /// v1 hierarchies: controller and mount point.
-    legacy: Vec<(&'static str, PathBuf)>,
-    /// The v2 hierarchy: the only one, or a hybrid host's.
-    unified: Option<PathBuf>,
-}
-
-impl Hierarchies {
-    fn find() -> Result<Self, CgroupError> {
-        let text = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
-        Ok(Self::parse(&text))
-    }
-
-    fn parse(mountinfo: &str) -> Self {
-        let mut found = Self { legacy: Vec::new(), unified: None };
-        for line in mountinfo.lines() {
-            let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-            let Some(point) = mount.split(' ').nth(4) else { continue };
-            let mut fields = filesystem.split(' ');
-            match (fields.next(), fields.next(), fields.next()) {
-                (Some("cgroup2"), ..) if found.unified.is_none() => {
-                    found.unified = Some(point.into())
-                }
-                (Some("cgroup"), _, Some(options)) => {
-                    let controllers: Vec<&str> = options.split(',').collect();
-                    for name in LEGACY {
-                        let known = found.legacy.iter().any(|(seen, _)| *seen == name);
-                        if controllers.contains(&name) && !known {
-                            found.legacy.push((name, point.into()));
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        found
-    }
-
-    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
-        self.legacy.iter().map(|(_, root)| root).chain(&self.unified)
-    }
-}
-
 /// A directory that is not there yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// Absolute host path.
     pub path: PathBuf,
-    /// The sandbox's own group or one below; otherwise on the way to it.
+    /// The group itself; otherwise on the way to it.
     pub own: bool,
 }
 
-/// The groups of one sandbox: planned first, so that the ledger can name them, then made.
+/// One group, in every hierarchy of the host: planned first, so that the ledger can name it, then made.
 #[derive(Debug, Clone)]
-pub struct Groups {
+pub struct Group {
     hierarchies: Hierarchies,
     /// Relative to each hierarchy's root.
     path: PathBuf,
 }
 
-impl Groups {
-    /// Where the groups of a sandbox go; `cgroups_path` as in the OCI spec. When it names none they are told apart by more
+impl Group {
+    /// Where the group of a container goes; `cgroups_path` as in the OCI spec. When it names none it is told apart by more
     /// than the id: the same id below another `--root` is another sandbox, and must not be killed with this one.
     ///
     /// # Errors
@@ -166,7 +108,7 @@ impl Groups {
             Some(path) => path.to_owned(),
             None => {
                 let unique = random::bytes::<4>().map_err(CgroupError::Name)?;
-                format!("{COMMON_PARENT}/{id:.240}-{:08x}", u32::from_ne_bytes(unique))
+                format!("{COMMON_PARENT}/{id:.230}-{:08x}", u32::from_ne_bytes(unique))
             }
         };
         let relative = PathBuf::from(path.trim_start_matches('/'));
@@ -177,24 +119,40 @@ impl Groups {
         Ok(Self { hierarchies: Hierarchies::find()?, path: relative })
     }
 
-    /// What [`Groups::make`] and [`Groups::make_vm`] are going to make, outermost first.
+    /// The group of VMM and proxy that goes with a container's, beside it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Name`].
+    pub fn beside(&self) -> Result<Self, CgroupError> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let name = if name.len() <= LONGEST_NAME {
+            name.into_owned()
+        } else {
+            let unique = random::bytes::<4>().map_err(CgroupError::Name)?;
+            format!("{name:.200}-{:08x}", u32::from_ne_bytes(unique))
+        };
+        let path = self.path.with_file_name(name + VM_SUFFIX);
+        Ok(Self { hierarchies: self.hierarchies.clone(), path })
+    }
+
+    /// What [`Group::make`] is going to make, outermost first.
     pub fn missing(&self) -> Vec<Missing> {
         let depth = self.path.components().count();
         let mut missing = Vec::new();
         for root in self.distinct_roots() {
             let mut path = root.clone();
-            for (above, part) in self.path.join(VM_GROUP).components().enumerate() {
+            for (above, part) in self.path.components().enumerate() {
                 path.push(part);
                 // Our own common parent is everybody's to remove: the last to leave finds it unused.
                 if !path.exists() || path == root.join(COMMON_PARENT) {
-                    missing.push(Missing { path: path.clone(), own: above + 1 >= depth });
+                    missing.push(Missing { path: path.clone(), own: above + 1 == depth });
                 }
             }
         }
         missing
     }
 
-    /// Makes the container's group in every hierarchy.
+    /// Makes the group in every hierarchy.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -206,62 +164,72 @@ impl Groups {
         Ok(())
     }
 
-    /// Makes the group of VMM and proxy. After the limits: a v1 cpuset can't be made smaller than its child's, which
-    /// begins as a copy of it.
-    ///
-    /// # Errors
-    /// [`CgroupError`].
-    pub fn make_vm(&self) -> Result<(), CgroupError> {
-        let group = self.path.join(VM_GROUP);
-        self.distinct_roots().iter().try_for_each(|root| make_below(root, &group))
-    }
-
-    /// Puts the monitor into the container's group.
+    /// Puts a process into the group.
     ///
     /// # Errors
     /// [`CgroupError::Write`].
-    pub fn enter(&self, monitor: u32) -> Result<(), CgroupError> {
-        for root in self.distinct_roots() {
-            write(&root.join(&self.path).join("cgroup.procs"), &monitor.to_string())?;
-        }
-        Ok(())
+    pub fn enter(&self, pid: u32) -> Result<(), CgroupError> {
+        self.procs().iter().try_for_each(|procs| write(procs, &pid.to_string()))
     }
 
-    /// `cgroup.procs` files of the group of VMM and proxy, one for each hierarchy.
-    pub fn vm_procs(&self) -> Vec<PathBuf> {
-        let group = self.path.join(VM_GROUP);
-        self.distinct_roots()
-            .into_iter()
-            .map(|root| root.join(&group).join("cgroup.procs"))
-            .collect()
+    /// Its `cgroup.procs` files, one for each hierarchy.
+    pub fn procs(&self) -> Vec<PathBuf> {
+        let roots = self.distinct_roots().into_iter();
+        roots.map(|root| root.join(&self.path).join("cgroup.procs")).collect()
     }
 
-    /// Puts a process into the group of VMM and proxy.
+    /// Sets limits on the group; what they do not ask for stays.
+    ///
+    /// A file that this host does not have, and what only old kernels know, is passed over with a warning: the limit holds in
+    /// the guest all the same.
     ///
     /// # Errors
-    /// [`CgroupError::Write`].
-    pub fn enter_vm(&self, pid: u32) -> Result<(), CgroupError> {
-        self.vm_procs().iter().try_for_each(|procs| write(procs, &pid.to_string()))
-    }
-
-    /// Sets the limits on the container's group.
-    ///
-    /// # Errors
-    /// [`CgroupError::Write`]: a limit that the host refuses is never dropped silently.
+    /// [`CgroupError::Write`]: what the host refuses is never dropped silently.
     pub fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.settings(limits).try_for_each(|(directory, setting)| apply(&directory, &setting))
+    }
+
+    /// The same for limits that include what running a VM takes: where the parent allows less, that binds.
+    ///
+    /// # Errors
+    /// As [`Group::limit`].
+    pub fn bound(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.settings(limits).try_for_each(|(directory, setting)| {
+            // v1 refuses a quota above the parent's.
+            let lenient = setting.lenient || setting.file == "cpu.cfs_quota_us";
+            apply(&directory, &Setting { lenient, ..setting })
+        })
+    }
+
+    fn settings(&self, limits: &Limits) -> impl Iterator<Item = (PathBuf, Setting)> {
+        let mut found = Vec::new();
         for (controller, root) in &self.hierarchies.legacy {
-            for (file, value) in legacy_files(controller, limits) {
-                write(&root.join(&self.path).join(file), &value)?;
-            }
+            let directory = root.join(&self.path);
+            let in_force = fs::read_to_string(directory.join("memory.limit_in_bytes")).ok();
+            let in_force = in_force.and_then(|text| text.trim().parse().ok());
+            let settings = files::legacy(controller, limits, in_force);
+            found.extend(settings.into_iter().map(|setting| (directory.clone(), setting)));
         }
-        if self.hierarchies.legacy.is_empty()
-            && let Some(root) = &self.hierarchies.unified
+        if let Some(root) =
+            self.hierarchies.unified.as_ref().filter(|_| self.hierarchies.legacy.is_empty())
         {
-            for (file, value) in unified_files(limits) {
-                write(&root.join(&self.path).join(file), &value)?;
-            }
+            let settings = files::unified(limits).into_iter();
+            found.extend(settings.map(|setting| (root.join(&self.path), setting)));
         }
-        Ok(())
+        found.into_iter()
+    }
+
+    /// How many of its processes the host's OOM killer has killed.
+    pub fn oom_kills(&self) -> u64 {
+        let memory = self.hierarchies.legacy.iter().find(|(controller, _)| *controller == "memory");
+        let file = match (memory, &self.hierarchies.unified) {
+            (Some((_, root)), _) => root.join(&self.path).join("memory.oom_control"),
+            (None, Some(root)) => root.join(&self.path).join("memory.events"),
+            (None, None) => return 0,
+        };
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
     }
 
     /// On a v2 host the files of a controller appear only where the parent passes it down.
@@ -273,7 +241,7 @@ impl Groups {
         };
         let mut path = root.clone();
         for part in self.path.components() {
-            for controller in ["+memory", "+cpu", "+cpuset", "+pids", "+io"] {
+            for controller in ["+memory", "+cpu", "+cpuset", "+pids", "+io", "+hugetlb"] {
                 let file = path.join("cgroup.subtree_control");
                 // A controller that the host does not have, or a parent that has processes: the limit's own
                 // write says so when such a limit was asked for.
@@ -297,45 +265,18 @@ impl Groups {
     }
 }
 
-fn legacy_files(controller: &str, limits: &Limits) -> Vec<(&'static str, String)> {
-    let all = match controller {
-        "memory" => vec![("memory.limit_in_bytes", limits.memory.map(|v| v.to_string()))],
-        // The period first: a quota is checked against it.
-        "cpu" => vec![
-            ("cpu.shares", limits.cpu_shares.map(|v| v.to_string())),
-            ("cpu.cfs_period_us", limits.cpu_period.map(|v| v.to_string())),
-            ("cpu.cfs_quota_us", limits.cpu_quota.map(|v| v.to_string())),
-        ],
-        "cpuset" => {
-            vec![("cpuset.cpus", limits.cpus.clone()), ("cpuset.mems", limits.mems.clone())]
+fn apply(directory: &Path, setting: &Setting) -> Result<(), CgroupError> {
+    let path = directory.join(&setting.file);
+    match write(&path, &setting.value) {
+        Err(CgroupError::Write { source, .. })
+            if setting.lenient || source.kind() == io::ErrorKind::NotFound =>
+        {
+            let (file, value) = (path.display(), &setting.value);
+            tracing::warn!(%source, %file, value, "a limit is not set on the host; the guest's own holds");
+            Ok(())
         }
-        _ => Vec::new(),
-    };
-    all.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
-}
-
-fn unified_files(limits: &Limits) -> Vec<(&'static str, String)> {
-    let quota =
-        limits.cpu_quota.map(|quota| if quota < 0 { "max".into() } else { quota.to_string() });
-    let cpu = match (quota, limits.cpu_period) {
-        (Some(quota), Some(period)) => Some(format!("{quota} {period}")),
-        (Some(quota), None) => Some(quota),
-        (None, Some(period)) => Some(format!("max {period}")),
-        (None, None) => None,
-    };
-    // The kernel's own mapping of 2..262144 shares to a weight of 1..10000.
-    let weight = limits.cpu_shares.filter(|shares| *shares != 0);
-    let weight =
-        weight.map(|shares| (1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142).to_string());
-    let memory = limits.memory.map(|v| if v < 0 { "max".into() } else { v.to_string() });
-    let all = [
-        ("memory.max", memory),
-        ("cpu.max", cpu),
-        ("cpu.weight", weight),
-        ("cpuset.cpus", limits.cpus.clone()),
-        ("cpuset.mems", limits.mems.clone()),
-    ];
-    all.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
+        written => written,
+    }
 }
 
 /// A new v1 cpuset has no CPU and no memory node, and takes no process, until it is given some.
@@ -357,11 +298,11 @@ fn inherit_cpuset(path: &Path) -> Result<(), CgroupError> {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|source| CgroupError::Write {
-        path: path.into(),
-        value: value.into(),
-        source,
-    })
+    // Not created: the file system refuses that with another error than that there is none.
+    let written = fs::OpenOptions::new().write(true).open(path);
+    written
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|source| CgroupError::Write { path: path.into(), value: value.into(), source })
 }
 
 /// Another sandbox may take the way to our group away as unused while we are on it; then we begin again.
@@ -389,126 +330,33 @@ fn make_all(root: &Path, group: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Removes a group that has neither processes nor groups; leaves one that has.
-///
-/// # Errors
-/// [`CgroupError::Remove`].
-pub fn remove_unused(path: &Path) -> Result<(), CgroupError> {
-    match fs::remove_dir(path) {
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound
-                    | io::ErrorKind::ResourceBusy
-                    | io::ErrorKind::DirectoryNotEmpty
-            ) =>
-        {
-            Ok(())
-        }
-        removed => removed.map_err(|source| CgroupError::Remove { path: path.into(), source }),
-    }
-}
-
-/// Kills what is left in a group and the groups below it, and removes them. Succeeds when it is gone already.
-///
-/// # Errors
-/// [`CgroupError::Remove`] when a process survives SIGKILL.
-pub fn remove(path: &Path) -> Result<(), CgroupError> {
-    let children = match fs::read_dir(path) {
-        Ok(children) => children,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(CgroupError::List { path: path.into(), source }),
-    };
-    for child in children.flatten() {
-        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&child.path())?;
-        }
-    }
-    let deadline = Instant::now() + DEATH;
-    loop {
-        match fs::remove_dir(path) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source)
-                if source.raw_os_error() != Some(libc_ebusy()) || Instant::now() > deadline =>
-            {
-                return Err(CgroupError::Remove { path: path.into(), source });
-            }
-            Err(_) => kill_all(path),
-        }
-    }
-}
-
-fn libc_ebusy() -> i32 {
-    rustix::io::Errno::BUSY.raw_os_error()
-}
-
-/// SIGKILL to every process of the group, and waits until they are dead (or `DEATH` is over).
-fn kill_all(path: &Path) {
-    let procs = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    let pids = procs.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw);
-    let mut dying = Vec::new();
-    for pidfd in pids.filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
-        if let Err(error) = pidfd_send_signal(&pidfd, Signal::KILL) {
-            tracing::debug!(%error, "process of the group died by itself");
-        }
-        dying.push(pidfd);
-    }
-    for pidfd in dying {
-        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        let timeout = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
-        if let Err(error) = rustix::event::poll(&mut poll, Some(&timeout)) {
-            tracing::debug!(%error, "wait for a killed process");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
-    use super::{CgroupError, Groups, Hierarchies, Limits, legacy_files, unified_files};
-
-    const HYBRID: &str = "\
-30 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
-31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
-32 30 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
-33 30 0:29 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
-";
-
-    #[test]
-    fn a_hybrid_host_has_both_kinds() {
-        let found = Hierarchies::parse(HYBRID);
-        assert_eq!(found.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
-        assert!(found.legacy.contains(&("memory", PathBuf::from("/sys/fs/cgroup/memory"))));
-    }
+    use super::{CgroupError, Group};
 
     #[test]
     fn a_path_that_leaves_the_file_system_is_refused() {
-        assert!(matches!(Groups::plan(Some("/a/../../b"), "x"), Err(CgroupError::Escapes(_))));
-        assert!(matches!(Groups::plan(Some("/"), "x"), Err(CgroupError::Escapes(_))));
-        assert!(matches!(Groups::plan(Some("a:b:c"), "x"), Err(CgroupError::SystemdPath(_))));
+        assert!(matches!(Group::plan(Some("/a/../../b"), "x"), Err(CgroupError::Escapes(_))));
+        assert!(matches!(Group::plan(Some("/"), "x"), Err(CgroupError::Escapes(_))));
+        assert!(matches!(Group::plan(Some("a:b:c"), "x"), Err(CgroupError::SystemdPath(_))));
     }
 
     #[test]
     fn sandboxes_of_the_same_id_have_groups_of_their_own() {
-        let plan = || Groups::plan(None, &"x".repeat(255)).unwrap().path;
-        assert_ne!(plan(), plan());
-        assert!(plan().file_name().unwrap().len() <= 255);
+        let plan = || Group::plan(None, &"x".repeat(255)).unwrap();
+        assert_ne!(plan().path, plan().path);
+        assert!(plan().beside().unwrap().path.file_name().unwrap().len() <= 255);
     }
 
     #[test]
-    fn v1_gets_the_period_before_the_quota() {
-        let limits = Limits { cpu_quota: Some(50), cpu_period: Some(100), ..Limits::default() };
-        let files = [("cpu.cfs_period_us", "100".into()), ("cpu.cfs_quota_us", "50".into())];
-        assert_eq!(legacy_files("cpu", &limits), files);
-    }
-
-    #[test]
-    fn v2_gets_weight_for_shares_and_max_for_no_limit() {
-        let limits = Limits { cpu_shares: Some(1024), memory: Some(-1), ..Limits::default() };
-        let files = unified_files(&limits);
-        assert!(files.contains(&("cpu.weight", "39".to_owned())));
-        assert!(files.contains(&("memory.max", "max".to_owned())));
+    fn the_group_of_the_vm_is_beside_the_containers_whatever_its_name() {
+        let beside = |path: &str| {
+            let group = Group::plan(Some(path), "x").unwrap().beside().unwrap();
+            group.path.to_str().unwrap().to_owned()
+        };
+        assert_eq!(beside("/docker/4e1"), "docker/4e1.kata-vm");
+        assert_eq!(beside("lone"), "lone.kata-vm");
+        let long = beside(&format!("/p/{}", "x".repeat(255)));
+        assert!(long.strip_prefix("p/").is_some_and(|name| name.len() <= 255), "{long}");
     }
 }

@@ -23,13 +23,14 @@ use std::{
 
 use kata_hypervisor::Hypervisor;
 use kata_protocol::{agent, hello::HelloError};
+use kata_spec::Limits;
 use kata_sys::spawn::Child;
 use thiserror::Error;
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     agent::{Agent, AgentError},
-    cgroup::{self, CgroupError, Groups, Limits},
+    cgroup::{self, CgroupError, Group},
     clock,
     guest::{AgentConnection, Switchboard},
     ledger::{self, Entry, Ledger, LedgerError},
@@ -99,10 +100,14 @@ pub struct Settings {
     pub hostname: String,
     /// Host path of `kata-proxy`.
     pub proxy: PathBuf,
-    /// Control groups, planned.
-    pub groups: Groups,
-    /// Host limits; guest base and overhead are in the memory limit.
+    /// The container's control group, planned.
+    pub group: Group,
+    /// What was asked for it.
     pub limits: Limits,
+    /// That of VMM and proxy, planned.
+    pub vm_group: Group,
+    /// What they may take.
+    pub vm_limits: Limits,
     /// Pid of the monitor that goes into the container's group.
     pub monitor: u32,
     /// The VM.
@@ -160,16 +165,17 @@ impl Sandbox {
     pub fn prepare(settings: Settings) -> Result<Arc<Self>, SandboxError> {
         let steps = Arc::new(Steps::from_environment());
         let ledger = Ledger::open(&settings.directory_fd)?;
-        for cgroup::Missing { path, own } in settings.groups.missing() {
+        let groups = [&settings.group, &settings.vm_group];
+        for cgroup::Missing { path, own } in groups.iter().flat_map(|group| group.missing()) {
             let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
             ledger.intend(&steps, &entry)?;
         }
         steps.enter(Step::MakeCgroup)?;
-        settings.groups.make()?;
+        groups.iter().try_for_each(|group| group.make())?;
         steps.enter(Step::LimitCgroup)?;
-        settings.groups.limit(&settings.limits)?;
-        settings.groups.make_vm()?;
-        settings.groups.enter(settings.monitor)?;
+        settings.group.limit(&settings.limits)?;
+        settings.vm_group.bound(&settings.vm_limits)?;
+        settings.group.enter(settings.monitor)?;
         let tree = SharedTree::mount(&settings.directory.join("shared"), &steps)?;
         let nonce = random::bytes().map_err(SandboxError::Random)?;
         let (board, agent_waiting) = Switchboard::new(nonce);
@@ -238,7 +244,7 @@ impl Sandbox {
         let proxy_pid = pid_number(&proxy.child);
         let proxy_child = Arc::new(proxy.child);
         self.live().proxy = Some(proxy_child.clone());
-        self.settings.groups.enter_vm(proxy_pid)?;
+        self.settings.vm_group.enter(proxy_pid)?;
         let control = proxy.control;
         let sandbox = self.clone();
         tokio::spawn(self.board.clone().serve(control, move || sandbox.drop_guest_caches()));

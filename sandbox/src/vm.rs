@@ -43,8 +43,12 @@ pub struct VmSettings {
     pub initrd: PathBuf,
     /// Guest memory.
     pub memory: MemoryMib,
-    /// Virtual processors.
+    /// Virtual processors that are up at boot.
     pub vcpus: NonZeroU8,
+    /// Virtual processors that there are; the guest brings the others up when they are needed.
+    pub max_vcpus: NonZeroU8,
+    /// What is to be told of the choice.
+    pub notes: BTreeMap<String, String>,
     /// Machine type; chosen by what the sandbox needs when there is none.
     pub machine: Option<MachineType>,
     /// Accelerator, chosen.
@@ -87,9 +91,9 @@ pub type Made = (Vm, BTreeMap<String, String>);
 /// [`VmError`].
 pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Result<Made, VmError> {
     let mut config = VmConfig::new(settings.kernel.clone(), settings.initrd.clone());
-    config.command_line = command_line(nonce, settings.accelerator.accelerator);
+    config.command_line = command_line(nonce, settings);
     config.memory = settings.memory;
-    config.vcpus = settings.vcpus;
+    config.vcpus = settings.max_vcpus;
     config.accelerator = settings.accelerator.accelerator;
     config.tsc_khz = settings.tsc.khz();
     config.vsock = Some(Vsock { socket: devices.ends.vsock });
@@ -123,10 +127,10 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
 }
 
 /// What the agent is told on the kernel's command line; the driver adds what the machine needs.
-fn command_line(nonce: &BootNonce, accelerator: Accelerator) -> String {
+fn command_line(nonce: &BootNonce, settings: &VmSettings) -> String {
     // The dummy driver makes a link of its own accord, which containers would see.
-    let mut line = "dummy.numdummies=0 ".to_owned();
-    if accelerator == Accelerator::Tcg {
+    let mut line = format!("dummy.numdummies=0 maxcpus={} ", settings.vcpus);
+    if settings.accelerator.accelerator == Accelerator::Tcg {
         // The counter is the host's own. The kernel would check it by timer interrupts, which come late on a busy host,
         // and give it up for a clock that counts those: wrong by as much as they were late.
         // The same lateness makes the kernel's test of the timer fail, upon which it panics; under KVM it does not test.
@@ -142,7 +146,8 @@ fn command_line(nonce: &BootNonce, accelerator: Accelerator) -> String {
 }
 
 fn notes(settings: &VmSettings, machine: &MachineChoice) -> BTreeMap<String, String> {
-    BTreeMap::from([
+    let mut notes = settings.notes.clone();
+    notes.extend([
         ("machine".into(), format!("{:?}: {}", machine.machine, machine.reason)),
         (
             "accelerator".into(),
@@ -152,6 +157,7 @@ fn notes(settings: &VmSettings, machine: &MachineChoice) -> BTreeMap<String, Str
         ("kernel".into(), settings.kernel.display().to_string()),
         ("initrd".into(), settings.initrd.display().to_string()),
         ("memory".into(), settings.memory.to_string()),
-        ("vcpus".into(), settings.vcpus.to_string()),
-    ])
+        ("vcpus".into(), format!("{}, at most {}", settings.vcpus, settings.max_vcpus)),
+    ]);
+    notes
 }

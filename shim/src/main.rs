@@ -17,6 +17,7 @@ mod process;
 mod record;
 mod serve;
 mod service;
+mod sizing;
 mod task;
 mod vmm;
 

@@ -1,7 +1,6 @@
 //! The containers that this shim is responsible for. On the OCI command line, that is one.
 
 use std::{
-    num::NonZeroU8,
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -14,10 +13,10 @@ use kata_engine_api::{
     record::{HOOKS_FILE, Record, Status},
     timestamp::rfc3339,
 };
-use kata_hypervisor::{Accelerator, AcceleratorSetting, MachineType, MemoryMib, TscClock};
+use kata_hypervisor::{Accelerator, AcceleratorSetting, MachineType, TscClock};
 use kata_protocol::{ROOTS, VOLUMES};
 use kata_sandbox::{
-    cgroup::{Groups, Limits},
+    cgroup::Group,
     lifecycle::{Sandbox, Settings},
     network::Namespace,
     share::VolumeKind,
@@ -32,19 +31,12 @@ use crate::{
     monitor::Monitor,
     mounts,
     process::Process,
+    sizing::{self, Capacity, Size},
 };
-
-/// What the guest's kernel and the agent need beside the container's own memory.
-const GUEST_BASE_MIB: u64 = 64;
-
-/// What VMM and proxy take beside the guest's memory: measured under TCG, whose translations are the largest part.
-const OVERHEAD_MIB: u64 = 256;
 
 /// First of the user ids that VMMs run under. The shim's pid picks one: no two live shims have the same, and a VMM never
 /// outlives its shim, so nothing has to be allocated, locked or given back.
 const FIRST_VMM_USER: u32 = 2_000_000_000;
-
-const MIB: u64 = 1024 * 1024;
 
 /// The descriptors that come with a [`Create`].
 #[derive(Debug)]
@@ -165,28 +157,20 @@ impl Service {
     ) -> Result<Settings, Refusal> {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
-        let memory = guest_memory(config, spec);
-        let groups =
-            Groups::plan(spec.cgroups_path.as_deref(), &create.id).map_err(|e| internal(&e))?;
-        let limits = Limits {
-            memory: spec
-                .limits
-                .memory_bytes
-                .and_then(|_| i64::try_from((u64::from(memory.0) + OVERHEAD_MIB) * MIB).ok()),
-            cpu_quota: spec.limits.cpu_quota_us.and_then(|quota| i64::try_from(quota).ok()),
-            cpu_period: spec.limits.cpu_period_us,
-            cpu_shares: spec.limits.cpu_shares,
-            cpus: spec.limits.cpus.clone(),
-            mems: None,
-        };
+        let size = sizing::size(config, &spec.limits, Capacity::of_host())?;
+        let group =
+            Group::plan(spec.cgroups_path.as_deref(), &create.id).map_err(|e| internal(&e))?;
+        let vm_group = group.beside().map_err(|e| internal(&e))?;
         Ok(Settings {
             directory: self.directory.clone(),
             directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
             hostname: spec.hostname.clone().unwrap_or_default(),
             proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
-            vm: vm_settings(config, &prefix, memory, groups.vm_procs())?,
-            groups,
-            limits,
+            limits: spec.limits.clone(),
+            vm_limits: sizing::vm_limits(size.memory, std::iter::once(&spec.limits)),
+            vm: vm_settings(config, &prefix, size, vm_group.procs())?,
+            group,
+            vm_group,
             monitor: create.monitor_pid,
         })
     }
@@ -260,17 +244,10 @@ fn network_path(spec: &Checked, monitor: u32) -> PathBuf {
     }
 }
 
-/// The configured size; a container with a limit gets that much for itself.
-fn guest_memory(config: &Config, spec: &Checked) -> MemoryMib {
-    let wanted = spec.limits.memory_bytes.map(|bytes| bytes.div_ceil(MIB) + GUEST_BASE_MIB);
-    let wanted = wanted.and_then(|mib| u32::try_from(mib).ok());
-    MemoryMib(wanted.map_or(config.vm.memory_mib, |mib| mib.max(128)))
-}
-
 fn vm_settings(
     config: &Config,
     prefix: &Prefix,
-    memory: MemoryMib,
+    size: Size,
     cgroup_procs: Vec<PathBuf>,
 ) -> Result<VmSettings, Refusal> {
     let internal = |e: &dyn std::error::Error| Refusal::internal(e);
@@ -280,7 +257,6 @@ fn vm_settings(
         kata_config::Accelerator::Tcg => AcceleratorSetting::Tcg,
     };
     let accelerator = setting.choose().map_err(|e| internal(&e))?;
-    let vcpus = u8::try_from(config.vm.vcpus).ok().and_then(NonZeroU8::new);
     let shim = prefix.find(Artefact::Shim).map_err(|e| internal(&e))?;
     Ok(VmSettings {
         vmm: find_vmm(config).map_err(|e| internal(&e))?,
@@ -289,10 +265,10 @@ fn vm_settings(
         cgroup_procs,
         kernel: prefix.kernel(config).map_err(|e| internal(&e))?,
         initrd: prefix.initrd(config).map_err(|e| internal(&e))?,
-        memory,
-        vcpus: vcpus.ok_or_else(|| {
-            Refusal::new(FailureKind::InvalidArgument, "vm.vcpus must be from 1 to 255")
-        })?,
+        memory: size.memory,
+        vcpus: size.vcpus,
+        max_vcpus: size.max_vcpus,
+        notes: size.notes.into_iter().map(|(name, note)| (name.into(), note)).collect(),
         machine: match config.hypervisor.machine {
             Machine::Auto => None,
             Machine::Microvm => Some(MachineType::Microvm),

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{process::CheckedProcess, table::Explained};
+use crate::{process::CheckedProcess, resources::Limits, table::Explained};
 
 /// A checked configuration: what the host needs of it, and the guest's copy.
 #[derive(Debug, Clone)]
@@ -143,25 +143,6 @@ pub struct TerminalSize {
     pub rows: u16,
     /// Characters in a line.
     pub columns: u16,
-}
-
-/// `linux.resources` as far as it is set on the host; none is no limit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of memory.
-    pub memory_bytes: Option<u64>,
-    /// Bytes of memory and swap together.
-    pub memory_and_swap_bytes: Option<u64>,
-    /// Relative weight, as cgroup v1 counts it.
-    pub cpu_shares: Option<u64>,
-    /// Microseconds of CPU time in each period.
-    pub cpu_quota_us: Option<u64>,
-    /// Microseconds.
-    pub cpu_period_us: Option<u64>,
-    /// List of CPUs, as in `0-3,6`.
-    pub cpus: Option<String>,
-    /// Number of tasks.
-    pub pids: Option<u64>,
 }
 
 /// Where a mount is, and what of it can be seen from the host.

@@ -22,16 +22,21 @@ mod load;
 mod mounts;
 mod process;
 mod program;
+mod resources;
 mod rules;
 pub mod table;
 mod trees;
 
-pub use checked::{Checked, IdMap, IdRange, Limits, Network, TerminalSize, VolumeSource};
+pub use checked::{Checked, IdMap, IdRange, Network, TerminalSize, VolumeSource};
 pub use defaults::{DEFAULT_PATH, default_for};
 pub use error::{ProgramError, SpecError};
 pub use features::features;
 pub use load::{Neighbours, check, check_beside, load, load_beside};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};
+pub use resources::{
+    BlockIoLimits, CheckedResources, CpuLimits, DEFAULT_PERIOD_US, HugepageLimit, Limits,
+    MemoryLimits, PidsLimit, ThrottleDevice, WeightDevice, check_resources, parse_list,
+};
 pub use table::Explained;
 pub use trees::{TreeError, Trees};

@@ -12,11 +12,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    checked::{Checked, Limits},
-    document::Document,
-    error::SpecError,
-    load::Neighbours,
-    mounts, process,
+    checked::Checked, document::Document, error::SpecError, load::Neighbours, mounts, process,
+    resources,
 };
 
 /// Longest name that sethostname(2) takes.
@@ -40,6 +37,7 @@ pub(crate) fn check(
     check_seccomp(&mut document, config)?;
     check_hooks(&document, config)?;
     devices::check(&mut document, config, &mut guest)?;
+    let limits = resources::limits(&document, &config["linux"]["resources"])?;
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
     Ok(Checked {
         oci_version,
@@ -50,7 +48,7 @@ pub(crate) fn check(
         network,
         volumes: mounts.volumes,
         cgroups_path: text(&config["linux"]["cgroupsPath"]),
-        limits: limits(&config["linux"]["resources"]),
+        limits,
         annotations: annotations(&config["annotations"]),
         hooks: config["hooks"].clone(),
         bundle,
@@ -153,21 +151,6 @@ fn check_hooks(document: &Document, config: &Value) -> Result<(), SpecError> {
         }
     }
     Ok(())
-}
-
-fn limits(resources: &Value) -> Limits {
-    // 0 and -1 both mean that there is no limit.
-    let positive = |value: &Value| value.as_u64().filter(|number| *number > 0);
-    let (memory, cpu) = (&resources["memory"], &resources["cpu"]);
-    Limits {
-        memory_bytes: positive(&memory["limit"]),
-        memory_and_swap_bytes: positive(&memory["swap"]),
-        cpu_shares: positive(&cpu["shares"]),
-        cpu_quota_us: positive(&cpu["quota"]),
-        cpu_period_us: positive(&cpu["period"]),
-        cpus: text(&cpu["cpus"]),
-        pids: positive(&resources["pids"]["limit"]),
-    }
 }
 
 fn annotations(map: &Value) -> BTreeMap<String, String> {

@@ -12,6 +12,7 @@ pub use names::{
     SECCOMP_OPERATORS,
 };
 pub use process::PROCESS;
+pub use resources::RESOURCES;
 
 /// What becomes of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -144,8 +144,8 @@ fn what_is_not_applied_is_refused_by_name() {
         ),
         (
             "/linux/resources",
-            json!({"memory": {"disableOOMKiller": true}}),
-            "linux.resources.memory.disableOOMKiller: refused",
+            json!({"cpu": {"realtimeRuntime": 1000}}),
+            "linux.resources.cpu.realtimeRuntime: refused",
         ),
         (
             "/mounts/-",

@@ -4,8 +4,8 @@
 use std::{fs, path::Path};
 
 use kata_spec::{
-    Checked, IdRange, Limits, Network, SpecError, TerminalSize, check, check_beside, default_for,
-    features, load, parse_process,
+    Checked, IdRange, Network, SpecError, TerminalSize, check, check_beside, default_for, features,
+    load, parse_process,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -54,18 +54,10 @@ fn dockers_reaches_the_guest_without_what_is_the_hosts() {
     let size = TerminalSize { rows: 40, columns: 120 };
     assert_eq!(checked.process.terminal_size, Some(size));
     assert_eq!(checked.cgroups_path.as_deref(), Some("/docker/4e1"));
-    assert_eq!(
-        checked.limits,
-        Limits {
-            memory_bytes: Some(128 << 20),
-            memory_and_swap_bytes: Some(256 << 20),
-            cpu_shares: Some(512),
-            cpu_quota_us: Some(50_000),
-            cpu_period_us: Some(100_000),
-            cpus: None,
-            pids: Some(100),
-        }
-    );
+    let (memory, cpu) = (&checked.limits.memory, &checked.limits.cpu);
+    assert_eq!((memory.limit, memory.swap), (Some(128 << 20), Some(256 << 20)));
+    assert_eq!((cpu.shares, cpu.quota, cpu.period), (Some(512), Some(50_000), Some(100_000)));
+    assert_eq!((cpu.cpus.as_deref(), checked.limits.pids.limit), (None, Some(100)));
     let [hosts, data] = &checked.volumes[..] else { panic!("{:?}", checked.volumes) };
     assert_eq!((hosts.mount, hosts.directory, hosts.read_only), (7, false, false));
     assert_eq!((data.mount, data.directory, data.read_only), (8, true, true));

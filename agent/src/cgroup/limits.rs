@@ -18,11 +18,14 @@ fn set(file: impl Into<String>, value: impl ToString) -> Setting {
     Setting { file: file.into(), value: value.to_string(), optional: false }
 }
 
-/// What to write, in this order.
-pub(super) fn settings(resources: &Resources) -> Result<Vec<Setting>, Failure> {
+/// What to write, in this order, in a guest that may have so many `processors`.
+pub(super) fn settings(resources: &Resources, processors: u32) -> Result<Vec<Setting>, Failure> {
     let mut settings = Vec::new();
     if let Some(cpu) = &resources.cpu {
         cpu_settings(cpu, &mut settings);
+        if let Some(list) = cpu.cpus.as_deref().filter(|list| !list.trim().is_empty()) {
+            settings.push(set("cpuset.cpus", own_processors(list, processors)?));
+        }
     }
     if let Some(memory) = &resources.memory {
         memory_settings(memory, &mut settings)?;
@@ -84,10 +87,24 @@ fn cpu_settings(cpu: &Cpu, settings: &mut Vec<Setting>) {
     if let Some(burst) = cpu.burst {
         settings.push(set("cpu.max.burst", burst));
     }
-    for (file, list) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
-        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
-            settings.push(set(file, list));
-        }
+}
+
+/// A list of the host's processors as one of the guest's, which are numbered from 0: as many as the list has. To which of
+/// the host's they are held is the host's to do.
+fn own_processors(list: &str, processors: u32) -> Result<String, Failure> {
+    let unknown = || Failure::invalid(format!("cpus {list:?} is no list of processors"));
+    let mut count = 0_u32;
+    for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: u32 = first.trim().parse().map_err(|_| unknown())?;
+        let last: u32 = last.trim().parse().map_err(|_| unknown())?;
+        let length = last.checked_sub(first).and_then(|rest| rest.checked_add(1));
+        count = length.and_then(|length| count.checked_add(length)).ok_or_else(unknown)?;
+    }
+    match count.min(processors.max(1)) {
+        0 => Err(unknown()),
+        1 => Ok("0".to_owned()),
+        count => Ok(format!("0-{}", count - 1)),
     }
 }
 
@@ -98,7 +115,12 @@ fn weight_of_shares(shares: u64) -> u64 {
 
 fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), Failure> {
     let limit = memory.limit.filter(|limit| *limit != 0);
-    if let Some(swap) = memory.swap.filter(|swap| *swap != 0) {
+    let swap = match (memory.swap.filter(|swap| *swap != 0), limit) {
+        // Without a limit on memory there is none on swap either.
+        (None, Some(-1)) => Some(-1),
+        (swap, _) => swap,
+    };
+    if let Some(swap) = swap {
         let value = match (swap, limit) {
             (..0, _) => "max".to_owned(),
             (swap, Some(limit @ 0..)) if swap >= limit => (swap - limit).to_string(),
@@ -151,7 +173,7 @@ mod tests {
 
     fn written(resources: &str) -> Vec<(String, String)> {
         let resources: Resources = serde_json::from_str(resources).unwrap();
-        let settings = settings(&resources).unwrap();
+        let settings = settings(&resources, 4).unwrap();
         settings.into_iter().map(|setting| (setting.file, setting.value)).collect()
     }
 
@@ -171,7 +193,7 @@ mod tests {
     fn swap_below_memory_is_refused() {
         let resources: Resources =
             serde_json::from_str(r#"{"memory": {"limit": 1000, "swap": 500}}"#).unwrap();
-        assert!(settings(&resources).is_err());
+        assert!(settings(&resources, 4).is_err());
     }
 
     #[test]
@@ -183,6 +205,24 @@ mod tests {
             [pair("cpu.weight", "39"), pair("cpu.max", "50000 100000"), pair("cpuset.cpus", "0-1")];
         assert_eq!(settings, expected);
         assert_eq!(written(r#"{"cpu": {"quota": -1}}"#), [pair("cpu.max", "max")]);
+    }
+
+    #[test]
+    fn processors_of_the_host_are_as_many_of_the_guest() {
+        for (list, own) in [("3", "0"), ("1,3", "0-1"), ("0-7", "0-3"), (" 2-3 ,9", "0-2")] {
+            let json = format!(r#"{{"cpu": {{"cpus": "{list}"}}}}"#);
+            assert_eq!(written(&json), [pair("cpuset.cpus", own)], "{list}");
+        }
+        for bad in ["x", "3-1", "0-4294967295,0", ","] {
+            let json = format!(r#"{{"cpu": {{"cpus": "{bad}"}}}}"#);
+            assert!(settings(&serde_json::from_str(&json).unwrap(), 4).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_limit_on_memory_is_none_on_swap() {
+        let expected = [pair("memory.swap.max", "max"), pair("memory.max", "max")];
+        assert_eq!(written(r#"{"memory": {"limit": -1}}"#), expected);
     }
 
     #[test]
@@ -198,7 +238,7 @@ mod tests {
     fn a_unified_key_can_not_leave_the_group() {
         let resources: Resources =
             serde_json::from_str(r#"{"unified": {"../cgroup.procs": "1"}}"#).unwrap();
-        assert!(settings(&resources).is_err());
+        assert!(settings(&resources, 4).is_err());
     }
 
     #[test]

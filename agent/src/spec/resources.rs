@@ -55,8 +55,8 @@ pub struct Cpu {
     pub burst: Option<u64>,
     pub period: Option<u64>,
     pub idle: Option<i64>,
+    /// As the host numbers them.
     pub cpus: Option<String>,
-    pub mems: Option<String>,
 }
 
 /// Number of tasks; 0 and below are no limit.

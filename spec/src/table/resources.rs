@@ -1,15 +1,19 @@
-//! `linux.resources`. Limits hold in the guest; those of memory, CPU and pids are also set on the host.
+//! `linux.resources`. Limits hold in the guest; they are also set on the host's groups, where engines read them.
 
 use super::{
-    Field, I64, Kind, TEXT_MAP, U16, U32, U64, applied, names, refused, required, translated,
+    Field, I64, Kind, TEXT_MAP, U16, U32, U64, applied, host_only, names, refused, required,
+    translated,
 };
 
 const HOST_DEVICE: &str = "a device of the host is not the guest's";
 const NOT_V2: &str =
     "control groups v2, which the guest has, know no such setting; runc ignores it there";
+const PROXYS: &str = "holds on the host, for what the proxy reads and writes there for the guest";
+const NUMBERS: &str = "the VM is held to these on the host; the guest's own are numbered from 0";
 const NET_V1: &str = "control groups v2, which the guest has, know no network classes";
 
-pub(super) const RESOURCES: &[Field] = &[
+/// Rows of `linux.resources`.
+pub const RESOURCES: &[Field] = &[
     applied("devices", Kind::List(&Kind::Object(DEVICE_RULE))),
     applied("memory", Kind::Object(MEMORY)),
     applied("cpu", Kind::Object(CPU)),
@@ -36,7 +40,11 @@ const MEMORY: &[Field] = &[
     translated("kernel", I64, NOT_V2),
     translated("kernelTCP", I64, NOT_V2),
     translated("swappiness", U64, NOT_V2),
-    refused("disableOOMKiller", Kind::Bool, "control groups v2, which the guest has, can't"),
+    host_only(
+        "disableOOMKiller",
+        Kind::Bool,
+        "set on a host's group of v1; control groups v2, which the guest has, can't",
+    ),
     translated("useHierarchy", Kind::Bool, "always on in control groups v2"),
     applied("checkBeforeUpdate", Kind::Bool),
 ];
@@ -47,8 +55,8 @@ const CPU: &[Field] = &[
     applied("burst", U64),
     applied("period", U64),
     applied("idle", I64),
-    applied("cpus", Kind::Text),
-    applied("mems", Kind::Text),
+    translated("cpus", Kind::Text, NUMBERS),
+    host_only("mems", Kind::Text, "the VM is held to these on the host; the guest has one node"),
     refused("realtimeRuntime", I64, "control groups v2, which the guest has, can't"),
     translated("realtimePeriod", U64, "no effect without realtimeRuntime"),
 ];
@@ -58,11 +66,24 @@ const PIDS: &[Field] = &[applied("limit", I64)];
 const BLOCK_IO: &[Field] = &[
     applied("weight", U16),
     translated("leafWeight", U16, NOT_V2),
-    refused("weightDevice", Kind::Any, HOST_DEVICE),
-    refused("throttleReadBpsDevice", Kind::Any, HOST_DEVICE),
-    refused("throttleWriteBpsDevice", Kind::Any, HOST_DEVICE),
-    refused("throttleReadIOPSDevice", Kind::Any, HOST_DEVICE),
-    refused("throttleWriteIOPSDevice", Kind::Any, HOST_DEVICE),
+    host_only("weightDevice", Kind::List(&Kind::Object(WEIGHT_DEVICE)), PROXYS),
+    host_only("throttleReadBpsDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
+    host_only("throttleWriteBpsDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
+    host_only("throttleReadIOPSDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
+    host_only("throttleWriteIOPSDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
+];
+
+const WEIGHT_DEVICE: &[Field] = &[
+    required(applied("major", I64)),
+    required(applied("minor", I64)),
+    applied("weight", U16),
+    applied("leafWeight", U16),
+];
+
+const THROTTLE_DEVICE: &[Field] = &[
+    required(applied("major", I64)),
+    required(applied("minor", I64)),
+    required(applied("rate", U64)),
 ];
 
 const HUGEPAGE_LIMIT: &[Field] =
