@@ -93,6 +93,8 @@ pub fn prepare() -> Result<(), BootError> {
     // The kernel's log begins with the command line.
     fs::write("/proc/sys/kernel/dmesg_restrict", "1").during("restrict the kernel log")?;
     fs::write("/proc/self/oom_score_adj", "-1000").during("keep the OOM killer off")?;
+    // A host has memory for many containers, and promises each as much as it asks for; what counts is the limit of its cgroup.
+    fs::write("/proc/sys/vm/overcommit_memory", "1").during("promise memory as a host does")?;
     raise_limits()?;
     cgroup::prepare_hierarchy().during("prepare the cgroup hierarchy")?;
     mounts::mount_shares()?;

@@ -28,8 +28,6 @@ pub struct Create {
     pub monitor_pid: u32,
     /// The network namespace came as a descriptor.
     pub network_namespace: bool,
-    /// The spec shares the host's network: the guest gets loopback alone.
-    pub host_network: bool,
     /// One for each volume tree, in order.
     pub volumes: Vec<Volume>,
     /// Terminal size before the first resize.

@@ -131,7 +131,7 @@ fn make(
     };
     let joined = match &bundle.spec.network {
         Network::Path(path) => Some(open_namespace(path)?),
-        Network::Host | Network::New => None,
+        Network::New => None,
     };
     let plan = MonitorPlan {
         container: creation.id,
@@ -139,15 +139,13 @@ fn make(
         terminal: creation.console.terminal(),
         network: match (&bundle.spec.network, &joined) {
             (_, Some(namespace)) => MonitorNetwork::Join(namespace.as_fd()),
-            (Network::New, None) => MonitorNetwork::New,
-            (Network::Host | Network::Path(_), None) => MonitorNetwork::Callers,
+            (Network::New | Network::Path(_), None) => MonitorNetwork::New,
         },
     };
     let (monitor, pipe) = start_monitor(creation.prefix, dir, &plan)?;
     undo.owns(&monitor.child)?;
     pipe.wait()?;
     let network = match bundle.spec.network {
-        Network::Host => None,
         Network::New => Some(network_of(&monitor)?),
         Network::Path(_) => joined,
     };
@@ -187,7 +185,6 @@ fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Re
         bundle: bundle.spec.bundle.display().to_string(),
         monitor_pid: monitor.pid(),
         network_namespace: network.is_some(),
-        host_network: bundle.spec.network == Network::Host,
         volumes: described(&bundle.spec),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
     });

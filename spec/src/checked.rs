@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{process::CheckedProcess, resources::Limits, table::Explained};
+use crate::{overlay::Layers, process::CheckedProcess, resources::Limits, table::Explained};
 
 /// A checked configuration: what the host needs of it, and the guest's copy.
 #[derive(Debug, Clone)]
@@ -87,21 +87,19 @@ impl Checked {
 /// The network that a container is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Network {
-    /// No network namespace is asked for, so it would be the host's; the guest gets loopback alone.
-    Host,
-    /// A new one.
+    /// A new one, with loopback alone.
     New,
     /// This one.
     Path(PathBuf),
 }
 
-/// The source of a bind mount.
+/// The source of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeSource {
     /// Index in `mounts`.
     pub mount: usize,
-    /// Absolute host path.
-    pub source: PathBuf,
+    /// What the guest is shown.
+    pub origin: Origin,
     /// With what is mounted below it.
     pub recursive: bool,
     /// A directory; else a regular file.
@@ -134,6 +132,15 @@ pub struct IdRange {
     pub outside: u32,
     /// How many.
     pub count: u32,
+}
+
+/// Where a volume comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// From this absolute host path.
+    Path(PathBuf),
+    /// From an overlay that is mounted for it.
+    Overlay(Layers),
 }
 
 /// Size of a terminal in characters.

@@ -20,6 +20,7 @@ mod error;
 mod features;
 mod load;
 mod mounts;
+mod overlay;
 mod process;
 mod program;
 mod resources;
@@ -27,11 +28,12 @@ mod rules;
 pub mod table;
 mod trees;
 
-pub use checked::{Checked, IdMap, IdRange, Network, TerminalSize, VolumeSource};
+pub use checked::{Checked, IdMap, IdRange, Network, Origin, TerminalSize, VolumeSource};
 pub use defaults::{DEFAULT_PATH, default_for};
 pub use error::{ProgramError, SpecError};
 pub use features::features;
 pub use load::{Neighbours, check, check_beside, load, load_beside};
+pub use overlay::{Layers, OverlayError};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};
 pub use resources::{

@@ -10,9 +10,10 @@ use rustix::fs::statfs;
 use serde_json::{Value, json};
 
 use crate::{
-    checked::{IdMap, IdRange, MountPoint, VolumeSource},
+    checked::{IdMap, IdRange, MountPoint, Origin, VolumeSource},
     document::Document,
     error::SpecError,
+    overlay,
     process::strings,
     rules::{devices::GUEST_DEVICES, elements, host_path, namespaces::check_map},
 };
@@ -38,6 +39,7 @@ pub(crate) const GUEST_TYPES: &[&str] = &[
     "devtmpfs",
 ];
 
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 const SHARED_MEMORY: &str = "/dev/shm";
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const PROC_MAGIC: u64 = 0x9fa0;
@@ -83,9 +85,17 @@ pub(crate) fn check(
                 None
             }
             Class::Volume(volume) => {
-                let host = volume.source.clone();
+                let host = match &volume.origin {
+                    Origin::Path(path) => Some(path.clone()),
+                    // Made later; what it shows is in many places of the host.
+                    Origin::Overlay(_) => None,
+                };
+                if host.is_none() {
+                    for_guest["type"] = json!("bind");
+                    for_guest["options"] = json!(overlay::binding(&mount.options));
+                }
                 mounts.volumes.push(volume);
-                Some(host)
+                host
             }
         };
         mounts.points.push(MountPoint { destination: mount.destination, host });
@@ -201,6 +211,9 @@ impl Mount {
         if GUEST_TYPES.contains(&self.kind.as_str()) {
             return Ok(Class::Guest);
         }
+        if self.kind == "overlay" {
+            return self.overlay(document);
+        }
         if self.kind.is_empty() {
             return Err(document.wrong(self.field("type"), "is missing, and it is no bind mount"));
         }
@@ -209,6 +222,26 @@ impl Mount {
             self.kind
         );
         Err(document.refuse(self.field("type"), why))
+    }
+
+    fn overlay(&self, document: &mut Document) -> Result<Class, SpecError> {
+        if self.id_map.is_some() {
+            return Err(
+                document.refuse(self.field("options"), "the ids of an overlay can't be mapped")
+            );
+        }
+        let layers = overlay::parse(&self.options)
+            .map_err(|why| document.wrong(self.field("options"), why))?;
+        document.translate(self.field("type"), "mounted on the host, and shared as a volume");
+        Ok(Class::Volume(VolumeSource {
+            mount: self.index,
+            read_only: self.is_read_only() || layers.upper.is_none(),
+            origin: Origin::Overlay(layers),
+            recursive: false,
+            directory: true,
+            read_only_below: false,
+            id_map: None,
+        }))
     }
 
     fn bind(&self, document: &mut Document) -> Result<Class, SpecError> {
@@ -232,9 +265,9 @@ impl Mount {
                 document.translate(self.field("source"), "the guest's /sys");
                 Ok(self.kernel("sysfs"))
             }
-            CGROUP_MAGIC | CGROUP2_MAGIC if self.source.starts_with("/sys/fs/cgroup") => {
+            CGROUP_MAGIC | CGROUP2_MAGIC if self.source.starts_with(CONTROL_GROUPS) => {
                 document.translate(self.field("source"), "the guest's control groups");
-                Ok(self.kernel("cgroup"))
+                Ok(self.control_groups())
             }
             PROC_MAGIC | SYSFS_MAGIC | CGROUP_MAGIC | CGROUP2_MAGIC => {
                 let why =
@@ -243,7 +276,7 @@ impl Mount {
             }
             _ => Ok(Class::Volume(VolumeSource {
                 mount: self.index,
-                source: self.source.clone(),
+                origin: Origin::Path(self.source.clone()),
                 recursive: self.has("rbind"),
                 directory: kind.is_dir(),
                 read_only: self.is_read_only(),
@@ -297,6 +330,15 @@ impl Mount {
             ("source", json!(kind)),
             ("options", json!(options)),
         ])
+    }
+
+    /// The guest has one hierarchy: who is given one of the host's by name, as systemd is, gets that one.
+    fn control_groups(&self) -> Class {
+        let Class::Replaced(mut fields) = self.kernel("cgroup") else { return Class::Guest };
+        if self.destination.starts_with(CONTROL_GROUPS) {
+            fields.push(("destination", json!(CONTROL_GROUPS)));
+        }
+        Class::Replaced(fields)
     }
 
     /// The options that are not about binding.

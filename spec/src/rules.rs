@@ -38,13 +38,14 @@ pub(crate) fn check(
     check_hooks(&document, config)?;
     devices::check(&mut document, config, &mut guest)?;
     let limits = resources::limits(&document, &config["linux"]["resources"])?;
+    namespaces::complete(config, &mut guest);
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
     Ok(Checked {
         oci_version,
         read_only_root: guest["root"]["readonly"] == true,
         rootfs,
         process,
-        hostname: text(&config["hostname"]),
+        hostname: text(&config["hostname"]).or_else(|| namespaces::shared_name(config)),
         network,
         volumes: mounts.volumes,
         cgroups_path: text(&config["linux"]["cgroupsPath"]),

@@ -19,7 +19,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use crate::{Checked, IdMap, IdRange};
+use crate::{Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource};
 
 /// Why a tree was not taken.
 #[derive(Debug, Error)]
@@ -31,6 +31,8 @@ pub enum TreeError {
     ReadOnly { path: PathBuf, source: io::Error },
     #[error("cannot map the ids of the volume {}", path.display())]
     MapIds { path: PathBuf, source: io::Error },
+    #[error("cannot mount an overlay")]
+    Overlay(#[source] OverlayError),
 }
 
 /// Everything of a bundle that the guest will see.
@@ -51,22 +53,28 @@ impl Trees {
         let root = clone(&spec.rootfs, true)?;
         let mut volumes = Vec::new();
         for volume in &spec.volumes {
-            let tree = clone(&volume.source, volume.recursive)?;
-            if let Some(map) = &volume.id_map {
-                map_ids(&tree, map).map_err(|source| {
-                    let path = volume.source.clone();
-                    TreeError::MapIds { path, source }
-                })?;
-            }
-            if volume.read_only_below {
-                forbid_writing(&tree, &volume.source, Reach::Tree)?;
-            } else if volume.read_only {
-                forbid_writing(&tree, &volume.source, Reach::Mount)?;
-            }
+            let tree = match &volume.origin {
+                Origin::Path(path) => take_volume(volume, path)?,
+                Origin::Overlay(layers) => layers.mount().map_err(TreeError::Overlay)?,
+            };
             volumes.push(tree);
         }
         Ok(Self { root, volumes })
     }
+}
+
+fn take_volume(volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError> {
+    let tree = clone(path, volume.recursive)?;
+    if let Some(map) = &volume.id_map {
+        map_ids(&tree, map)
+            .map_err(|source| TreeError::MapIds { path: path.to_owned(), source })?;
+    }
+    if volume.read_only_below {
+        forbid_writing(&tree, path, Reach::Tree)?;
+    } else if volume.read_only {
+        forbid_writing(&tree, path, Reach::Mount)?;
+    }
+    Ok(tree)
 }
 
 fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, TreeError> {

@@ -138,6 +138,16 @@ fn what_is_not_applied_is_refused_by_name() {
             "linux.namespaces[2].path: refused: the ipc namespace /proc/1/ns/ipc",
         ),
         (
+            "/linux/namespaces",
+            json!([{"type": "mount"}, {"type": "pid"}, {"type": "ipc"}]),
+            "linux.namespaces: refused: no network namespace is given",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "mount"}, {"type": "network"}, {"type": "ipc"}]),
+            "linux.namespaces: refused: no pid namespace is given",
+        ),
+        (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
             "linux.seccomp.defaultAction: refused",
@@ -149,8 +159,8 @@ fn what_is_not_applied_is_refused_by_name() {
         ),
         (
             "/mounts/-",
-            json!({"destination": "/x", "type": "overlay", "source": "overlay"}),
-            "mounts[7].type: refused: a file system of type overlay",
+            json!({"destination": "/x", "type": "ext4", "source": "/dev/sda"}),
+            "mounts[7].type: refused: a file system of type ext4",
         ),
         (
             "/mounts/-",

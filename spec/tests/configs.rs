@@ -4,8 +4,8 @@
 use std::{fs, path::Path};
 
 use kata_spec::{
-    Checked, IdRange, Network, SpecError, TerminalSize, check, check_beside, default_for, features,
-    load, parse_process,
+    Checked, IdRange, Network, Origin, SpecError, TerminalSize, check, check_beside, default_for,
+    features, load, parse_process,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -61,7 +61,7 @@ fn dockers_reaches_the_guest_without_what_is_the_hosts() {
     let [hosts, data] = &checked.volumes[..] else { panic!("{:?}", checked.volumes) };
     assert_eq!((hosts.mount, hosts.directory, hosts.read_only), (7, false, false));
     assert_eq!((data.mount, data.directory, data.read_only), (8, true, true));
-    assert_eq!(data.source, bundle.path().join("data"));
+    assert_eq!(data.origin, Origin::Path(bundle.path().join("data")));
     assert!(data.recursive);
 
     let guest = guest(&checked);
@@ -130,6 +130,35 @@ fn shared_memory_from_the_engine_becomes_the_guests_own() {
     assert_eq!(mount["type"], "tmpfs");
     let size = mount["options"][2].as_str().unwrap();
     assert!(size.strip_prefix("size=").unwrap().parse::<u64>().unwrap() > 0);
+}
+
+#[test]
+fn an_overlay_becomes_a_volume() {
+    let bundle = bundle("{}");
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    config["mounts"] = json!([{"destination": "/o", "type": "overlay", "source": "/anywhere",
+        "options": ["lowerdir=/a:/b", "nosuid"]}]);
+    let checked = check(&config, bundle.path()).unwrap();
+    let Origin::Overlay(layers) = &checked.volumes[0].origin else { panic!("{checked:?}") };
+    assert_eq!(layers.lower, [Path::new("/a"), Path::new("/b")]);
+    assert!(checked.volumes[0].read_only && checked.volumes[0].directory);
+    let mount = guest(&checked)["mounts"][0].clone();
+    assert_eq!(
+        (mount["type"].as_str(), mount["source"].as_str()),
+        (Some("bind"), Some("/volumes/0"))
+    );
+    assert_eq!(mount["options"], json!(["bind", "nosuid"]));
+}
+
+#[test]
+fn without_a_uts_namespace_the_guest_has_the_hosts_name() {
+    let bundle = bundle("{}");
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    config["linux"]["namespaces"].as_array_mut().unwrap().retain(|it| it["type"] != "uts");
+    config["hostname"] = Value::Null;
+    let checked = check(&config, bundle.path()).unwrap();
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    assert_eq!(checked.hostname, Some(name));
 }
 
 #[test]

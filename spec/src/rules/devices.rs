@@ -14,6 +14,7 @@ pub(crate) const GUEST_DEVICES: &[(u64, u64, &str)] = &[
     (1, 8, "random"),
     (1, 9, "urandom"),
     (1, 11, "kmsg"),
+    (1, 11, "kmsg"),
     (5, 0, "tty"),
     (5, 1, "console"),
     (5, 2, "ptmx"),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::system::uname;
 use serde_json::{Value, json};
 
 use crate::{
@@ -27,7 +28,7 @@ pub(super) fn check(
     guest: &mut Value,
     neighbours: &Neighbours<'_>,
 ) -> Result<Network, SpecError> {
-    let mut network = Network::Host;
+    let mut network = None;
     for (index, namespace) in list(config).iter().enumerate() {
         let field = format!("linux.namespaces[{index}]");
         let kind = namespace["type"].as_str().unwrap_or_default();
@@ -36,8 +37,8 @@ pub(super) fn check(
         }
         let path = namespace["path"].as_str().filter(|path| !path.is_empty());
         match (kind, path) {
-            ("network", None) => network = Network::New,
-            ("network", Some(path)) => network = check_network(document, &field, path)?,
+            ("network", None) => network = Some(Network::New),
+            ("network", Some(path)) => network = Some(check_network(document, &field, path)?),
             (_, None) => {}
             (kind, Some(path)) => {
                 let field = format!("{field}.path");
@@ -46,12 +47,18 @@ pub(super) fn check(
             }
         }
     }
-    for kind in ["pid", "ipc", "uts", "cgroup"].into_iter().filter(|kind| !has(config, kind)) {
-        let how = format!("no {kind} namespace, so that of the guest instead of the host's");
-        document.translate("linux.namespaces", how);
+    if let Some(kind) = ["pid", "ipc"].into_iter().find(|kind| !has(config, kind)) {
+        return Err(document.refuse("linux.namespaces", of_the_host(kind)));
     }
-    if network == Network::Host {
-        document.translate("linux.namespaces", "no network namespace: loopback alone");
+    let Some(network) = network else {
+        return Err(document.refuse("linux.namespaces", of_the_host("network")));
+    };
+    if !has(config, "uts") {
+        document
+            .translate("linux.namespaces", "no uts namespace: the guest's, with the host's name");
+    }
+    if !has(config, "cgroup") {
+        document.translate("linux.namespaces", "no cgroup namespace: one of its own in the guest");
     }
     if !has(config, "mount") {
         return Err(document.wrong("linux.namespaces", "needs a mount namespace"));
@@ -83,6 +90,27 @@ fn share(
             Err(document.refuse(field, why))
         }
     }
+}
+
+/// Gives the guest's copy the namespaces that a container of a VM always has.
+pub(super) fn complete(config: &Value, guest: &mut Value) {
+    if has(config, "cgroup") {
+        return;
+    }
+    if let Some(list) = guest["linux"]["namespaces"].as_array_mut() {
+        list.push(json!({ "type": "cgroup" }));
+    }
+}
+
+/// The name of a container that shares the host's.
+pub(super) fn shared_name(config: &Value) -> Option<String> {
+    let name = || uname().nodename().to_string_lossy().into_owned();
+    (!has(config, "uts")).then(name)
+}
+
+/// Leaving a namespace out is how an engine asks for the host's.
+fn of_the_host(kind: &str) -> String {
+    format!("no {kind} namespace is given, which is the host's, and a VM can't share that")
 }
 
 fn check_network(document: &Document, field: &str, path: &str) -> Result<Network, SpecError> {
