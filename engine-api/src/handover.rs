@@ -32,6 +32,19 @@ pub struct Create {
     pub volumes: Vec<Volume>,
     /// Terminal size before the first resize.
     pub terminal_size: Option<TerminalSize>,
+    /// The root is made of these, not of the root tree, which is an empty directory then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
+}
+
+/// An image's layers, of which the container's root is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layers {
+    /// Absolute host paths, the uppermost first.
+    pub lower: Vec<String>,
+    /// Absolute host path of a directory for what the container writes; made by the shim, and removed with the sandbox.
+    pub writable: String,
 }
 
 /// A bind mount's source, taken by the caller because the shim can't see the engine's mounts.

@@ -187,6 +187,7 @@ fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Re
         network_namespace: network.is_some(),
         volumes: described(&bundle.spec),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
+        layers: None,
     });
     let mut fds: Vec<BorrowedFd<'_>> =
         vec![monitor.control.as_fd(), config.as_fd(), trees.root.as_fd()];

@@ -12,6 +12,7 @@ use std::{
     sync::Mutex,
 };
 
+use kata_sys::removal::remove_tree;
 use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -35,6 +36,11 @@ pub enum Entry {
     },
     /// A directory on the way to it, which other sandboxes may use too: removed when nobody does.
     CgroupParent {
+        /// Absolute host path.
+        path: PathBuf,
+    },
+    /// A directory of the sandbox's own on a disk: removed with all that is in it.
+    Directory {
         /// Absolute host path.
         path: PathBuf,
     },
@@ -64,6 +70,12 @@ pub enum LedgerError {
         path: PathBuf,
         #[source]
         source: cgroup::CgroupError,
+    },
+    #[error("remove {path}")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error("restore link {link}")]
     Redirect {
@@ -139,11 +151,22 @@ fn undo(entry: &Entry) -> Result<(), LedgerError> {
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
         Entry::CgroupParent { path } => cgroup::remove_unused(path)
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
+        Entry::Directory { path } => remove_directory(path)
+            .map_err(|source| LedgerError::Directory { path: path.clone(), source }),
         Entry::Redirect { namespace, identity, link } => {
             network::restore_link(namespace, *identity, link).map_err(|source| {
                 LedgerError::Redirect { link: link.clone(), source: Box::new(source) }
             })
         }
+    }
+}
+
+/// What a container wrote is nested as deep as it liked.
+fn remove_directory(path: &Path) -> io::Result<()> {
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    match File::open(above) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        above => remove_tree(above?, name),
     }
 }
 
@@ -179,11 +202,15 @@ mod tests {
         ledger
             .intend(&Steps::default(), &Entry::Cgroup { path: directory.path().join("gone") })
             .unwrap();
+        let written = directory.path().join("written");
+        fs::create_dir_all(written.join("deep")).unwrap();
+        ledger.intend(&Steps::default(), &Entry::Directory { path: written.clone() }).unwrap();
         let file = directory.path().join(FILE);
         let mut text = fs::read_to_string(&file).unwrap();
         text.push_str("{\"cgroup\":{\"pa");
         fs::write(&file, text).unwrap();
         replay(directory.path()).unwrap();
+        assert!(!written.exists());
         replay(directory.path()).unwrap();
     }
 }

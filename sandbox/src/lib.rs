@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod clock;
 pub mod guest;
+pub mod layers;
 pub mod ledger;
 pub mod lifecycle;
 pub mod loss;

@@ -33,6 +33,7 @@ use crate::{
     cgroup::{self, CgroupError, Group},
     clock,
     guest::{AgentConnection, Switchboard},
+    layers::{Layers, LayersError},
     ledger::{self, Entry, Ledger, LedgerError},
     loss::{self, Loss},
     network::{self, Namespace, Network, NetworkError},
@@ -63,6 +64,8 @@ pub enum SandboxError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Share(#[from] ShareError),
+    #[error(transparent)]
+    Layers(#[from] LayersError),
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
@@ -142,6 +145,8 @@ struct Live {
     proxy: Option<Arc<Child>>,
     facts: Facts,
     stopping: bool,
+    /// Locks on what the roots are made of.
+    layers: Vec<OwnedFd>,
 }
 
 /// One sandbox.
@@ -195,6 +200,16 @@ impl Sandbox {
     /// The tree that the guest will see.
     pub fn tree(&self) -> &SharedTree {
         &self.tree
+    }
+
+    /// Makes a container's root of an image's layers; they stay in use for as long as the sandbox lives.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
+    pub fn attach_layers(&self, id: &str, layers: &Layers) -> Result<(), SandboxError> {
+        let locks = layers.attach(id, &self.tree, (&self.ledger, &self.steps))?;
+        self.live().layers.extend(locks);
+        Ok(())
     }
 
     /// The seam.

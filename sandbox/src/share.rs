@@ -6,6 +6,7 @@
 //! may unmount its own view at will.
 
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -27,7 +28,7 @@ use crate::step::{InjectedFault, Step, Steps};
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum ShareError {
-    #[error("mount the shared tree on {path}")]
+    #[error("mount on {path}")]
     Mount {
         path: PathBuf,
         #[source]
@@ -108,6 +109,25 @@ impl SharedTree {
         let place = Path::new("roots").join(id);
         self.make_directory(&place)?;
         self.attach(tree, &place)
+    }
+
+    /// Mounts a new file system as a container's root.
+    ///
+    /// # Errors
+    /// [`ShareError`].
+    pub(crate) fn mount_root(
+        &self,
+        id: &str,
+        kind: &str,
+        options: &CStr,
+        steps: &Steps,
+    ) -> Result<(), ShareError> {
+        steps.enter(Step::MountLayers)?;
+        let place = Path::new("roots").join(id);
+        self.make_directory(&place)?;
+        let path = self.path.join(place);
+        mount("kata-root", &path, kind, MountFlags::NOSUID | MountFlags::NODEV, options)
+            .map_err(|e| ShareError::Mount { path, source: e.into() })
     }
 
     /// Attaches a volume under its number.

@@ -19,6 +19,8 @@ pub enum Step {
     MountSharedTree,
     AttachRoot,
     AttachVolume,
+    MakeWritable,
+    MountLayers,
     ScanNetwork,
     MakeTap,
     RedirectLink,

@@ -9,7 +9,7 @@ use std::{
 
 use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix, find_vmm};
 use kata_engine_api::{
-    handover::{Create, FailureKind},
+    handover::{Create, FailureKind, Layers},
     record::{HOOKS_FILE, Record, Status},
     timestamp::rfc3339,
 };
@@ -115,7 +115,7 @@ impl Service {
         let mut needed = settings.vm.files();
         needed.extend([settings.proxy.clone(), network_path(&spec, create.monitor_pid)]);
         let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
-        attach_trees(&sandbox, create, &handed).map_err(|e| Refusal::internal(&e))?;
+        attach_trees(&sandbox, create, &handed)?;
         let guest_spec = spec.guest_spec(|number| format!("{}/{number}", VOLUMES.1));
         let network = handed
             .network
@@ -223,15 +223,23 @@ impl Service {
     }
 }
 
-fn attach_trees(
-    sandbox: &Sandbox,
-    create: &Create,
-    handed: &Handed,
-) -> Result<(), kata_sandbox::share::ShareError> {
-    sandbox.tree().attach_root(&create.id, &handed.root, sandbox.steps())?;
+fn attach_trees(sandbox: &Sandbox, create: &Create, handed: &Handed) -> Result<(), Refusal> {
+    let internal = |e: &dyn std::error::Error| Refusal::internal(e);
+    match &create.layers {
+        Some(Layers { lower, writable }) => {
+            let lower = lower.iter().map(PathBuf::from).collect();
+            let layers = kata_sandbox::layers::Layers { lower, writable: writable.into() };
+            sandbox.attach_layers(&create.id, &layers)?;
+        }
+        None => sandbox
+            .tree()
+            .attach_root(&create.id, &handed.root, sandbox.steps())
+            .map_err(|e| internal(&e))?,
+    }
     for (number, (volume, tree)) in create.volumes.iter().zip(&handed.volumes).enumerate() {
         let kind = if volume.directory { VolumeKind::Directory } else { VolumeKind::File };
-        sandbox.tree().attach_volume(number, kind, tree, sandbox.steps())?;
+        let tree = sandbox.tree().attach_volume(number, kind, tree, sandbox.steps());
+        tree.map_err(|e| internal(&e))?;
     }
     Ok(())
 }

@@ -15,9 +15,11 @@ mod overlay;
 mod reference;
 mod store;
 mod tar;
+mod users;
 
 pub use digest::Digest;
 pub use image::{FilesError, Image, ImageConfig, ImageError};
 pub use layer::{Budget, LayerError};
 pub use reference::{Form, Reference};
 pub use store::{DEFAULT_PATH, Layers, Store, StoreError};
+pub use users::{User, UserError, find_user};
