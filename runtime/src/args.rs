@@ -82,6 +82,8 @@ pub enum Command {
     Check(Report),
     /// Print versions, paths and the configuration with its sources
     Env(Report),
+    /// Say of each field of a bundle's config.json what becomes of it
+    Explain(Explain),
     /// Print what of the OCI runtime spec this runtime can do, as JSON
     #[command(hide = true)]
     Features,
@@ -288,6 +290,30 @@ pub struct Spec {
     /// Directory to write config.json to
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
+}
+
+/// Forms of reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Answers:
+  applied     the guest does it as a host would
+  translated  it is honoured another way, which is told
+  host only   it is about the host, or means nothing to a VM, which is told
+  refused     it can't be honoured; create fails with the same words
+  wrong       nobody could apply it; create fails with the same words
+  unknown     no field of the specification that this version knows")]
+pub struct Explain {
+    /// Directory with config.json
+    #[arg(value_name = "BUNDLE", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Form of the report
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub format: ReportFormat,
 }
 
 #[derive(Debug, Args)]

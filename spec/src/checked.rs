@@ -36,6 +36,8 @@ pub struct Checked {
     pub annotations: BTreeMap<String, String>,
     /// `hooks` as they were written; null when there are none.
     pub hooks: Value,
+    /// What a person should know although nothing is refused, one line each.
+    pub warnings: Vec<String>,
     /// What became of each field that is there.
     pub(crate) explained: BTreeSet<Explained>,
     /// The configuration as the guest gets it, but for the sources of volumes.

@@ -16,11 +16,35 @@ pub(crate) struct Document {
     pub(crate) name: String,
     /// What became of the fields that are there.
     pub(crate) explained: BTreeSet<Explained>,
+    /// What a person should know although nothing is refused.
+    pub(crate) warnings: Vec<String>,
+    /// An error is one answer more, and the rest is looked at all the same.
+    survey: bool,
 }
 
 impl Document {
     pub(crate) fn new(name: String) -> Self {
-        Self { name, explained: BTreeSet::new() }
+        Self { name, explained: BTreeSet::new(), warnings: Vec::new(), survey: false }
+    }
+
+    /// One whose errors are all to be found, not only the first.
+    pub(crate) fn for_survey(name: String) -> Self {
+        Self { survey: true, ..Self::new(name) }
+    }
+
+    /// The end of a check; in a survey an error becomes an answer, and there is no value.
+    pub(crate) fn settle<T>(
+        &mut self,
+        checked: Result<T, SpecError>,
+    ) -> Result<Option<T>, SpecError> {
+        match checked {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if self.survey => {
+                self.explained.extend(Explained::of_error(&error));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Parses JSON.
@@ -83,9 +107,11 @@ impl Document {
         path: &str,
     ) -> Result<Option<Value>, SpecError> {
         if let Treatment::Refused(why) = field.treatment {
-            return if is_unset(value) { Ok(None) } else { Err(self.refuse(path, why)) };
+            let refused = if is_unset(value) { Ok(()) } else { Err(self.refuse(path, why)) };
+            return Ok(self.settle(refused)?.and(None));
         }
-        let kept = self.value(&field.kind, value, path)?;
+        let kept = self.value(&field.kind, value, path);
+        let Some(kept) = self.settle(kept)? else { return Ok(None) };
         let has_rows = matches!(field.kind, Kind::Object(_) | Kind::List(Kind::Object(_)));
         if !has_rows || field.treatment != Treatment::Applied {
             self.explained.insert(Explained::new(&pattern(path), field.treatment));

@@ -32,7 +32,7 @@ pub use checked::{Checked, IdMap, IdRange, Network, Origin, TerminalSize, Volume
 pub use defaults::{DEFAULT_PATH, default_for};
 pub use error::{ProgramError, SpecError};
 pub use features::features;
-pub use load::{Neighbours, check, check_beside, load, load_beside};
+pub use load::{Explanation, Neighbours, check, check_beside, explain, load, load_beside};
 pub use overlay::{Layers, OverlayError};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};

@@ -8,7 +8,13 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{checked::Checked, document::Document, error::SpecError, rules, table};
+use crate::{
+    checked::Checked,
+    document::Document,
+    error::SpecError,
+    rules,
+    table::{self, Explained},
+};
 
 /// Name of the configuration in a bundle.
 const CONFIG: &str = "config.json";
@@ -61,6 +67,40 @@ pub fn check_beside(
 ) -> Result<Checked, SpecError> {
     let bundle = absolute(bundle)?;
     check_document(Document::new(CONFIG.to_owned()), config, bundle, neighbours)
+}
+
+/// What becomes of every field that a bundle sets.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// One answer a field, sorted by its path.
+    pub answers: Vec<Explained>,
+}
+
+impl Explanation {
+    /// True when a container can be made of the bundle, as far as its configuration goes.
+    pub fn runs(&self) -> bool {
+        !self.answers.iter().any(Explained::is_fatal)
+    }
+}
+
+/// Says of every field of a bundle's `config.json` what becomes of it, the refused and the wrong ones included.
+///
+/// # Errors
+/// When there is no JSON object to speak of.
+pub fn explain(bundle: &Path) -> Result<Explanation, SpecError> {
+    let bundle = absolute(bundle)?;
+    let path = bundle.join(CONFIG);
+    let json = read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
+    let mut document = Document::for_survey(path.display().to_string());
+    let config = document.parse(&json)?;
+    let checked = document.object(table::CONFIG, &config, "");
+    document.settle(checked)?;
+    rules::survey(&mut document, &config, &bundle)?;
+    let told = document.explained;
+    let specific = |line: &Explained| {
+        line.treatment != "applied" || !told.iter().any(|it| it.field == line.field && it != line)
+    };
+    Ok(Explanation { answers: told.iter().filter(|line| specific(line)).cloned().collect() })
 }
 
 fn check_document(

@@ -62,17 +62,11 @@ pub(crate) fn check(
 ) -> Result<Mounts, SpecError> {
     let mut mounts = Mounts { volumes: Vec::new(), points: Vec::new() };
     for (index, value) in elements(&config["mounts"]).iter().enumerate() {
-        let mut mount = Mount::new(index, value, bundle);
-        mount.check_strings(document, value)?;
-        mount.id_map = mount.check_id_map(document, config)?;
+        let checked = Mount::checked(document, config, (index, value), bundle);
+        let Some((mount, class)) = document.settle(checked)? else { continue };
         let for_guest = &mut guest["mounts"][index];
         // runc takes a relative destination for one below the root.
         for_guest["destination"] = json!(mount.destination);
-        let class = mount.classify(document)?;
-        if mount.id_map.is_some() && !matches!(class, Class::Volume(_)) {
-            let why = "only a bind mount of a directory or file of the host can be id-mapped";
-            return Err(document.wrong(mount.field("uidMappings"), why));
-        }
         if mount.id_map.is_some() {
             for_guest["options"] = json!(mount.options_for_guest());
         }
@@ -133,6 +127,23 @@ impl Mount {
             options: strings(&value["options"]),
             id_map: None,
         }
+    }
+
+    fn checked(
+        document: &mut Document,
+        config: &Value,
+        (index, value): (usize, &Value),
+        bundle: &Path,
+    ) -> Result<(Self, Class), SpecError> {
+        let mut mount = Self::new(index, value, bundle);
+        mount.check_strings(document, value)?;
+        mount.id_map = mount.check_id_map(document, config)?;
+        let class = mount.classify(document)?;
+        if mount.id_map.is_some() && !matches!(class, Class::Volume(_)) {
+            let why = "only a bind mount of a directory or file of the host can be id-mapped";
+            return Err(document.wrong(mount.field("uidMappings"), why));
+        }
+        Ok((mount, class))
     }
 
     fn field(&self, name: &str) -> String {

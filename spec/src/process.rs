@@ -107,6 +107,7 @@ fn drop_unknown_capabilities(document: &mut Document, guest: &mut Value, path: &
             if !known {
                 let field = join(path, &format!("capabilities.{set}"));
                 document.translate(field, format!("unknown capability {name} is left out"));
+                document.warnings.push(format!("unknown capability {name} is left out"));
             }
             known
         });

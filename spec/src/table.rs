@@ -14,6 +14,8 @@ pub use names::{
 pub use process::PROCESS;
 pub use resources::RESOURCES;
 
+use crate::error::SpecError;
+
 /// What becomes of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
@@ -105,7 +107,7 @@ const fn required(field: Field) -> Field {
 pub struct Explained {
     /// Path of the field; `[]` stands for every element of a list.
     pub field: String,
-    /// `applied`, `translated`, `host only`, `refused` or `unknown`.
+    /// `applied`, `translated`, `host only`, `refused`, `wrong` or `unknown`.
     pub treatment: &'static str,
     /// How or why, where there is more to say.
     pub detail: String,
@@ -125,6 +127,24 @@ impl Explained {
     pub(crate) fn unknown(field: String) -> Self {
         let detail = "not a field of the OCI runtime specification that this version knows; ignored, as it requires";
         Self { field, treatment: "unknown", detail: detail.to_owned() }
+    }
+
+    /// The answer that an error is about one field; none about the document as a whole.
+    pub(crate) fn of_error(error: &SpecError) -> Option<Self> {
+        let (field, treatment, detail) = match error {
+            SpecError::Field { field, why, .. } => (field, "wrong", why.clone()),
+            SpecError::Refused { field, why, .. } => (field, "refused", why.clone()),
+            SpecError::HostPath { field, path, source, .. } => {
+                (field, "wrong", format!("{}: {source}", path.display()))
+            }
+            SpecError::Read { .. } | SpecError::Syntax { .. } => return None,
+        };
+        Some(Self { field: field.clone(), treatment, detail })
+    }
+
+    /// True when no container comes of a configuration with this answer.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.treatment, "refused" | "wrong")
     }
 
     pub(crate) fn translated(field: String, detail: String) -> Self {

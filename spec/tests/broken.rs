@@ -3,7 +3,7 @@
 
 use std::{error::Error, fs};
 
-use kata_spec::{check, default_for};
+use kata_spec::{check, default_for, explain};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -371,6 +371,10 @@ proptest! {
         let mut config = default_for("/", &["sh".to_owned()], false);
         check(&document, std::path::Path::new("/")).ok();
         set(&mut config, &part, document);
-        check(&config, std::path::Path::new("/")).ok();
+        let runs = check(&config, std::path::Path::new("/")).is_ok();
+        let bundle = tempfile::tempdir().unwrap();
+        fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
+        let explained = explain(bundle.path()).unwrap();
+        prop_assert_eq!(explained.runs(), runs, "{:?}", explained.answers);
     }
 }

@@ -1,5 +1,7 @@
 //! `create`: everything but the program's first instruction.
 
+use std::path::Path;
+
 use super::Context;
 use crate::{
     args::{Create, Creating},
@@ -11,7 +13,7 @@ use crate::{
 impl Context<'_> {
     pub(super) fn create(&self, typed: &Create) -> Result<(), Failure> {
         refuse(typed.creating.preserve_fds)?;
-        let bundle = Bundle::load(&typed.creating.bundle)?;
+        let bundle = self.load_bundle(&typed.creating.bundle)?;
         let console = detached_console(&typed.creating, bundle.spec.process.terminal)?;
         let creation = Creation {
             root: &self.root,
@@ -23,6 +25,15 @@ impl Context<'_> {
             journal: self.journal,
         };
         create(&creation, Source::Bundle(Box::new(bundle))).map(drop)
+    }
+}
+
+impl Context<'_> {
+    /// Reads and checks a bundle, and passes on what is odd but no failure.
+    pub(super) fn load_bundle(&self, directory: &Path) -> Result<Bundle, Failure> {
+        let bundle = Bundle::load(directory)?;
+        bundle.spec.warnings.iter().for_each(|warning| self.journal.warn(warning));
+        Ok(bundle)
     }
 }
 

@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod env;
 mod exec;
+mod explain;
 mod kill;
 mod list;
 mod ps;
@@ -62,6 +63,7 @@ impl Command {
             Self::Spec(_) => "spec",
             Self::Check(_) => "check",
             Self::Env(_) => "env",
+            Self::Explain(_) => "explain",
             Self::Features => "features",
             Self::Version => "version",
         }
@@ -123,6 +125,7 @@ impl<'a> Context<'a> {
             }
             Command::Spec(spec) => spec::write(&spec.bundle)?,
             Command::Env(report) => self.env(&report)?,
+            Command::Explain(explain) => explain::print(&explain)?,
             Command::Features => print_json(&kata_spec::features())?,
             Command::Version => print(&version())?,
         }

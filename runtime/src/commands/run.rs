@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     args::{Creating, Run},
-    bundle::Bundle,
     create::{Console, Created, Creation, Source, create},
     failure::Failure,
     foreground::{Event, Foreground, Signals},
@@ -35,7 +34,7 @@ impl Context<'_> {
         let (source, terminal) = match &made_up {
             Some(spec) => (Source::Spec(spec), typed.made_up.terminal),
             None => {
-                let bundle = Bundle::load(&typed.creating.bundle)?;
+                let bundle = self.load_bundle(&typed.creating.bundle)?;
                 let terminal = bundle.spec.process.terminal;
                 (Source::Bundle(Box::new(bundle)), terminal)
             }

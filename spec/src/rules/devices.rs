@@ -32,37 +32,56 @@ pub(super) fn check(
 ) -> Result<(), SpecError> {
     let all_allowed = allows_all(config);
     for (index, device) in elements(&config["linux"]["devices"]).iter().enumerate() {
-        let field = format!("linux.devices[{index}]");
-        let path = device["path"].as_str().unwrap_or_default();
-        if !path.starts_with('/') {
-            return Err(document.wrong(format!("{field}.path"), "must be an absolute path"));
-        }
-        let kind = device["type"].as_str().unwrap_or_default();
-        // A fifo is no device: it is made like a file.
-        if kind == "p" {
-            continue;
-        }
-        let (Some(major), Some(minor)) = (device["major"].as_u64(), device["minor"].as_u64())
-        else {
-            return Err(document.wrong(field, format!("{path} needs a major and a minor number")));
-        };
-        let known = kind != "b" && GUEST_DEVICES.iter().any(|(a, b, _)| (*a, *b) == (major, minor));
-        if known {
-            continue;
-        }
-        if all_allowed {
+        let known = check_one(document, &format!("linux.devices[{index}]"), device, all_allowed);
+        if document.settle(known)? == Some(Known::Perhaps) {
             guest["linux"]["devices"][index]["optional"] = json!(true);
-            document.translate("linux.devices[]", "of all the host's, those that the guest has");
-        } else if host_has(kind, major, minor) {
-            let why = format!(
-                "{path} ({kind} {major}:{minor}) is a device of the host, which the guest does not have"
-            );
-            return Err(document.refuse(field, why));
-        } else {
-            document.translate("linux.devices[]", "a node of a device that nobody has");
         }
     }
     Ok(())
+}
+
+/// Whether the guest has a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Its node can be made.
+    Yes,
+    /// Its node is made if so.
+    Perhaps,
+}
+
+fn check_one(
+    document: &mut Document,
+    field: &str,
+    device: &Value,
+    all_allowed: bool,
+) -> Result<Known, SpecError> {
+    let path = device["path"].as_str().unwrap_or_default();
+    if !path.starts_with('/') {
+        return Err(document.wrong(format!("{field}.path"), "must be an absolute path"));
+    }
+    let kind = device["type"].as_str().unwrap_or_default();
+    // A fifo is no device: it is made like a file.
+    if kind == "p" {
+        return Ok(Known::Yes);
+    }
+    let (Some(major), Some(minor)) = (device["major"].as_u64(), device["minor"].as_u64()) else {
+        return Err(document.wrong(field, format!("{path} needs a major and a minor number")));
+    };
+    if kind != "b" && GUEST_DEVICES.iter().any(|(a, b, _)| (*a, *b) == (major, minor)) {
+        return Ok(Known::Yes);
+    }
+    if all_allowed {
+        document.translate("linux.devices[]", "of all the host's, those that the guest has");
+        return Ok(Known::Perhaps);
+    }
+    if host_has(kind, major, minor) {
+        let why = format!(
+            "{path} ({kind} {major}:{minor}) is a device of the host, which the guest does not have"
+        );
+        return Err(document.refuse(field, why));
+    }
+    document.translate("linux.devices[]", "a node of a device that nobody has");
+    Ok(Known::Yes)
 }
 
 /// True when the device rules let the container use whatever there is.

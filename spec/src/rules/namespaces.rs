@@ -38,12 +38,17 @@ pub(super) fn check(
         let path = namespace["path"].as_str().filter(|path| !path.is_empty());
         match (kind, path) {
             ("network", None) => network = Some(Network::New),
-            ("network", Some(path)) => network = Some(check_network(document, &field, path)?),
+            ("network", Some(path)) => {
+                let checked = check_network(document, &field, path);
+                network = document.settle(checked)?.or(Some(Network::New));
+            }
             (_, None) => {}
             (kind, Some(path)) => {
                 let field = format!("{field}.path");
-                let shared = share(document, (&field, kind, path), neighbours)?;
-                guest["linux"]["namespaces"][index]["path"] = json!(shared);
+                let shared = share(document, (&field, kind, path), neighbours);
+                if let Some(shared) = document.settle(shared)? {
+                    guest["linux"]["namespaces"][index]["path"] = json!(shared);
+                }
             }
         }
     }
