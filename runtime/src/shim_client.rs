@@ -6,8 +6,8 @@ use kata_engine_api::{
     containerd::{
         process::ProcessInfo,
         task::{
-            DeleteRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest, ShutdownRequest,
-            StartRequest, WaitRequest,
+            ConnectRequest, DeleteRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest,
+            ShutdownRequest, StartRequest, WaitRequest,
         },
         task_ttrpc::TaskClient,
     },
@@ -120,6 +120,14 @@ impl ShimClient {
             .await
             .map(drop)
             .map_err(|e| from_status("shutdown", e))
+    }
+
+    /// False when the connection was taken by a shim that is about to end.
+    pub async fn lives(&self) -> bool {
+        let request = ConnectRequest { id: self.id(), ..Default::default() };
+        let answer = self.task.connect(context(PROMPT), &request).await;
+        // A refusal is an answer, too.
+        matches!(answer, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
     }
 
     /// Freezes all processes.

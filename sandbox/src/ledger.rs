@@ -44,14 +44,18 @@ pub enum Entry {
         /// Absolute host path.
         path: PathBuf,
     },
-    /// The ingress qdisc, and the filter in it, of a link that belongs to an engine.
+    /// The filter on the ingress hook, and the qdisc if it was made for it, of a link that belongs to an engine.
     Redirect {
         /// Host path of the network namespace.
         namespace: PathBuf,
         /// Device and inode of that namespace: another one at the same path is left alone.
         identity: (u64, u64),
-        /// Name of the link.
+        /// Name of the link, for people.
         link: String,
+        /// Index of the link: its name may change.
+        index: u32,
+        /// Whether the qdisc was made for the filter.
+        own_qdisc: bool,
     },
 }
 
@@ -128,7 +132,7 @@ impl Ledger {
 ///
 /// # Errors
 /// [`LedgerError`] of the first entry that could not be taken away.
-pub fn replay(directory: &Path) -> Result<(), LedgerError> {
+pub fn replay(directory: &Path, steps: &Steps) -> Result<(), LedgerError> {
     let file = match OpenOptions::new().read(true).open(directory.join(FILE)) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -140,12 +144,12 @@ pub fn replay(directory: &Path) -> Result<(), LedgerError> {
     let entries = lines.iter().rev().filter_map(|line| serde_json::from_str::<Entry>(line).ok());
     let mut outcome = Ok(());
     for entry in entries {
-        outcome = outcome.and(undo(&entry));
+        outcome = outcome.and(undo(&entry, steps));
     }
     outcome
 }
 
-fn undo(entry: &Entry) -> Result<(), LedgerError> {
+fn undo(entry: &Entry, steps: &Steps) -> Result<(), LedgerError> {
     match entry {
         Entry::Cgroup { path } => cgroup::remove(path)
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
@@ -153,9 +157,17 @@ fn undo(entry: &Entry) -> Result<(), LedgerError> {
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
         Entry::Directory { path } => remove_directory(path)
             .map_err(|source| LedgerError::Directory { path: path.clone(), source }),
-        Entry::Redirect { namespace, identity, link } => {
-            network::restore_link(namespace, *identity, link).map_err(|source| {
-                LedgerError::Redirect { link: link.clone(), source: Box::new(source) }
+        Entry::Redirect { namespace, identity, link, index, own_qdisc } => {
+            let redirected = network::Redirected {
+                namespace,
+                identity: *identity,
+                link,
+                index: *index,
+                own_qdisc: *own_qdisc,
+            };
+            network::restore_link(&redirected, steps).map_err(|source| LedgerError::Redirect {
+                link: link.clone(),
+                source: Box::new(source),
             })
         }
     }
@@ -209,8 +221,8 @@ mod tests {
         let mut text = fs::read_to_string(&file).unwrap();
         text.push_str("{\"cgroup\":{\"pa");
         fs::write(&file, text).unwrap();
-        replay(directory.path()).unwrap();
+        replay(directory.path(), &Steps::default()).unwrap();
         assert!(!written.exists());
-        replay(directory.path()).unwrap();
+        replay(directory.path(), &Steps::default()).unwrap();
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     layers::{Layers, LayersError},
     ledger::{self, Entry, Ledger, LedgerError},
     loss::{self, Loss},
-    network::{self, Namespace, Network, NetworkError},
+    network::{self, Namespace, Network, NetworkError, guard::Claim},
     process::{self, pid_number},
     proxy::{self, ProxyError, ProxyPlan},
     random,
@@ -147,6 +147,8 @@ struct Live {
     stopping: bool,
     /// Locks on what the roots are made of.
     layers: Vec<OwnedFd>,
+    /// On the network namespace.
+    claim: Option<Claim>,
 }
 
 /// One sandbox.
@@ -249,6 +251,7 @@ impl Sandbox {
 
     async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<u32, SandboxError> {
         let mut network = self.attach_network(boot.network).await?;
+        self.live().claim = network.claim.take();
         self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,
@@ -483,8 +486,10 @@ impl Sandbox {
     pub async fn tear_down(&self) -> Result<(), SandboxError> {
         self.stop().await;
         self.tree.unmount()?;
-        let directory = self.settings.directory.clone();
-        let replay = tokio::task::spawn_blocking(move || ledger::replay(&directory)).await;
+        // Replaying takes the claim itself, as whoever deletes without a shim has to.
+        drop(self.live().claim.take());
+        let (directory, steps) = (self.settings.directory.clone(), self.steps.clone());
+        let replay = tokio::task::spawn_blocking(move || ledger::replay(&directory, &steps)).await;
         replay.map_err(|_| SandboxError::NetworkTask)??;
         Ok(())
     }

@@ -24,6 +24,7 @@ pub enum Step {
     ScanNetwork,
     MakeTap,
     RedirectLink,
+    RestoreLink,
     SpawnProxy,
     BootVmm,
     AwaitAgent,
@@ -78,10 +79,12 @@ impl Steps {
             Some(fault) if fault.step == step.to_string() => {
                 if fault.kill {
                     let me = rustix::process::getpid();
-                    if let Err(error) =
-                        rustix::process::kill_process(me, rustix::process::Signal::KILL)
-                    {
-                        tracing::error!(%error, "kill this process for KATA_FAULT");
+                    match rustix::process::kill_process(me, rustix::process::Signal::KILL) {
+                        // Another thread may be the one that takes the signal: until then nothing goes on.
+                        Ok(()) => loop {
+                            std::thread::park();
+                        },
+                        Err(error) => tracing::error!(%error, "kill this process for KATA_FAULT"),
                     }
                 }
                 Err(InjectedFault(step))

@@ -7,7 +7,7 @@ use kata_engine_api::{
     record::{Cause, END_FILE, EndNote, Ended, Record, Status},
     timestamp::rfc3339,
 };
-use kata_sandbox::ledger;
+use kata_sandbox::{ledger, step::Steps};
 
 use crate::{process::LOST, record};
 
@@ -22,7 +22,8 @@ pub fn state(directory: &Path) -> anyhow::Result<()> {
 
 /// Takes away everything that the ledger names, then the directory. Succeeds when it is gone already.
 pub fn delete(directory: &Path) -> anyhow::Result<()> {
-    ledger::replay(directory).with_context(|| format!("clean up after {}", directory.display()))?;
+    ledger::replay(directory, &Steps::from_environment())
+        .with_context(|| format!("clean up after {}", directory.display()))?;
     match fs::remove_dir_all(directory) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(e).with_context(|| format!("remove {}", directory.display()))

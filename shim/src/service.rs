@@ -20,6 +20,7 @@ use kata_sandbox::{
     lifecycle::{Sandbox, Settings},
     network::Namespace,
     share::VolumeKind,
+    step::Steps,
     vm::VmSettings,
 };
 use kata_spec::{Checked, check};
@@ -96,7 +97,7 @@ impl Service {
         }
         let made = self.make(create, handed);
         if let Err(refusal) = made {
-            if let Err(error) = kata_sandbox::ledger::replay(&self.directory) {
+            if let Err(error) = kata_sandbox::ledger::replay(&self.directory, &Steps::default()) {
                 tracing::warn!(%error, "undo a failed create");
             }
             self.finished.notify_one();

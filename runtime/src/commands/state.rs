@@ -66,13 +66,19 @@ impl Context<'_> {
 /// The record of a shim that answers.
 async fn live_record(dir: &SandboxDir, id: &ContainerId) -> Result<Option<Record>, Failure> {
     let Some(shim) = ShimClient::connect(dir, id)? else { return Ok(None) };
+    if !shim.lives().await {
+        return Ok(None);
+    }
     let record = dir.record()?;
     if !record.as_ref().is_some_and(has_unnoticed_end) {
         return Ok(record);
     }
-    // Whether it has noticed by then or not: the record is what it knows.
-    tokio::time::timeout(MOMENT, shim.wait()).await.ok();
-    dir.record()
+    match tokio::time::timeout(MOMENT, shim.wait()).await {
+        // Whoever took the call was about to end itself.
+        Ok(Err(_)) => Ok(None),
+        // Whether it has noticed by then or not: the record is what it knows.
+        Ok(Ok(())) | Err(_) => dir.record(),
+    }
 }
 
 /// The container's pid is gone, and nobody has said so yet.

@@ -8,10 +8,11 @@
 //! Each link of the namespace gets a tap beside it; tc redirects every frame of the one to the other. The guest takes
 //! over the link's name, MAC, MTU, addresses, routes and neighbours; the link keeps its own, since engines read them.
 //! A tap lives as long as its descriptor. The redirect lives on a link that belongs to the engine, so it
-//! stands in the ledger.
-//!
-//! **Invariant**: nothing is touched in a namespace in which PID 1 or this process lives.
+//! stands in the ledger. What may be touched at all is decided by [`guard`], and nowhere else.
 
+mod card;
+mod error;
+pub mod guard;
 mod redirect;
 mod scan;
 
@@ -28,71 +29,17 @@ use rustix::{
     fs::fstat,
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
-use thiserror::Error;
 
+use self::{
+    card::{Wired, Wiring},
+    guard::{Claim, GuardError, Identity},
+};
 use crate::{
-    ledger::{Entry, Ledger, LedgerError},
-    step::{InjectedFault, Step, Steps},
+    ledger::Ledger,
+    step::{Step, Steps},
 };
 
-/// Why the network could not be passed through.
-#[derive(Debug, Error)]
-#[allow(missing_docs)]
-pub enum NetworkError {
-    #[error("open network namespace {path}")]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("identify network namespace")]
-    Identify(#[source] io::Error),
-    #[error("this is the host's own network namespace, in which Kata touches nothing")]
-    HostNamespace,
-    #[error("enter network namespace")]
-    Enter(#[source] io::Error),
-    #[error("connect to rtnetlink")]
-    Connect(#[source] io::Error),
-    #[error("list {what}")]
-    List {
-        what: &'static str,
-        #[source]
-        source: rtnetlink::Error,
-    },
-    #[error("link {link} is of a kind that cannot be passed to a guest yet ({kind})")]
-    Kind { link: String, kind: String },
-    #[error("make a tap for link {link}")]
-    Tap {
-        link: String,
-        #[source]
-        source: io::Error,
-    },
-    #[error("set up tap {tap}")]
-    SetTap {
-        tap: String,
-        #[source]
-        source: rtnetlink::Error,
-    },
-    #[error("redirect {from} to {to}")]
-    Redirect {
-        from: String,
-        to: String,
-        #[source]
-        source: rtnetlink::Error,
-    },
-    #[error("remove the redirect of link {link}")]
-    Restore {
-        link: String,
-        #[source]
-        source: rtnetlink::Error,
-    },
-    #[error("write the redirect into the ledger")]
-    Ledger(#[source] Box<LedgerError>),
-    #[error("network thread panicked")]
-    Panicked,
-    #[error(transparent)]
-    Injected(#[from] InjectedFault),
-}
+pub use self::error::NetworkError;
 
 /// A network card for the VMM.
 #[derive(Debug)]
@@ -116,6 +63,8 @@ pub struct Network {
     pub routes: Vec<agent::Route>,
     /// Permanent ones.
     pub neighbours: Vec<agent::Neighbour>,
+    /// To be kept as long as the redirects stand.
+    pub claim: Option<Claim>,
 }
 
 /// A network namespace by descriptor, and the path at which a later process finds it.
@@ -127,8 +76,11 @@ pub struct Namespace {
     pub path: PathBuf,
 }
 
-/// Device and inode: the namespace's identity while it lives.
-pub fn identity(namespace: impl AsFd) -> Result<(u64, u64), NetworkError> {
+/// The namespace's identity while it lives.
+///
+/// # Errors
+/// [`NetworkError::Identify`].
+pub fn identity(namespace: impl AsFd) -> Result<Identity, NetworkError> {
     let stat = fstat(namespace).map_err(|e| NetworkError::Identify(e.into()))?;
     Ok((stat.st_dev, stat.st_ino))
 }
@@ -138,62 +90,83 @@ pub fn identity(namespace: impl AsFd) -> Result<(u64, u64), NetworkError> {
 /// Blocks; the caller runs it on a thread that may.
 ///
 /// # Errors
-/// [`NetworkError`]; what was made is undone by replaying the ledger.
+/// [`NetworkError`]; what was made is undone.
 pub fn attach(
     namespace: &Namespace,
     ledger: &Ledger,
     steps: &Steps,
 ) -> Result<Network, NetworkError> {
-    refuse_host(&namespace.fd)?;
-    let identity = identity(&namespace.fd)?;
-    let intend = |link: &str| {
-        let entry =
-            Entry::Redirect { namespace: namespace.path.clone(), identity, link: link.to_owned() };
-        ledger.intend(steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))
-    };
-    inside(&namespace.fd, async |handle| {
-        steps.enter(Step::ScanNetwork)?;
-        let found = scan::scan(&handle).await?;
-        let mut network = found.guest;
-        for link in found.links {
-            let nic = redirect::attach(&handle, &link, &intend, steps).await?;
-            network.nics.push(nic);
+    let refused = |source| NetworkError::Guard { path: namespace.path.clone(), source };
+    let claim = Claim::take(&namespace.fd).map_err(refused)?;
+    let mut network = inside(&namespace.fd, async |handle| {
+        let wiring = Wiring { handle, namespace, claim: &claim, ledger, steps };
+        wiring.check()?;
+        let mut wired = Vec::new();
+        let attached = connect_all(&wiring, &mut wired).await;
+        if attached.is_err() {
+            for link in &wired {
+                wiring.disconnect(link).await;
+            }
         }
-        Ok(network)
-    })
+        attached
+    })?;
+    network.claim = Some(claim);
+    Ok(network)
 }
 
-/// Removes the redirect of a link, if the namespace at `path` is still the same one and has the link.
+async fn connect_all(wiring: &Wiring<'_>, wired: &mut Vec<Wired>) -> Result<Network, NetworkError> {
+    wiring.steps.enter(Step::ScanNetwork)?;
+    let found = scan::scan(&wiring.handle).await?;
+    let mut network = found.guest;
+    for link in found.links {
+        let (tap, redirect) = wiring.connect(&link).await?;
+        wired.push(redirect);
+        network.nics.push(Nic { tap: tap.fd, mac: link.mac, mtu: link.mtu });
+    }
+    Ok(network)
+}
+
+/// What the ledger knows of a redirect.
+#[derive(Debug)]
+pub struct Redirected<'a> {
+    /// Host path of the namespace.
+    pub namespace: &'a Path,
+    /// Another one at that path is left alone.
+    pub identity: Identity,
+    /// Name of the link, for people.
+    pub link: &'a str,
+    /// Its index.
+    pub index: u32,
+    /// Whether the qdisc goes too.
+    pub own_qdisc: bool,
+}
+
+/// Removes the redirect of a link, if its namespace is still there and no other sandbox has it meanwhile.
 ///
 /// # Errors
 /// [`NetworkError`].
-pub fn restore_link(path: &Path, expected: (u64, u64), link: &str) -> Result<(), NetworkError> {
+pub fn restore_link(redirected: &Redirected<'_>, steps: &Steps) -> Result<(), NetworkError> {
+    let path = redirected.namespace;
     let namespace = match File::open(path) {
         Ok(file) => OwnedFd::from(file),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(NetworkError::Open { path: path.into(), source }),
     };
-    if identity(&namespace)? != expected {
+    if identity(&namespace)? != redirected.identity {
         return Ok(());
     }
-    inside(&namespace, async |handle| redirect::remove(&handle, link).await)
-}
-
-fn refuse_host(namespace: &OwnedFd) -> Result<(), NetworkError> {
-    let namespace = identity(namespace)?;
-    for path in ["/proc/1/ns/net", "/proc/self/ns/net"] {
-        let host = match File::open(path) {
-            Ok(host) => host,
-            // An init with more capabilities than ours may not be looked at; this process's own namespace is the
-            // host's too, unless somebody made it otherwise.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => continue,
-            Err(source) => return Err(NetworkError::Open { path: path.into(), source }),
-        };
-        if identity(host)? == namespace {
-            return Err(NetworkError::HostNamespace);
-        }
-    }
-    Ok(())
+    let _claim = match Claim::take(&namespace) {
+        Ok(claim) => claim,
+        // It has found, and replaced, what we had left.
+        Err(GuardError::Claimed) => return Ok(()),
+        Err(source) => return Err(NetworkError::Guard { path: path.into(), source }),
+    };
+    let wired = Wired {
+        link: redirected.index,
+        name: redirected.link.to_owned(),
+        own_qdisc: redirected.own_qdisc,
+    };
+    inside(&namespace, async |handle| card::restore(&handle, &wired, steps).await)
 }
 
 /// Runs `work` with an rtnetlink handle on a thread of its own that has entered the namespace.

@@ -1,94 +1,119 @@
-//! One link's tap, and the redirect between the two.
+//! The redirect between a link and its tap: one filter on the ingress hook of each.
+//!
+//! The filter has the last preference, so that an engine's own filters come first. A qdisc that is there already is used and
+//! stays; one of ours goes with the redirect.
 
-use std::os::fd::OwnedFd;
-
-use futures_util::TryStreamExt;
-use kata_sys::tap;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
-    Error, Handle, LinkUnspec,
-    packet_route::tc::{TcHandle, TcMessage},
+    Error, Handle,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        tc::{TcAttribute, TcHandle, TcMessage},
+    },
 };
-
-use super::{NetworkError, Nic, scan::HostLink};
-use crate::step::{Step, Steps};
+use rustix::io::Errno;
 
 /// ETH_P_ALL in network byte order, as a filter's protocol is given.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
-/// Handle of the ingress qdisc, `ffff:`.
-const INGRESS: u32 = 0xffff_0000;
+/// `ffff:fff2`: the ingress hook, whether its qdisc is `ingress` or `clsact`.
+const INGRESS_HOOK: TcHandle = TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS };
 
-/// Makes the tap of `link` and redirects every frame of the one to the other.
-pub(super) async fn attach(
-    handle: &Handle,
-    link: &HostLink,
-    intend: &impl Fn(&str) -> Result<(), NetworkError>,
-    steps: &Steps,
-) -> Result<Nic, NetworkError> {
-    steps.enter(Step::MakeTap)?;
-    let tap = tap::make("kata%d")
-        .map_err(|source| NetworkError::Tap { link: link.name.clone(), source })?;
-    let tap_index = set_up(handle, &tap.name, link.mtu).await?;
-    intend(&link.name)?;
-    steps.enter(Step::RedirectLink)?;
-    let both = [
-        (link.index, &link.name, tap_index, &tap.name),
-        (tap_index, &tap.name, link.index, &link.name),
-    ];
-    for (from, from_name, to, to_name) in both {
-        redirect(handle, from, to).await.map_err(|source| NetworkError::Redirect {
-            from: from_name.clone(),
-            to: to_name.clone(),
-            source,
-        })?;
-    }
-    let tap: OwnedFd = tap.fd;
-    Ok(Nic { tap, mac: link.mac, mtu: link.mtu })
+/// Of our filters, and of nobody else's: the kernel gives preferences from 0xc000 downwards.
+const PREFERENCE: u16 = u16::MAX;
+
+/// What is on the ingress hook of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// No qdisc.
+    Free,
+    /// A qdisc that is not ours.
+    Taken,
+    /// A qdisc with nothing but a filter of a sandbox that is gone.
+    Abandoned,
 }
 
-/// Removes the ingress qdisc of a link; a link or qdisc that is gone is no error.
-pub(super) async fn remove(handle: &Handle, link: &str) -> Result<(), NetworkError> {
-    let Ok(Some(message)) =
-        handle.link().get().match_name(link.to_owned()).execute().try_next().await
-    else {
-        return Ok(());
-    };
-    let mut ingress = TcMessage::with_index(message.header.index.cast_signed());
-    ingress.header.parent = TcHandle::INGRESS;
-    ingress.header.handle = TcHandle::from(INGRESS);
-    let mut request = handle.qdisc().del(message.header.index.cast_signed());
-    *request.message_mut() = ingress;
-    match request.execute().await {
-        Err(Error::NetlinkError(e))
-            if e.raw_code() == -rustix::io::Errno::INVAL.raw_os_error()
-                || e.raw_code() == -rustix::io::Errno::NOENT.raw_os_error() =>
+/// Looks at a link's ingress hook; a filter that a dead sandbox left there is taken away.
+pub(super) async fn look(handle: &Handle, link: u32) -> Result<Hook, Error> {
+    if !has_qdisc(handle, link).await? {
+        return Ok(Hook::Free);
+    }
+    let filters = filters(handle, link).await?;
+    let (ours, theirs): (Vec<u16>, Vec<u16>) =
+        filters.iter().partition(|preference| **preference == PREFERENCE);
+    if ours.is_empty() {
+        return Ok(Hook::Taken);
+    }
+    remove_filter(handle, link).await?;
+    Ok(if theirs.is_empty() { Hook::Abandoned } else { Hook::Taken })
+}
+
+/// Sends every frame that comes in on `from` out of `to`.
+pub(super) async fn add(handle: &Handle, from: u32, to: u32, hook: Hook) -> Result<(), Error> {
+    if hook == Hook::Free {
+        handle.qdisc().add(from.cast_signed()).ingress().execute().await?;
+    }
+    let filter = handle.traffic_filter(from.cast_signed()).add().ingress();
+    filter.priority(PREFERENCE).protocol(ALL_PROTOCOLS).redirect(to)?.execute().await
+}
+
+/// Takes the filter away, and the qdisc if it is `ours`. What is gone already, with its link or without, is no error.
+pub(super) async fn remove(handle: &Handle, link: u32, ours: bool) -> Result<(), Error> {
+    if ours {
+        let mut request = handle.qdisc().del(link.cast_signed());
+        let message = request.message_mut();
+        message.header.parent = TcHandle::INGRESS;
+        message.header.handle = TcHandle { major: 0xffff, minor: 0 };
+        return unless_gone(request.execute().await);
+    }
+    unless_gone(remove_filter(handle, link).await)
+}
+
+async fn remove_filter(handle: &Handle, link: u32) -> Result<(), Error> {
+    let mut message = TcMessage::with_index(link.cast_signed());
+    message.header.parent = INGRESS_HOOK;
+    message.header.info = u32::from(TcHandle { major: PREFERENCE, minor: ALL_PROTOCOLS });
+    message.attributes.push(TcAttribute::Kind("u32".into()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelTrafficFilter(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let mut answers = handle.clone().request(request)?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
         {
-            Ok(())
+            return Err(Error::NetlinkError(error));
         }
-        other => other.map_err(|source| NetworkError::Restore { link: link.to_owned(), source }),
     }
+    Ok(())
 }
 
-async fn set_up(handle: &Handle, name: &str, mtu: u32) -> Result<u32, NetworkError> {
-    let failed = |source| NetworkError::SetTap { tap: name.to_owned(), source };
-    let mut found = handle.link().get().match_name(name.to_owned()).execute();
-    let message =
-        found.try_next().await.map_err(failed)?.ok_or(Error::RequestFailed).map_err(failed)?;
-    let index = message.header.index;
-    let change = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
-    handle.link().set(change).execute().await.map_err(failed)?;
-    Ok(index)
+async fn has_qdisc(handle: &Handle, link: u32) -> Result<bool, Error> {
+    let mut found = handle.qdisc().get().index(link.cast_signed()).execute();
+    while let Some(message) = found.try_next().await? {
+        // The kernel lists those of other links, too.
+        if message.header.index == link.cast_signed() && message.header.parent == TcHandle::INGRESS
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), Error> {
-    let from = from.cast_signed();
-    handle.qdisc().replace(from).ingress().execute().await?;
-    handle
-        .traffic_filter(from)
-        .add()
-        .parent(INGRESS)
-        .protocol(ALL_PROTOCOLS)
-        .redirect(to)?
-        .execute()
-        .await
+/// Preferences of the filters on the hook.
+async fn filters(handle: &Handle, link: u32) -> Result<Vec<u16>, Error> {
+    let found: Vec<TcMessage> =
+        handle.traffic_filter(link.cast_signed()).get().ingress().execute().try_collect().await?;
+    let mut preferences: Vec<u16> =
+        found.iter().map(|message| TcHandle::from(message.header.info).major).collect();
+    preferences.dedup();
+    Ok(preferences)
+}
+
+fn unless_gone(result: Result<(), Error>) -> Result<(), Error> {
+    let gone = [Errno::INVAL, Errno::NOENT, Errno::NODEV].map(|errno| -errno.raw_os_error());
+    match result {
+        Err(Error::NetlinkError(e)) if gone.contains(&e.raw_code()) => Ok(()),
+        other => other,
+    }
 }

@@ -26,7 +26,7 @@ pub use capture::Capture;
 pub use command::{Output, Running, run};
 pub use container::{Container, HostProcess, Traces, namespace};
 pub use leftovers::{Leftovers, cgroups_named};
-pub use namespace::{Wire, ip};
+pub use namespace::{Wire, ip, set_network, snapshot};
 pub use pace::within;
 pub use python::{grant, python, run_bundle};
 pub use root::{Root, busybox, debian};

@@ -3,10 +3,12 @@
 
 use std::{fs, process::Command};
 
-use kata_guest_tests::{Bundle, Kata, Leftovers, Output, busybox, cgroups_named, run};
+use kata_guest_tests::{
+    Bundle, Kata, Leftovers, Output, Wire, busybox, cgroups_named, run, set_network, snapshot,
+};
 use serde_json::json;
 
-/// Steps that a container with a volume and a namespace of its own passes on its way up.
+/// Steps that a container with a volume and a link passes on its way up.
 const STEPS: &[&str] = &[
     "WriteLedger",
     "MakeCgroup",
@@ -16,6 +18,8 @@ const STEPS: &[&str] = &[
     "AttachVolume",
     "WriteRecord",
     "ScanNetwork",
+    "MakeTap",
+    "RedirectLink",
     "SpawnProxy",
     "BootVmm",
     "AwaitAgent",
@@ -27,6 +31,8 @@ struct Fixture {
     kata: Kata,
     bundle: Bundle,
     volume: tempfile::TempDir,
+    wire: Wire,
+    network: Vec<String>,
 }
 
 impl Fixture {
@@ -38,8 +44,11 @@ impl Fixture {
         let mount = json!({"destination": "/data", "type": "bind", "options": ["rbind"],
                            "source": volume.path().to_str().unwrap()});
         bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+        let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
+        set_network(&mut bundle.config, Some(&wire.path()));
         bundle.write();
-        Some(Self { kata, bundle, volume })
+        let network = snapshot(Some(&wire.name));
+        Some(Self { kata, bundle, volume, wire, network })
     }
 
     fn faulty(&self, arguments: &[&str], step: &str, how: &str) -> Output {
@@ -55,6 +64,7 @@ impl Fixture {
         assert_eq!(cgroups_named(id), Vec::<String>::new(), "{step}: control groups");
         let holders = Leftovers::holders(&self.kata.state());
         assert_eq!(holders, Vec::<String>::new(), "{step}: processes");
+        assert_eq!(snapshot(Some(&self.wire.name)), self.network, "{step}: the namespace");
         let volume = self.volume.path().join("file");
         assert_eq!(
             fs::read_to_string(volume).unwrap(),
@@ -132,4 +142,17 @@ fn a_shim_that_fails_on_the_way_down_leaves_nothing() {
     let output = fixture.faulty(&arguments, "StopVmm", "fail");
     assert_eq!(output.code, 0, "{}", output.stderr());
     fixture.assert_nothing_left("StopVmm", &id);
+}
+
+#[test]
+fn a_redirect_outlives_no_sandbox() {
+    let Some(fixture) = Fixture::new() else { return };
+    for how in ["fail", "kill"] {
+        let id = id("RestoreLink", how);
+        // Told, or not told any more by the shim: the next one to delete does the rest.
+        let output =
+            fixture.faulty(&["run", "--bundle", fixture.bundle.path(), &id], "RestoreLink", how);
+        assert_eq!(fixture.kata.call(&["delete", "--force", &id]).code, 0, "{}", output.stderr());
+        fixture.assert_nothing_left("RestoreLink", &id);
+    }
 }

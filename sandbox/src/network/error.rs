@@ -1,0 +1,73 @@
+//! What can go wrong with a network.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use super::guard::GuardError;
+use crate::{ledger::LedgerError, step::InjectedFault};
+
+/// Why the network could not be passed through.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum NetworkError {
+    #[error("open network namespace {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("identify network namespace")]
+    Identify(#[source] io::Error),
+    #[error("pass the links of network namespace {path} to the guest")]
+    Guard {
+        path: PathBuf,
+        #[source]
+        source: GuardError,
+    },
+    #[error("enter network namespace")]
+    Enter(#[source] io::Error),
+    #[error("connect to rtnetlink")]
+    Connect(#[source] io::Error),
+    #[error("list {what}")]
+    List {
+        what: &'static str,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("link {link} is of a kind that cannot be passed to a guest yet ({kind})")]
+    Kind { link: String, kind: String },
+    #[error("make a tap")]
+    Tap(#[source] io::Error),
+    #[error("set up tap {tap}")]
+    SetTap {
+        tap: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("look at the ingress hook of {link}")]
+    Hook {
+        link: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("redirect {from} to {to}")]
+    Redirect {
+        from: String,
+        to: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("remove the redirect of link {link}")]
+    Restore {
+        link: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("write the redirect into the ledger")]
+    Ledger(#[source] Box<LedgerError>),
+    #[error("network thread panicked")]
+    Panicked,
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
