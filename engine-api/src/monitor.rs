@@ -15,7 +15,10 @@ use kata_sys::{
     scm::packet_pair,
     spawn::{Child, Lifetime, Spawn, SpawnError},
 };
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    thread::UnshareFlags,
+};
 use thiserror::Error;
 
 /// Longest message of a monitor that gives up: a line.
@@ -49,8 +52,19 @@ pub struct Plan<'a> {
     pub terminal: Terminal<'a>,
     /// Network namespace.
     pub network: Network<'a>,
+    /// What is seen of the container by those who enter the monitor's namespaces; without it they are the caller's.
+    pub view: Option<View<'a>>,
     /// Where it leaves the end that no shim could record.
     pub directory: BorrowedFd<'a>,
+}
+
+/// The trees of a container.
+#[derive(Debug, Clone)]
+pub struct View<'a> {
+    /// Its root.
+    pub root: BorrowedFd<'a>,
+    /// Its volumes, in the order of their mounts.
+    pub volumes: Vec<(BorrowedFd<'a>, &'a Path)>,
 }
 
 /// The terminal of a process on the host.
@@ -133,6 +147,22 @@ pub fn start(program: &Path, plan: &Plan<'_>) -> Result<(Monitor, Readiness), Mo
     words.extend(options(plan, &mut spawn.fds));
     for word in words {
         spawn.arguments.push(c_string(OsStr::new(&word))?);
+    }
+    if let Some(view) = &plan.view {
+        spawn.namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        // On its caller's terminal it is one of a group of processes, which have no numbers in another pid namespace.
+        if !matches!(plan.terminal, Terminal::Callers) {
+            spawn.namespaces |= UnshareFlags::NEWPID;
+        }
+        let mut inherit = |option: &str, fd, destination: &Path| {
+            spawn.arguments.push(c_string(OsStr::new(option))?);
+            spawn.arguments.push(c_string(OsStr::new(&spawn.fds.len().to_string()))?);
+            spawn.arguments.push(c_string(destination.as_os_str())?);
+            spawn.fds.push(fd);
+            Ok(())
+        };
+        inherit("--tree", view.root, Path::new("/"))?;
+        view.volumes.iter().try_for_each(|(fd, path)| inherit("--tree", *fd, path))?;
     }
     let child = spawn.start().map_err(MonitorError::Start)?;
     Ok((Monitor { child, control: ours }, Readiness(ready)))

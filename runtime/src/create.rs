@@ -32,8 +32,8 @@ use crate::{
     journal::Journal,
     offline, pid_file,
     programs::{
-        Monitor, MonitorNetwork, MonitorPlan, Terminal, network_of, open_namespace, start_monitor,
-        start_shim,
+        Monitor, MonitorNetwork, MonitorPlan, Terminal, View, network_of, open_namespace,
+        start_monitor, start_shim,
     },
     sandbox_dir::{Root, SandboxDir},
 };
@@ -133,7 +133,12 @@ fn make(
         Network::Path(path) => Some(open_namespace(path)?),
         Network::New => None,
     };
+    let seen = Trees::seen(&bundle.spec)?;
     let plan = MonitorPlan {
+        view: Some(View {
+            root: seen.root.as_fd(),
+            volumes: seen.volumes.iter().map(|(tree, path)| (tree.as_fd(), *path)).collect(),
+        }),
         container: creation.id,
         exec: None,
         terminal: creation.console.terminal(),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kata_config::{Artefact, Prefix};
-pub use kata_engine_api::monitor::{Monitor, Network as MonitorNetwork, Readiness, Terminal};
+pub use kata_engine_api::monitor::{Monitor, Network as MonitorNetwork, Readiness, Terminal, View};
 use kata_engine_api::{
     dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream},
     monitor::{self, Plan},
@@ -60,6 +60,8 @@ pub struct MonitorPlan<'a> {
     pub terminal: Terminal<'a>,
     /// Network namespace.
     pub network: MonitorNetwork<'a>,
+    /// What is seen of the container by those who enter its namespaces.
+    pub view: Option<View<'a>>,
 }
 
 /// Starts a monitor; [`Readiness::wait`] says when it may be used.
@@ -75,6 +77,7 @@ pub fn start_monitor(
         stdio: [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()],
         terminal: plan.terminal,
         network: plan.network,
+        view: plan.view.clone(),
         directory: dir.as_fd(),
     };
     Ok(monitor::start(&program, &plan)?)

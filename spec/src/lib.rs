@@ -41,4 +41,4 @@ pub use resources::{
     MemoryLimits, PidsLimit, ThrottleDevice, WeightDevice, check_resources, parse_list,
 };
 pub use table::Explained;
-pub use trees::{TreeError, Trees};
+pub use trees::{Seen, TreeError, Trees};

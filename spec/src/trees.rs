@@ -19,7 +19,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use crate::{Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource};
+use crate::{Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource, checked::MountPoint};
 
 /// Why a tree was not taken.
 #[derive(Debug, Error)]
@@ -61,6 +61,37 @@ impl Trees {
         }
         Ok(Self { root, volumes })
     }
+
+    /// Clones them once more, for the process that stands for the container on the host.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn seen(spec: &Checked) -> Result<Seen<'_>, TreeError> {
+        let root = clone(&spec.rootfs, true)?;
+        let mut volumes = Vec::new();
+        for volume in &spec.volumes {
+            if let Origin::Path(path) = &volume.origin {
+                let (above, mount) = (&spec.mounts[..volume.mount], &spec.mounts[volume.mount]);
+                let in_the_guest = |point: &MountPoint| {
+                    point.host.is_none() && mount.destination.starts_with(&point.destination)
+                };
+                if !above.iter().any(in_the_guest) {
+                    volumes.push((take_volume(volume, path)?, mount.destination.as_path()));
+                }
+            }
+        }
+        Ok(Seen { root, volumes })
+    }
+}
+
+/// What a process on the host can be shown of a container: its root, and the volumes that are mounted in it, not in a file
+/// system that the guest makes.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The root file system.
+    pub root: OwnedFd,
+    /// Volumes with their destinations, in the order of the mounts.
+    pub volumes: Vec<(OwnedFd, &'a Path)>,
 }
 
 fn take_volume(volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError> {

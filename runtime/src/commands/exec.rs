@@ -36,6 +36,7 @@ impl Context<'_> {
             exec: Some(exec_id.as_str()),
             terminal: console.terminal(),
             network: MonitorNetwork::Callers,
+            view: None,
         };
         let (monitor, pipe) = start_monitor(&self.prefix, &dir, &plan)?;
         let request = Request::Exec(ExecRequest {

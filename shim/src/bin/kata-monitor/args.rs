@@ -1,6 +1,6 @@
 //! Command line of the monitor; only `kata-runtime` and the shim write it.
 
-use std::{ffi::OsString, os::fd::RawFd, time::Duration};
+use std::{ffi::OsString, os::fd::RawFd, path::PathBuf, time::Duration};
 
 /// Bounded wait for descendants that hold a stream after their process has ended.
 const GRACE: Duration = Duration::from_secs(2);
@@ -45,6 +45,8 @@ pub struct Args {
     pub console_socket: Option<RawFd>,
     /// Network namespace.
     pub network: Network,
+    /// Trees of the container, each with its place in it, the root first.
+    pub trees: Vec<(RawFd, PathBuf)>,
     /// Bounded wait for descendants that hold a stream.
     pub grace: Option<Duration>,
 }
@@ -66,6 +68,10 @@ impl Args {
                 Some("--network-fd") => {
                     let fd = number(&mut words, "--network-fd")?;
                     args.join(Network::Join(fd))?;
+                }
+                Some("--tree") => {
+                    let fd = number(&mut words, "--tree")?;
+                    args.trees.push((fd, value(&mut words, "--tree")?.into()));
                 }
                 Some("--grace-ms") => {
                     let milliseconds = number(&mut words, "--grace-ms")?;
@@ -121,7 +127,8 @@ mod tests {
     #[test]
     fn every_option_is_understood() {
         let line = "--container c --exec e --terminal --console-socket-fd 7 --network-fd 6";
-        let args = parse(&format!("{line} --grace-ms 50")).unwrap();
+        let args = parse(&format!("{line} --grace-ms 50 --tree 8 / --tree 9 /data")).unwrap();
+        assert_eq!(args.trees, [(8, "/".into()), (9, "/data".into())]);
         assert_eq!(args.network, Network::Join(6));
         assert_eq!((args.console_socket, args.grace().as_millis()), (Some(7), 50));
         assert!(args.terminal && args.exec.is_some());
@@ -134,6 +141,7 @@ mod tests {
             ("--container", "needs a value"),
             ("--container c --grace-ms x", "not a number"),
             ("--container c --new-network --network-fd 6", "exclude"),
+            ("--container c --tree 7", "needs a value"),
             ("--container c --bogus", "--bogus"),
         ] {
             let error = parse(line).unwrap_err();

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! kata-monitor --container ID [--exec EXECID] [--terminal] [--console-socket-fd N]
-//!              [--new-network | --network-fd N] [--grace-ms N]
+//!              [--new-network | --network-fd N] [--tree N PLACE]... [--grace-ms N]
 //! ```
 //!
 //! | fd | |
@@ -24,6 +24,7 @@ mod console;
 mod flow;
 mod note;
 mod session;
+mod view;
 
 use std::{
     io::{self, Write},
@@ -55,6 +56,8 @@ enum SetupError {
     Signals(#[source] io::Error),
     #[error("cannot enter the network namespace")]
     Network(#[source] io::Error),
+    #[error("cannot enter the container's root")]
+    View(#[source] io::Error),
     #[error("cannot make a terminal and send it to the console socket")]
     Console(#[source] io::Error),
     #[error("cannot prepare to wait for events")]
@@ -93,6 +96,7 @@ fn set_up() -> Result<session::Session, SetupError> {
         Network::Join(fd) => Some(take("the network namespace", fd)?),
         Network::Inherited | Network::New => None,
     };
+    let view = take_view(&args)?;
     inherit::close_rest().map_err(SetupError::Close)?;
     let signals = SignalFd::block(session::forwarded()).map_err(SetupError::Signals)?;
     detach(&args).map_err(SetupError::Detach)?;
@@ -103,6 +107,9 @@ fn set_up() -> Result<session::Session, SetupError> {
     }
     if let Some(socket) = &console_socket {
         console::open(socket.as_fd()).map_err(SetupError::Console)?;
+    }
+    if let Some(view) = view {
+        view.enter().map_err(SetupError::View)?;
     }
     rustix::io::ioctl_fionbio(&control, true).map_err(|error| SetupError::Events(error.into()))?;
     Ok(session::Session {
@@ -117,6 +124,13 @@ fn set_up() -> Result<session::Session, SetupError> {
 
 fn take(what: &'static str, number: i32) -> Result<OwnedFd, SetupError> {
     inherit::take(number).map_err(|source| SetupError::Inherit { what, number, source })
+}
+
+fn take_view(args: &Args) -> Result<Option<view::View>, SetupError> {
+    let Some(((root, _), volumes)) = args.trees.split_first() else { return Ok(None) };
+    let root = take("the container's root", *root)?;
+    let volumes = volumes.iter().map(|(fd, place)| Ok((take("a volume", *fd)?, place.clone())));
+    Ok(Some(view::View { root, volumes: volumes.collect::<Result<_, SetupError>>()? }))
 }
 
 /// Lets go of whoever started this process: its death, its working directory, its session.
