@@ -96,6 +96,19 @@ pub enum Status {
     Stopped,
 }
 
+impl Status {
+    /// OCI's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// `state.json`: a sandbox with one container, as the OCI command line sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

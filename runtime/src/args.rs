@@ -2,11 +2,11 @@
 //!
 //! Names and short forms are runc's, because engines type them.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT, signal::Signal};
+use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
 
 /// Containers, each in a VM of its own.
 #[derive(Debug, Parser)]
@@ -195,7 +195,7 @@ pub struct Kill {
     pub id: ContainerId,
     /// Signal to send
     #[arg(default_value = "SIGTERM")]
-    pub signal: Signal,
+    pub signal: String,
 }
 
 #[derive(Debug, Args)]
@@ -257,10 +257,22 @@ pub struct Exec {
 }
 
 /// Forms of lists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
     Table,
     Json,
+}
+
+impl FromStr for ListFormat {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("invalid format option {word:?}, table and json are known")),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -31,9 +31,9 @@ pub fn build(exec: &Exec, bundle: &Path) -> Result<Value, Failure> {
         (Some(_), false) => {
             Err(Failure::Usage("--process and a command exclude each other".into()))
         }
-        (None, true) => {
-            Err(Failure::Usage("no command to run: give one, or --process FILE".into()))
-        }
+        (None, true) => Err(Failure::Usage(
+            "process args cannot be empty: give a command, or --process FILE".into(),
+        )),
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
     fn what_does_not_go_together_is_said() {
         let bundle = Path::new("/nonexistent");
         for (line, word) in [
-            ("c1", "no command"),
+            ("c1", "process args cannot be empty"),
             ("-p /x c1 ls", "exclude"),
             ("-p /x/process.json c1", "/x/process.json"),
             ("c1 ls", "/nonexistent/config.json"),

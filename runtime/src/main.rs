@@ -36,6 +36,9 @@ use clap::{Parser, error::ErrorKind};
 
 use crate::{args::Cli, commands::Context, failure::one_line, journal::Journal};
 
+/// What runc's `exec` ends with when there is no process that could have ended.
+const EXEC_FAILED: u8 = 255;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -54,8 +57,13 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            journal.error(&format!("{verb}: {}", failure.line()));
-            ExitCode::from(failure.exit_code())
+            // Codes up to 254 are those of programs.
+            let (what, code) = match verb {
+                "exec" => ("exec failed", EXEC_FAILED),
+                verb => (verb, failure.exit_code()),
+            };
+            journal.error(&format!("{what}: {}", failure.line()));
+            ExitCode::from(code)
         }
     }
 }
@@ -121,9 +129,9 @@ mod tests {
     #[test]
     fn mistakes_are_one_line() {
         assert_eq!(
-            said("kata-runtime kill c1 TURM"),
-            "invalid value 'TURM' for '[SIGNAL]': unknown signal \"TURM\", did you mean TERM? (--help shows what \
-             is possible)"
+            said("kata-runtime ps --format xml c1"),
+            "invalid value 'xml' for '--format <FORMAT>': invalid format option \"xml\", table and json are known \
+             (--help shows what is possible)"
         );
         for line in [
             "kata-runtime create a/b",

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// A signal of Linux, 0 (which only asks) to 64.
+/// A signal by its number: 0 only asks whether there is somebody, beyond 64 there is none, and whoever is to send it says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal(u32);
 
@@ -36,11 +36,8 @@ pub struct UnknownSignal(String);
 fn hint(word: &str) -> String {
     let bare = bare(word);
     kata_config::nearest(&bare, NAMES)
-        .filter(|_| !bare.chars().all(|c| c.is_ascii_digit()))
-        .map_or_else(
-            || ", numbers go from 0 to 64".to_owned(),
-            |name| format!(", did you mean {name}?"),
-        )
+        .map(|name| format!(", did you mean {name}?"))
+        .unwrap_or_default()
 }
 
 fn bare(word: &str) -> String {
@@ -54,7 +51,7 @@ impl FromStr for Signal {
     fn from_str(word: &str) -> Result<Self, UnknownSignal> {
         let unknown = || UnknownSignal(word.to_owned());
         if word.starts_with(|c: char| c.is_ascii_digit()) {
-            return word.parse().ok().filter(|n| *n <= REALTIME.1).map(Self).ok_or_else(unknown);
+            return word.parse().map(Self).map_err(|_| unknown());
         }
         let bare = bare(word);
         let alias = || ALIASES.iter().find(|(name, _)| *name == bare).map(|(_, number)| *number);
@@ -124,7 +121,6 @@ mod tests {
     fn what_is_no_signal() {
         for word in [
             "",
-            "65",
             "-1",
             "SIG",
             "TERMS!",

@@ -110,11 +110,11 @@ impl Container {
     /// Boots the VM and starts the container in it, in one round trip.
     pub async fn start(self: &Arc<Self>) -> Result<u32, Refusal> {
         if !self.init.advance(&[Phase::Created], Phase::Starting) {
-            let status = self.record().status;
-            return Err(Refusal::precondition(format!(
-                "cannot start a container in the {} state",
-                status_name(status)
-            )));
+            return Err(Refusal::precondition(match self.record().status {
+                Status::Running => "cannot start an already running container".to_owned(),
+                Status::Stopped => "cannot start a container that has stopped".to_owned(),
+                status => format!("cannot start a container in the {} state", status.name()),
+            }));
         }
         match self.boot().await {
             Ok(guest_pid) => {
@@ -173,10 +173,7 @@ impl Container {
         process: Vec<u8>,
         terminal: Option<Option<TerminalSize>>,
     ) -> Result<(), Refusal> {
-        if self.init.phase() != Phase::Running || self.record().status != Status::Running {
-            let status = status_name(self.record().status);
-            return Err(Refusal::precondition(format!("cannot exec in a {status} container")));
-        }
+        self.must_take_exec()?;
         let (agent, token) = (self.sandbox.agent()?, new_token()?);
         let exec = Arc::new(Process::new(&self.init.container_id, exec_id, monitor, terminal));
         {
@@ -209,6 +206,22 @@ impl Container {
         Ok(())
     }
 
+    /// Whether a process may be added now; the words are runc's.
+    fn must_take_exec(&self) -> Result<(), Refusal> {
+        let status = match (self.record().status, self.init.phase()) {
+            (Status::Running, Phase::Running) => return Ok(()),
+            // It has ended, and its output is being passed on.
+            (Status::Running, _) => Status::Stopped,
+            (status, _) => status,
+        };
+        Err(Refusal::precondition(match status {
+            Status::Paused => {
+                "cannot exec in a paused container (use --ignore-paused to override)".to_owned()
+            }
+            status => format!("cannot exec in a {} container", status.name()),
+        }))
+    }
+
     /// Sets a terminal's size; kept when the process does not run yet.
     pub async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), Refusal> {
         process.set_size(size);
@@ -226,14 +239,13 @@ impl Container {
 
     /// Freezes or thaws every process of the container.
     pub async fn set_paused(&self, paused: bool) -> Result<(), Refusal> {
-        let (from, to) = if paused {
-            (Status::Running, Status::Paused)
+        let (from, to, otherwise) = if paused {
+            (Status::Running, Status::Paused, "container not running")
         } else {
-            (Status::Paused, Status::Running)
+            (Status::Paused, Status::Running, "container not paused")
         };
         if self.record().status != from {
-            let status = status_name(self.record().status);
-            return Err(Refusal::precondition(format!("container is {status}")));
+            return Err(Refusal::precondition(otherwise));
         }
         let container = agent::ContainerRef {
             container_id: self.init.container_id.clone(),
@@ -331,17 +343,6 @@ impl Container {
         change(&mut record);
         self.sandbox.steps().enter(Step::WriteRecord).map_err(|e| Refusal::internal(&e))?;
         record::write(&self.directory, &record).map_err(|e| Refusal::internal(&e))
-    }
-}
-
-/// OCI's word for a status.
-pub fn status_name(status: Status) -> &'static str {
-    match status {
-        Status::Creating => "creating",
-        Status::Created => "created",
-        Status::Running => "running",
-        Status::Paused => "paused",
-        Status::Stopped => "stopped",
     }
 }
 

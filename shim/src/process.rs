@@ -42,8 +42,8 @@ pub const LOST: u8 = 137;
 /// The agent dials the streams before the process runs, but on other connections than the one that tells its end.
 const HANDOVER: Duration = Duration::from_secs(10);
 
-/// Where a process is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a process is in its life; later is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Nothing of it runs.
     Created,

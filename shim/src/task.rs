@@ -13,7 +13,7 @@ use kata_engine_api::{
         timestamp::Timestamp,
     },
     handover::TerminalSize,
-    record::Status,
+    record::{Record, Status},
 };
 use ttrpc::r#async::TtrpcContext;
 
@@ -123,7 +123,12 @@ impl Task for TaskService {
     ) -> ttrpc::Result<task::PidsResponse> {
         let container = self.0.container(&request.id)?;
         let mut pids = Vec::new();
-        let pid = container.record().pid;
+        let Record { pid, status, .. } = container.record();
+        if status == Status::Created {
+            // As with runc, whose own init is there by then.
+            pids.push(ProcessInfo { pid, ..Default::default() });
+            return Ok(task::PidsResponse { processes: pids, ..Default::default() });
+        }
         for guest_pid in container.guest_pids().await?.into_iter().take(MAX_PIDS) {
             let info = Any {
                 type_url: "io.katacontainers.guest_pid".into(),

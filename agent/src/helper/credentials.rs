@@ -108,7 +108,9 @@ impl Wanted {
         sets.permitted |= CapabilitySet::SYS_ADMIN;
         set_capabilities(None, sets).step(|| "set capabilities")?;
         clear_ambient_capability_set().step(|| "clear ambient capabilities")?;
-        for number in (0..NAMES.len()).filter(|number| self.ambient.contains(single(*number))) {
+        // Others can't be raised. runc passes over them, too, and its own example has some.
+        let ambient = self.ambient & self.sets.permitted & self.sets.inheritable;
+        for number in (0..NAMES.len()).filter(|number| ambient.contains(single(*number))) {
             configure_capability_in_ambient_set(single(number), true)
                 .step(|| format!("raise ambient CAP_{}", NAMES[number]))?;
         }

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use kata_engine_api::handover::FailureKind;
+use kata_engine_api::{handover::FailureKind, record::Status};
 use kata_sys::watch::watch;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -75,11 +75,13 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
     let record = dir.record()?;
     // Taken while it lives for certain, so that it is no other process of the same number.
     let process = record.as_ref().and_then(|record| pidfd(record.shim_pid));
-    if force {
+    // In a created one nothing runs that could be lost.
+    let created = record.as_ref().is_some_and(|record| record.status == Status::Created);
+    if force || created {
         // One that has ended already refuses the signal.
         shim.kill(Signal::KILL, true).await.ok();
     }
-    if force || record.as_ref().is_some_and(has_unnoticed_end) {
+    if force || created || record.as_ref().is_some_and(has_unnoticed_end) {
         // Delete finds out whether it has.
         timeout(END, shim.wait()).await.ok();
     }
@@ -88,7 +90,7 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
         Err(Failure::Refused { kind: FailureKind::NotFound, .. }) if force => {
             shim.shut_down().await?;
         }
-        deleted => deleted.map_err(|failure| still_running(failure, id))?,
+        deleted => deleted.map_err(|failure| still_running(failure, dir, id))?,
     }
     if let Some(process) = process {
         let process =
@@ -115,10 +117,13 @@ fn pidfd(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-fn still_running(failure: Failure, id: &ContainerId) -> Failure {
+/// In runc's words.
+fn still_running(failure: Failure, dir: &SandboxDir, id: &ContainerId) -> Failure {
     match failure {
         Failure::Refused { kind: kind @ FailureKind::FailedPrecondition, message } => {
-            let message = format!("cannot delete container {id} that is not stopped: {message}");
+            let status = dir.record().ok().flatten().map(|record| record.status.name().to_owned());
+            let status = status.unwrap_or(message);
+            let message = format!("cannot delete container {id} that is not stopped: {status}");
             Failure::Refused { kind, message }
         }
         other => other,

@@ -1,10 +1,17 @@
 //! `kill`: a signal to the container's own process, or to all.
 
 use super::Context;
-use crate::{args::Kill, failure::Failure};
+use crate::{args::Kill, failure::Failure, shim_client::answers, signal::Signal};
 
 impl Context<'_> {
     pub(super) fn kill(&self, typed: &Kill) -> Result<(), Failure> {
-        self.with_shim(&typed.id, async |shim| shim.kill(typed.signal, typed.all).await)
+        // As runc: that there is no such container is the greater mistake.
+        let dir = self.root.open(&typed.id)?;
+        let signal: Signal = typed.signal.parse()?;
+        if typed.all && !answers(&dir) {
+            // Nothing is left that a signal could be for.
+            return Ok(());
+        }
+        self.with_shim(&typed.id, async |shim| shim.kill(signal, typed.all).await)
     }
 }

@@ -60,14 +60,7 @@ fn row(record: Record) -> Row {
 fn table(rows: &[Row]) -> String {
     let mut lines = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
     lines.extend(rows.iter().map(|row| {
-        let status = match row.status {
-            Status::Creating => "creating",
-            Status::Created => "created",
-            Status::Running => "running",
-            Status::Paused => "paused",
-            Status::Stopped => "stopped",
-        };
-        let (pid, status) = (row.pid.to_string(), status.to_owned());
+        let (pid, status) = (row.pid.to_string(), row.status.name().to_owned());
         [row.id.clone(), pid, status, row.bundle.clone(), row.created.clone(), row.owner.clone()]
     }));
     align(&lines)

@@ -2,7 +2,7 @@
 //!
 //! Engines want pids of the host, of which a container has one; people want the guest's.
 
-use kata_engine_api::containerd::process::ProcessInfo;
+use kata_engine_api::{containerd::process::ProcessInfo, record::Status};
 
 use super::{Context, list::align, print, print_json};
 use crate::{
@@ -18,8 +18,13 @@ impl Context<'_> {
         if !typed.ps_options.is_empty() {
             self.journal.warn("options of ps(1) have no meaning here");
         }
-        let processes = self.with_shim(&typed.id, async |shim| shim.processes().await)?;
+        let dir = self.root.open(&typed.id)?;
+        let processes = match self.record(&dir, &typed.id)?.status {
+            Status::Stopped => Vec::new(),
+            _ => self.with_shim(&typed.id, async |shim| shim.processes().await)?,
+        };
         match typed.format {
+            ListFormat::Json if processes.is_empty() => print("null\n"),
             ListFormat::Json => print_json(&host_pids(&processes)),
             ListFormat::Table => print(&table(&processes)),
         }

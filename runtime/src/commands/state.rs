@@ -27,7 +27,7 @@ struct State<'a> {
     bundle: &'a str,
     rootfs: &'a str,
     created: &'a str,
-    owner: String,
+    owner: &'static str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: &'a BTreeMap<String, String>,
     kata: Additions<'a>,
@@ -96,7 +96,8 @@ fn view(record: &Record) -> State<'_> {
         bundle: &record.bundle,
         rootfs: &record.rootfs,
         created: &record.created,
-        owner: owner(record.owner_uid),
+        // runc says it in lists alone.
+        owner: "",
         annotations: &record.annotations,
         kata: Additions {
             ended: record.ended.as_ref(),
@@ -153,7 +154,7 @@ pub(super) mod tests {
             text,
             format!(
                 r#"{{"ociVersion":"1.0.2","id":"c1","pid":{pid},"status":"running","bundle":"/b","#
-            ) + r#""rootfs":"/b/rootfs","created":"1970-01-01T00:00:00Z","owner":"root","#
+            ) + r#""rootfs":"/b/rootfs","created":"1970-01-01T00:00:00Z","owner":"","#
                 + r#""annotations":{"a":"b"},"kata":{"shimPid":2,"vmmPid":3,"machine":"microvm"}}"#
         );
     }

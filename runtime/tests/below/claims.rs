@@ -136,11 +136,11 @@ fn a_container_lives_from_create_to_delete() {
         code == 1 && complaint.contains("container with given ID already exists"),
         "{complaint}"
     );
-    let (code, complaint) = host.told(&["delete", "c1"]);
-    assert!(code == 1 && complaint.contains("cannot delete container c1 that is not stopped"));
-
     assert_eq!(host.told(&["start", "c1"]), (0, String::new()));
     assert_eq!(host.status("c1").as_deref(), Some("running"));
+    let (code, complaint) = host.told(&["delete", "c1"]);
+    let words = "cannot delete container c1 that is not stopped: running";
+    assert!(code == 1 && complaint.contains(words), "{complaint}");
     assert_eq!(host.run(&["list", "-q"]), (0, "c1\n".to_owned()));
     assert_eq!(host.told(&["kill", "c1", "KILL"]), (0, String::new()));
     let (code, complaint) = host.told(&["kill", "c1", "15"]);

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use kata_engine_api::record::Cause;
+use kata_engine_api::{handover::FailureKind, record::Cause};
 use kata_protocol::agent;
 use tokio::time::timeout;
 
@@ -17,6 +17,9 @@ use crate::{
 
 /// The signal that nothing survives.
 pub(super) const SIGKILL: u32 = 9;
+
+/// The last that there is.
+const LAST: u32 = 64;
 
 /// Signals that do not end a process which has installed no handler, as a created container has none: the probe, CHLD,
 /// CONT, those that stop, URG, WINCH.
@@ -33,7 +36,13 @@ impl Container {
         signal: u32,
         all: bool,
     ) -> Result<(), Refusal> {
+        if signal > LAST && process.phase() < Phase::Ending {
+            let message = format!("unable to signal init: invalid argument: {signal}");
+            return Err(Refusal::new(FailureKind::InvalidArgument, message));
+        }
         match process.phase() {
+            // A probe: it is there.
+            Phase::Starting | Phase::Running if signal == 0 => Ok(()),
             Phase::Created if HARMLESS.contains(&signal) => Ok(()),
             Phase::Created => {
                 let code = signal_code(signal);
@@ -68,6 +77,8 @@ impl Container {
                 self.sandbox.kill();
                 Ok(())
             }
+            // Engines stop all that a container may have left: nothing is.
+            Phase::Ending | Phase::Ended if all => Ok(()),
             Phase::Ending | Phase::Ended => Err(Refusal::not_found("container not running")),
         }
     }

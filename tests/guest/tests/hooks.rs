@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 
@@ -179,8 +180,8 @@ fn a_hook_in_the_container_runs_there_before_the_program() {
         bundle.config["process"]["user"] = json!({"uid": 1234, "gid": 5});
         bundle.config["annotations"] = json!({"a.b": "c"});
         fs::create_dir_all(bundle.root().file("/tmp")).unwrap();
-        let tmp = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o1777));
-        fs::set_permissions(bundle.root().file("/tmp"), tmp).unwrap();
+        let anybody = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(bundle.root().file("/tmp"), anybody).unwrap();
         let hook_script = "{ id -u; echo $X; cat; echo; } > /tmp/hook";
         let hook_in = json!({
             "path": "/bin/sh", "args": ["sh", "-c", hook_script], "env": ["X=y", "PATH=/bin"],

@@ -164,10 +164,10 @@ fn exec_passes_its_input_and_both_outputs() {
 
 #[test]
 fn exec_says_when_there_is_no_such_program() {
-    on_kata(FOREVER, |kata, bundle| {
-        let container = Container::started(kata, &bundle, "exec-127");
+    on_both(FOREVER, |runtime, bundle| {
+        let container = Container::started(runtime, &bundle, "exec-absent");
         let done = container.exec(&["no-such-program"], b"");
-        assert_eq!(done.code, 127, "{}", done.stderr());
+        assert_eq!(done.code, 255, "{}", done.stderr());
         assert!(done.stderr().contains("executable file not found"), "{}", done.stderr());
     });
 }
