@@ -5,8 +5,9 @@
 //!
 //! **Invariant**: nothing is touched in the namespace of PID 1 or of this process (which is that of the calling engine), nor in
 //! one in which a process of another container lives, nor in one that another sandbox has claimed.
-//! A process is a container's when its pid namespace or its root directory is not this process's; so a helper of an engine, an
-//! admin's shell and the monitors of this sandbox are none.
+//! A process is a container's when its pid namespace or its root directory is not this process's; so a helper of an engine and
+//! an admin's shell are none. Monitors, which show what they stand for, are known by their program; another sandbox's has
+//! a claim beside it.
 
 use std::{
     fs, io,
@@ -14,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_config::{Artefact, Prefix};
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, stat},
     io::Errno,
@@ -101,6 +103,7 @@ impl Claim {
                 .map_err(|source| GuardError::Look { path: path.into(), source })
         };
         let ours = [look("/proc/self/ns/pid")?, look("/proc/self/root")?];
+        let monitor = monitor_program();
         let processes = fs::read_dir("/proc")
             .map_err(|source| GuardError::Look { path: "/proc".into(), source })?;
         for process in processes.flatten() {
@@ -113,7 +116,8 @@ impl Claim {
                 continue;
             }
             let theirs = ["ns/pid", "root"].map(|name| identity(&path.join(name)).ok());
-            if theirs != ours.map(Some) && path.join("ns/net").exists() {
+            let is_monitor = monitor.is_some() && identity(&path.join("exe")).ok() == monitor;
+            if theirs != ours.map(Some) && !is_monitor && path.join("ns/net").exists() {
                 let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
                 return Ok(Some((pid, name.trim().to_owned())));
             }
@@ -129,6 +133,12 @@ impl Drop for Claim {
             tracing::debug!(%error, "give a network namespace up");
         }
     }
+}
+
+/// The monitor of this installation.
+fn monitor_program() -> Option<Identity> {
+    let program = Prefix::of_this_program().ok()?.find(Artefact::Monitor).ok()?;
+    identity(&program).ok()
 }
 
 fn identity(path: &Path) -> io::Result<Identity> {

@@ -38,6 +38,8 @@ impl View {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private)?;
         attach(&self.root, CWD, MOUNT_POINT)?;
+        // A clone of a shared mount is shared as well.
+        mount_change(MOUNT_POINT, private)?;
         let root = openat(CWD, MOUNT_POINT, DIRECTORY, Mode::empty())?;
         for (tree, destination) in &self.volumes {
             let directory = FileType::from_raw_mode(fstat(tree)?.st_mode) == FileType::Directory;
