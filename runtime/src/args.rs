@@ -4,7 +4,9 @@
 
 use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+use kata_store::Reference;
 
 use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
 
@@ -18,6 +20,7 @@ use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
   kata-runtime check                                   can this host run it, and what to do if not
   kata-runtime run --rootfs ./debian -- uname -a       a command in a root directory
   kata-runtime run -t --rootfs ./debian -- bash        the same with a terminal
+  kata-runtime run --image oci:./alpine -- id          a container image, unpacked once
   kata-runtime spec && kata-runtime run web            a bundle: config.json and rootfs/ in this directory
   podman --runtime kata-runtime run --rm debian date   below an engine"
 )]
@@ -134,7 +137,9 @@ pub struct Create {
   kata-runtime run --rootfs ./debian -- python3 -c 'print(6*7)'
   kata-runtime run -t --rootfs ./debian --memory 512M -e LANG=C.UTF-8 -- bash
   kata-runtime run --rootfs ./debian -v $PWD:/src:ro --cwd /src -- make test
+  kata-runtime run --image oci-archive:web.tar:1.0 -u www-data -- nginx -t
   kata-runtime run --bundle ./web web")]
+#[command(group = ArgGroup::new("made-up").args(["rootfs", "image"]))]
 pub struct Run {
     #[command(flatten)]
     pub creating: Creating,
@@ -144,42 +149,71 @@ pub struct Run {
     /// Root directory to run a command in, instead of a bundle
     #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
     pub rootfs: Option<PathBuf>,
-    /// Id of the container; made up with --rootfs when not given
+    /// Container image to run, instead of a bundle: oci:DIR, oci-archive:FILE or docker-archive:FILE
+    #[arg(long, value_name = "IMAGE[:TAG]", conflicts_with = "bundle")]
+    pub image: Option<Reference>,
+    /// Id of the container; made up with --rootfs or --image when not given
     pub id: Option<ContainerId>,
-    /// Command to run, with --rootfs
-    #[arg(last = true, value_name = "COMMAND", requires = "rootfs")]
+    /// The same as an option
+    #[arg(long, value_name = "ID", conflicts_with = "id")]
+    pub name: Option<ContainerId>,
+    /// Command to run, with --rootfs or --image, which may have one of its own
+    #[arg(last = true, value_name = "COMMAND", requires = "made-up")]
     pub command: Vec<String>,
+    /// Accepted for docker's sake: a container in the foreground is always removed
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub rm: bool,
+    /// Accepted for docker's sake: standard input is always the container's
+    #[arg(long, short, hide = true)]
+    pub interactive: bool,
     #[command(flatten)]
     pub made_up: MadeUp,
+    #[command(flatten)]
+    pub of_image: OfImage,
 }
 
-/// Details of a spec that is made up for `--rootfs`.
+/// What only an image has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --image")]
+pub struct OfImage {
+    /// Program that gets the command as its arguments; an empty one takes the image's away
+    #[arg(long, value_name = "PROGRAM", requires = "image")]
+    pub entrypoint: Option<String>,
+    /// Directory where layers are kept
+    #[arg(long, value_name = "DIR", default_value = kata_store::DEFAULT_PATH)]
+    pub store: PathBuf,
+}
+
+/// Details of a spec that is made up for `--rootfs` or `--image`.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "With --rootfs")]
+#[command(next_help_heading = "With --rootfs or --image")]
 pub struct MadeUp {
     /// Give the command a terminal
-    #[arg(long = "tty", short = 't', requires = "rootfs")]
+    #[arg(long = "tty", short = 't', requires = "made-up")]
     pub terminal: bool,
     /// Set an environment variable
-    #[arg(long, short, value_name = "NAME=VALUE", requires = "rootfs")]
+    #[arg(long, short, value_name = "NAME=VALUE", requires = "made-up")]
     pub env: Vec<String>,
-    /// Working directory in the container
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub cwd: String,
-    /// User to run as
-    #[arg(long, short, value_name = "UID[:GID]", default_value = "0:0")]
-    pub user: UserIds,
+    /// Working directory in the container; made when it is not there
+    #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", requires = "made-up")]
+    pub cwd: Option<String>,
+    /// User to run as, by name or number
+    #[arg(long, short, value_name = "USER[:GROUP]", requires = "made-up")]
+    pub user: Option<String>,
     /// Host name
-    #[arg(long, value_name = "NAME", requires = "rootfs")]
+    #[arg(long, value_name = "NAME", requires = "made-up")]
     pub hostname: Option<String>,
     /// Make the root read-only
-    #[arg(long, requires = "rootfs")]
+    #[arg(long, requires = "made-up")]
     pub read_only: bool,
     /// Memory limit: bytes, or with K, M or G
-    #[arg(long, value_name = "SIZE", requires = "rootfs")]
+    #[arg(long, short, value_name = "SIZE", requires = "made-up")]
     pub memory: Option<Bytes>,
+    /// CPU time limit, in CPUs, as in 1.5
+    #[arg(long, value_name = "NUMBER", requires = "made-up")]
+    pub cpus: Option<Cpus>,
     /// Show a host file or directory in the container
-    #[arg(long, short, value_name = "SOURCE:TARGET[:ro]", requires = "rootfs")]
+    #[arg(long, short, value_name = "SOURCE:TARGET[:ro]", requires = "made-up")]
     pub volume: Vec<VolumeWord>,
 }
 
@@ -335,4 +369,4 @@ pub struct Report {
     pub json: bool,
 }
 
-pub use crate::words::{Bytes, UserIds, VolumeWord};
+pub use crate::words::{Bytes, Cpus, UserIds, VolumeWord};

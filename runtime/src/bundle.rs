@@ -77,8 +77,17 @@ impl Bundle {
 
     /// Fails in runc's words when the program is not there or may not be executed: engines take exit codes 127 and 126
     /// only from a create that failed.
-    pub fn find_program(&self) -> Result<(), BundleError> {
-        resolve_program(&self.spec).map(drop)?;
+    ///
+    /// It is looked for in `root` where that is not the spec's.
+    pub fn find_program(&self, root: Option<&Path>) -> Result<(), BundleError> {
+        match root {
+            Some(root) => {
+                let mut spec = self.spec.clone();
+                spec.rootfs = root.to_owned();
+                resolve_program(&spec).map(drop)?;
+            }
+            None => resolve_program(&self.spec).map(drop)?,
+        }
         Ok(())
     }
 }
@@ -120,7 +129,7 @@ mod tests {
             let args = [program.to_owned()];
             let spec = kata_spec::default_for(rootfs.to_str().unwrap(), &args, false);
             let bundle = Bundle::made(&spec, scratch.path()).unwrap();
-            let error: BundleError = bundle.find_program().unwrap_err();
+            let error: BundleError = bundle.find_program(None).unwrap_err();
             (error.exit_code(), Failure::from(error).line())
         };
         let (code, line) = find("nope");

@@ -29,6 +29,7 @@ use crate::{
     handover::{ask, sealed},
     hooks::{self, Owed},
     id::ContainerId,
+    image::{self, ImageRoot},
     journal::Journal,
     offline, pid_file,
     programs::{
@@ -106,6 +107,8 @@ pub enum Source<'a> {
     Bundle(Box<Bundle>),
     /// A spec that was made up; it is kept in the sandbox's own directory.
     Spec(&'a Value),
+    /// The same, with a root that the shim makes of layers.
+    Image(&'a Value, &'a ImageRoot),
 }
 
 /// Makes a container.
@@ -124,10 +127,18 @@ fn make(
     source: Source<'_>,
 ) -> Result<Child, Failure> {
     let dir = undo.dir;
+    let image = match source {
+        Source::Image(_, image) => Some(image),
+        Source::Bundle(_) | Source::Spec(_) => None,
+    };
     undo.owns(&start_shim(creation.prefix, dir, creation.shim_environment)?)?;
     let bundle = match source {
         Source::Bundle(bundle) => *bundle,
         Source::Spec(spec) => keep(dir, spec)?,
+        Source::Image(spec, _) => {
+            make_place(dir)?;
+            keep(dir, spec)?
+        }
     };
     let joined = match &bundle.spec.network {
         Network::Path(path) => Some(open_namespace(path)?),
@@ -161,10 +172,10 @@ fn make(
     }
     let hooks = hooks::Creating::of(&bundle, creation.id, monitor.pid());
     let trees = hooks.run(network.as_ref().map(AsFd::as_fd), || {
-        bundle.find_program()?;
+        bundle.find_program(image.map(ImageRoot::view).as_deref())?;
         Ok(Trees::take(&bundle.spec)?)
     })?;
-    hand_over(creation, dir, &Parts { bundle, trees, network, monitor: &monitor })?;
+    hand_over(creation, dir, &Parts { bundle, trees, network, image, monitor: &monitor })?;
     if let Some(owed) = owed.filter(|owed| !owed.survives_creation()) {
         owed.keep(dir)?;
     }
@@ -179,11 +190,12 @@ struct Parts<'a> {
     bundle: Bundle,
     trees: Trees,
     network: Option<OwnedFd>,
+    image: Option<&'a ImageRoot>,
     monitor: &'a Monitor,
 }
 
 fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Result<(), Failure> {
-    let Parts { bundle, trees, network, monitor } = parts;
+    let Parts { bundle, trees, network, image, monitor } = parts;
     let config = sealed("config.json", &bundle.config)?;
     let request = Request::Create(Create {
         id: creation.id.to_string(),
@@ -192,7 +204,7 @@ fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Re
         network_namespace: network.is_some(),
         volumes: described(&bundle.spec),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
-        layers: None,
+        layers: image.map(ImageRoot::layers).transpose()?,
     });
     let mut fds: Vec<BorrowedFd<'_>> =
         vec![monitor.control.as_fd(), config.as_fd(), trees.root.as_fd()];
@@ -209,6 +221,13 @@ fn described(spec: &Checked) -> Vec<Volume> {
 fn first_size(bundle: &Bundle) -> Option<TerminalSize> {
     let size = bundle.spec.process.terminal_size?;
     Some(TerminalSize { rows: size.rows, columns: size.columns })
+}
+
+/// The root of a container of an image, as its spec names it. The layers are mounted where only the sandbox sees them, so that
+/// for the host it is empty.
+fn make_place(dir: &SandboxDir) -> Result<(), Failure> {
+    let path = dir.path.join(image::ROOT);
+    fs::create_dir(&path).map_err(Failure::host(format!("make {}", path.display())))
 }
 
 /// Keeps a made-up spec where `exec` finds it later.

@@ -6,6 +6,7 @@ use kata_config::{ArtefactError, ConfigError};
 use kata_engine_api::{handover::FailureKind, monitor::MonitorError};
 use kata_hooks::{HookError, place::PlaceError};
 use kata_spec::TreeError;
+use kata_store::{StoreError, UserError};
 use kata_sys::spawn::SpawnError;
 
 use crate::{bundle::BundleError, id::IdError, signal::UnknownSignal};
@@ -44,6 +45,12 @@ pub enum Failure {
     /// There is no place to run hooks in.
     #[error(transparent)]
     HookPlace(#[from] PlaceError),
+    /// A container image.
+    #[error("image {reference}")]
+    Image { reference: String, source: StoreError },
+    /// A user of the container's own.
+    #[error(transparent)]
+    User(#[from] UserError),
     /// The id is taken.
     #[error("container with given ID already exists: {id} in {}", root.display())]
     Exists { id: String, root: PathBuf },

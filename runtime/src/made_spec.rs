@@ -1,17 +1,41 @@
-//! Specs that nobody wrote: `run --rootfs` and `spec`.
+//! Specs that nobody wrote: `run --rootfs`, `run --image` and `spec`.
 
+use std::collections::BTreeMap;
+
+use kata_store::User;
 use serde_json::{Value, json};
 
-use crate::args::{MadeUp, VolumeWord};
+use crate::args::{Cpus, MadeUp, VolumeWord};
 
-/// A spec for a command in a root directory.
-pub fn for_rootfs(rootfs: &str, command: &[String], id: &str, made_up: &MadeUp) -> Value {
-    let mut spec = kata_spec::default_for(rootfs, command, made_up.terminal);
+/// What a made-up spec runs.
+#[derive(Debug, Default)]
+pub struct Program {
+    pub args: Vec<String>,
+    /// `NAME=VALUE`, below what was typed.
+    pub env: Vec<String>,
+    pub cwd: String,
+    pub user: User,
+    pub annotations: BTreeMap<String, String>,
+    /// Files of an image have capabilities and set user ids to gain them, as in docker.
+    pub may_gain_privileges: bool,
+}
+
+/// A spec for a program in a root directory.
+pub fn made(rootfs: &str, program: &Program, id: &str, made_up: &MadeUp) -> Value {
+    let mut spec = kata_spec::default_for(rootfs, &program.args, made_up.terminal);
     let process = &mut spec["process"];
-    process["user"] =
-        json!({ "uid": made_up.user.uid, "gid": made_up.user.gid.unwrap_or_default() });
-    process["cwd"] = json!(made_up.cwd);
+    let User { uid, gid, additional_gids } = &program.user;
+    process["user"] = json!({ "uid": uid, "gid": gid });
+    if !additional_gids.is_empty() {
+        process["user"]["additionalGids"] = json!(additional_gids);
+    }
+    process["cwd"] = json!(program.cwd);
+    process["noNewPrivileges"] = json!(!program.may_gain_privileges);
     if let Some(env) = process["env"].as_array_mut() {
+        // A name alone would take the caller's value, and an image has no right to that.
+        for variable in program.env.iter().filter(|variable| variable.contains('=')) {
+            set_variable(env, variable);
+        }
         for variable in &made_up.env {
             set_variable(env, variable);
         }
@@ -21,8 +45,15 @@ pub fn for_rootfs(rootfs: &str, command: &[String], id: &str, made_up: &MadeUp) 
     }
     spec["hostname"] = json!(made_up.hostname.as_deref().unwrap_or(short_name(id)));
     spec["root"]["readonly"] = json!(made_up.read_only);
+    let resources = &mut spec["linux"]["resources"];
     if let Some(memory) = made_up.memory {
-        spec["linux"]["resources"]["memory"] = json!({ "limit": memory.0 });
+        resources["memory"] = json!({ "limit": memory.0 });
+    }
+    if let Some(Cpus(quota)) = made_up.cpus {
+        resources["cpu"] = json!({ "quota": quota, "period": Cpus::PERIOD });
+    }
+    if !program.annotations.is_empty() {
+        spec["annotations"] = json!(program.annotations);
     }
     spec
 }
@@ -41,8 +72,9 @@ fn bind(volume: &VolumeWord) -> Value {
 
 /// The spec that `spec` writes: a shell on a terminal, to be edited.
 pub fn template() -> Value {
-    let made_up = MadeUp { terminal: true, cwd: "/".to_owned(), ..MadeUp::default() };
-    for_rootfs("rootfs", &["sh".to_owned()], "kata", &made_up)
+    let made_up = MadeUp { terminal: true, ..MadeUp::default() };
+    let args = vec!["sh".to_owned()];
+    made("rootfs", &Program { args, cwd: "/".to_owned(), ..Program::default() }, "kata", &made_up)
 }
 
 /// Sets a variable in a list of `NAME=VALUE`; a name alone takes the caller's value.
@@ -69,28 +101,37 @@ pub fn set_variable(env: &mut Vec<Value>, variable: &str) {
 mod tests {
     use serde_json::json;
 
-    use super::{for_rootfs, set_variable, template};
+    use kata_store::User;
+
+    use super::{Program, made, set_variable, template};
     use crate::{
         args::MadeUp,
-        words::{Bytes, UserIds},
+        words::{Bytes, Cpus},
     };
 
     #[test]
     fn what_was_typed_is_in_the_spec() {
         let made_up = MadeUp {
             env: vec!["A=1".into(), "A=2".into()],
-            cwd: "/srv".into(),
-            user: UserIds { uid: 7, gid: None },
             memory: Some(Bytes(1 << 20)),
+            cpus: Some(Cpus(150_000)),
             volume: vec!["/host:/guest:ro".parse().unwrap()],
             read_only: true,
             ..MadeUp::default()
         };
-        let spec = for_rootfs("/r", &["id".into()], "c1", &made_up);
+        let program = Program {
+            args: vec!["id".into()],
+            env: vec!["A=0".into(), "B=1".into(), "HOME".into()],
+            cwd: "/srv".into(),
+            user: User { uid: 7, gid: 0, additional_gids: vec![8] },
+            ..Program::default()
+        };
+        let spec = made("/r", &program, "c1", &made_up);
         assert_eq!(spec["process"]["args"], json!(["id"]));
-        assert_eq!(spec["process"]["user"], json!({ "uid": 7, "gid": 0 }));
-        assert_eq!(spec["process"]["env"].as_array().unwrap().last().unwrap(), "A=2");
-        assert_eq!(spec["process"]["env"].as_array().unwrap().len(), 2);
+        assert_eq!(spec["process"]["user"], json!({ "uid": 7, "gid": 0, "additionalGids": [8] }));
+        assert_eq!(spec["linux"]["resources"]["cpu"]["quota"], 150_000);
+        let env = spec["process"]["env"].as_array().unwrap();
+        assert_eq!(env[1..], [json!("B=1"), json!("A=2")]);
         assert_eq!(spec["root"], json!({ "path": "/r", "readonly": true }));
         assert_eq!(spec["hostname"], "c1");
         assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 1 << 20);

@@ -19,6 +19,7 @@ mod foreground;
 mod handover;
 mod hooks;
 mod id;
+mod image;
 mod journal;
 mod made_spec;
 mod offline;

@@ -52,6 +52,36 @@ impl FromStr for Bytes {
     }
 }
 
+/// CPU time, as so many microseconds of each [`Cpus::PERIOD`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpus(pub u64);
+
+impl Cpus {
+    /// Microseconds.
+    pub const PERIOD: u64 = 100_000;
+}
+
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let wrong = || format!("{word:?} is not a number of CPUs from 0.01 to 65536");
+        let (whole, fraction) = word.split_once('.').unwrap_or((word, ""));
+        let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(fraction) || fraction.len() > 5 {
+            return Err(wrong());
+        }
+        let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
+        let fraction: u64 = format!("{fraction:0<5}").parse().map_err(|_| wrong())?;
+        // The kernel takes no less than a millisecond.
+        let quota = whole.checked_mul(Self::PERIOD).map(|quota| quota + fraction);
+        quota
+            .filter(|quota| (1000..=65536 * Self::PERIOD).contains(quota))
+            .map(Self)
+            .ok_or_else(wrong)
+    }
+}
+
 /// `SOURCE:TARGET[:ro|rw]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeWord {
@@ -81,7 +111,7 @@ impl FromStr for VolumeWord {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, UserIds, VolumeWord};
+    use super::{Bytes, Cpus, UserIds, VolumeWord};
 
     #[test]
     fn users_are_numbers() {
@@ -99,6 +129,16 @@ mod tests {
         assert_eq!("2GiB".parse(), Ok(Bytes(2 << 30)));
         for word in ["", "M", "-1", "1.5G", "1T", "99999999999G", "18446744073709551615", "é"] {
             assert!(word.parse::<Bytes>().is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn cpus_may_be_parts_of_one() {
+        assert_eq!("2".parse(), Ok(Cpus(200_000)));
+        assert_eq!("1.5".parse(), Ok(Cpus(150_000)));
+        assert_eq!(".01".parse(), Ok(Cpus(1000)));
+        for word in ["", ".", "0", "0.001", "-1", "1e3", "1.2.3", "65537", "99999999999999999999"] {
+            assert!(word.parse::<Cpus>().is_err(), "{word}");
         }
     }
 

@@ -32,7 +32,7 @@ pub struct User {
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
     /// A list.
-    #[error("cannot read /{name} of the image")]
+    #[error("cannot read /{name} of the root")]
     Read {
         /// Path below the root.
         name: &'static str,
@@ -40,7 +40,7 @@ pub enum UserError {
         source: io::Error,
     },
     /// No such name.
-    #[error("there is no {kind} {name:?} in /{list} of the image")]
+    #[error("there is no {kind} {name:?} in /{list} of the root")]
     Unknown {
         /// User or group.
         kind: &'static str,

@@ -1,7 +1,9 @@
 //! `run`: create, start, wait, delete.
 
-use std::time::Duration;
+use std::{fs::File, path::Path, time::Duration};
 
+use kata_store::find_user;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
@@ -15,7 +17,8 @@ use crate::{
     foreground::{Event, Foreground, Signals},
     hooks::{self, Owed},
     id::ContainerId,
-    made_spec::for_rootfs,
+    image::{self, ImageRoot},
+    made_spec::{Program, made},
     shim_client::{ShimClient, block_on},
     terminal::{self, RawTerminal},
 };
@@ -30,9 +33,18 @@ impl Context<'_> {
     pub(super) fn run_container(&self, typed: Run) -> Result<u8, Failure> {
         refuse(typed.creating.preserve_fds)?;
         let id = id_of(&typed)?;
-        let made_up = made_up_spec(&typed, &id)?;
+        let made_up = match (&typed.rootfs, &typed.image) {
+            (Some(rootfs), _) => Some((spec_for_rootfs(&typed, rootfs, &id)?, None)),
+            (None, Some(reference)) => {
+                let image = ImageRoot::open(reference, &typed.of_image.store, self.journal)?;
+                let program = image.program(&typed)?;
+                Some((made(image::ROOT, &program, id.as_str(), &typed.made_up), Some(image)))
+            }
+            (None, None) => None,
+        };
         let (source, terminal) = match &made_up {
-            Some(spec) => (Source::Spec(spec), typed.made_up.terminal),
+            Some((spec, Some(image))) => (Source::Image(spec, image), typed.made_up.terminal),
+            Some((spec, None)) => (Source::Spec(spec), typed.made_up.terminal),
             None => {
                 let bundle = self.load_bundle(&typed.creating.bundle)?;
                 let terminal = bundle.spec.process.terminal;
@@ -142,31 +154,37 @@ fn shim(created: &Created, id: &ContainerId) -> Result<ShimClient, Failure> {
 }
 
 fn id_of(typed: &Run) -> Result<ContainerId, Failure> {
-    match &typed.id {
+    match typed.id.as_ref().or(typed.name.as_ref()) {
         Some(id) => Ok(id.clone()),
-        None if typed.rootfs.is_some() => {
+        None if typed.rootfs.is_some() || typed.image.is_some() => {
             ContainerId::random().map_err(Failure::host("make up an id"))
         }
         None => Err(Failure::Usage(
-            "no container id: give one for the bundle, or --rootfs DIR -- COMMAND".to_owned(),
+            "no container id: give one for the bundle, or --rootfs DIR -- COMMAND, or --image IMAGE"
+                .to_owned(),
         )),
     }
 }
 
-fn made_up_spec(typed: &Run, id: &ContainerId) -> Result<Option<serde_json::Value>, Failure> {
-    let Some(rootfs) = &typed.rootfs else { return Ok(None) };
+fn spec_for_rootfs(typed: &Run, rootfs: &Path, id: &ContainerId) -> Result<Value, Failure> {
     if typed.command.is_empty() {
         return Err(Failure::Usage(
             "no command: put one after --, as in -- sh -c 'uname -a'".to_owned(),
         ));
     }
-    let absolute = rootfs
-        .canonicalize()
-        .map_err(Failure::host(format!("use the root directory {}", rootfs.display())))?;
+    let failed = || Failure::host(format!("use the root directory {}", rootfs.display()));
+    let absolute = rootfs.canonicalize().map_err(failed())?;
     let path = absolute.to_str().ok_or_else(|| {
         Failure::Usage(format!("{}: not UTF-8, as a spec must be", absolute.display()))
     })?;
-    Ok(Some(for_rootfs(path, &typed.command, id.as_str(), &typed.made_up)))
+    let root = File::open(&absolute).map_err(failed())?;
+    let program = Program {
+        args: typed.command.clone(),
+        cwd: typed.made_up.cwd.clone().unwrap_or_else(|| "/".to_owned()),
+        user: find_user(&root, typed.made_up.user.as_deref().unwrap_or_default())?,
+        ..Program::default()
+    };
+    Ok(made(path, &program, id.as_str(), &typed.made_up))
 }
 
 fn console(typed: &Run, terminal: bool) -> Result<Console, Failure> {

@@ -9,6 +9,7 @@ mod bundle;
 mod capture;
 mod command;
 mod container;
+pub mod image;
 mod leftovers;
 mod namespace;
 mod pace;

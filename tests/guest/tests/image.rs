@@ -1,0 +1,524 @@
+//! `kata-runtime run --image`: what a container sees of its image, and what is said about images that are broken.
+#![allow(clippy::unwrap_used)]
+
+use std::{env, fs, path::Path, process::Command};
+
+use kata_guest_tests::{
+    Kata, Output, Running,
+    image::{Image, Layer, gzipped, hex, named, packed, with_type},
+    run,
+};
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+/// Kata with a store of its own.
+struct Fixture {
+    kata: Kata,
+    store: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Option<Self> {
+        Some(Self { kata: Kata::installed()?, store: tempfile::tempdir().unwrap() })
+    }
+
+    fn store(&self) -> std::path::PathBuf {
+        self.store.path().join("store")
+    }
+
+    fn command(&self, image: &str, arguments: &[&str]) -> Command {
+        let mut command = self.kata.command(&["run", "--image", image, "--store"]);
+        command.arg(self.store()).args(arguments);
+        command
+    }
+
+    fn run(&self, image: &str, arguments: &[&str]) -> Output {
+        run(self.command(image, arguments), b"")
+    }
+
+    /// What there is in a part of the store.
+    fn names(&self, part: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.store().join(part)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
+    fn assert_nothing_left(&self, when: &str) {
+        let entries = fs::read_dir(self.kata.state()).into_iter().flatten().flatten();
+        let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+        assert!(names.is_empty(), "{when}: {names:?} in the state directory");
+        assert_eq!(self.names("runs"), [""; 0], "{when}: runs");
+        assert_eq!(self.names("drafts"), [""; 0], "{when}: drafts");
+    }
+}
+
+/// Busybox as GNU tar packs it.
+fn base() -> Option<Vec<u8>> {
+    let Some(root) = env::var_os("KATA_TEST_ROOT_BUSYBOX") else {
+        println!("SKIP KATA_TEST_ROOT_BUSYBOX is not set; run cargo xtask test");
+        return None;
+    };
+    Some(packed(Path::new(&root)))
+}
+
+/// An image of busybox alone that does this.
+fn simple(config: Value) -> Option<Image> {
+    Some(Image::of(&[base()?], config))
+}
+
+/// Version 2 of what `security.capability` holds: CAP_NET_RAW, permitted and effective.
+const NET_RAW: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+fn middle() -> Vec<u8> {
+    Layer::new()
+        .directory("usr/lib/", 0o755)
+        .symlink("lib", "/usr/lib")
+        .file("hidden", 0o644, b"middle")
+        .file("opaque/below", 0o644, b"middle")
+        .file("opaque/deep/below", 0o644, b"middle")
+        .file("replaced/file", 0o644, b"middle")
+        .file("became", 0o644, b"middle")
+        .file("setuid", 0o4755, b"middle")
+        .records(&[("uid", b"1000"), ("gid", b"1001"), ("mtime", b"1000000000.5")])
+        .file("owned", 0o640, b"middle")
+        .records(&[("SCHILY.xattr.security.capability", NET_RAW)])
+        .file("capable", 0o755, b"middle")
+        .entry((b'3', "device", ""), (0o666, (1, 3)), b"")
+        .entry((b'6', "fifo", ""), (0o600, (0, 0)), b"")
+        .records(&[("path", format!("long/{}", "n".repeat(200)).as_bytes())])
+        .file("short", 0o644, b"long")
+        .end()
+}
+
+fn upper() -> Vec<u8> {
+    Layer::new()
+        .whiteout(".wh.hidden")
+        .whiteout("opaque/.wh..wh..opq")
+        .file("opaque/own", 0o644, b"upper")
+        .file("replaced", 0o644, b"upper")
+        .directory("became/", 0o750)
+        .file("became/inside", 0o644, b"upper")
+        .file("lib/through", 0o644, b"upper")
+        .hard_link("linked", "owned")
+        .hard_link("busybox", "bin/busybox")
+        .end()
+}
+
+#[test]
+fn three_layers_are_seen_as_one_tree() {
+    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let image = Image::empty();
+    let layers = [gzipped(&base), middle(), gzipped(&upper())];
+    let types = ["tar+gzip", "tar", "tar+gzip"];
+    let descriptors: Vec<Value> = layers
+        .iter()
+        .zip(types)
+        .map(|(layer, name)| {
+            with_type(image.blob(layer), &format!("application/vnd.oci.image.layer.v1.{name}"))
+        })
+        .collect();
+    let diff_ids = [&base, &middle(), &upper()].map(|layer| format!("sha256:{}", hex(layer)));
+    let mut image = image;
+    let manifest = image.manifest_of(&descriptors, &diff_ids, json!({}));
+    image.list(manifest);
+    let script = r#"
+ls -d /hidden /.wh.hidden /opaque/.wh..wh..opq 2>&1 | wc -l
+ls /opaque
+cat /replaced /became/inside /usr/lib/through /linked; echo
+readlink /lib
+stat -c '%n %a %u %g %h %Y' /became /setuid /owned /linked
+stat -c '%F %t %T %a' /device /fifo
+getfattr -n security.capability /capable 2>/dev/null | wc -c
+ls /long | wc -c
+cmp /busybox /bin/busybox && stat -c %h /busybox
+touch /owned /new && rm /replaced && mkdir /replaced && echo writable
+"#;
+    let expected = "\
+3\nown\nupperupperuppermiddle\n/usr/lib\n\
+/became 750 0 0 2 1000000000\n/setuid 4755 0 0 1 1000000000\n\
+/owned 640 1000 1001 2 1000000000\n/linked 640 1000 1001 2 1000000000\n\
+character special file 1 3 666\nfifo 0 0 600\n0\n201\n2\nwritable\n";
+    for _ in 0..2 {
+        // What the first has written the second does not see.
+        let output = fixture.run(&image.reference(), &["--", "sh", "-c", script]);
+        assert_eq!((output.code, output.stdout().as_str()), (0, expected), "{}", output.stderr());
+        fixture.assert_nothing_left("after a run");
+    }
+    assert_eq!(fixture.names("layers").len(), 3);
+}
+
+#[test]
+fn the_configuration_of_an_image_is_applied() {
+    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let accounts = Layer::new()
+        .file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n")
+        .file("etc/group", 0o644, b"root:x:0:\nweb:x:44:\ndisk:x:6:web\n")
+        .end();
+    let config = json!({
+        "Env": ["PATH=/bin", "A=image", "B=image"],
+        "Entrypoint": ["sh", "-c"],
+        "Cmd": ["echo $A $B; pwd; id -u; id -G; echo $HOME"],
+        "WorkingDir": "/made/for/it",
+        "User": "web",
+        "StopSignal": "SIGQUIT",
+        "Labels": {"io.katacontainers.config.hypervisor.path": "/bin/false"},
+    });
+    let image = Image::of(&[base, accounts], config);
+    let output = fixture.run(&image.reference(), &["-e", "B=typed"]);
+    assert_eq!(
+        output.stdout(),
+        "image typed\n/made/for/it\n33\n44 6\n/srv\n",
+        "{}",
+        output.stderr()
+    );
+    let typed = ["-u", "1000:disk", "-w", "/tmp", "--", "pwd; id -u; id -g"];
+    assert_eq!(fixture.run(&image.reference(), &typed).stdout(), "/tmp\n1000\n6\n");
+    let output = fixture.run(&image.reference(), &["--entrypoint", "echo", "--", "a", "b"]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "a b\n"), "{}", output.stderr());
+    for (arguments, words) in [
+        (&["--entrypoint", ""][..], &["no command"][..]),
+        (&["-u", "nobody"], &["no user \"nobody\""]),
+        (&["--entrypoint", "nope"], &["\"nope\": executable file not found in $PATH"]),
+    ] {
+        fixture.run(&image.reference(), arguments).assert_one_line(words);
+        fixture.assert_nothing_left("after a refusal");
+    }
+}
+
+#[test]
+fn archives_are_read_as_directories_are() {
+    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let config = json!({"Cmd": ["echo", "ran"]});
+    let mut image = Image::empty();
+    let manifest = image.manifest(std::slice::from_ref(&base), config.clone());
+    image.list(named(manifest, "one"));
+    let other = image.manifest(&[base.clone(), middle()], json!({}));
+    image.list(named(other, "docker.io/library/two:1"));
+    let archive = image.archive(scratch.path());
+    let archive = archive.to_str().unwrap();
+    let output = fixture.run(&format!("oci-archive:{archive}:one"), &[]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
+    let two = format!("oci-archive:{archive}:docker.io/library/two:1");
+    let output = fixture.run(&two, &["--", "cat", "/hidden"]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "middle"), "{}", output.stderr());
+    let both = ["one", "docker.io/library/two:1"];
+    fixture.run(&format!("oci-archive:{archive}"), &[]).assert_one_line(&both);
+    fixture.run(&format!("oci-archive:{archive}:three"), &[]).assert_one_line(&both);
+    // docker save as it long was: no digests but the configuration's name.
+    let saved = tempfile::tempdir().unwrap();
+    fs::create_dir(saved.path().join("layer")).unwrap();
+    fs::write(saved.path().join("layer/layer.tar"), &base).unwrap();
+    let file = json!({
+        "architecture": "amd64", "os": "linux", "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&base))]},
+    });
+    let name = format!("{}.json", hex(file.to_string().as_bytes()));
+    fs::write(saved.path().join(&name), file.to_string()).unwrap();
+    let list = json!([{"Config": name, "RepoTags": ["it:latest"], "Layers": ["layer/layer.tar"]}]);
+    fs::write(saved.path().join("manifest.json"), list.to_string()).unwrap();
+    let archive = scratch.path().join("saved.tar");
+    fs::write(&archive, packed(saved.path())).unwrap();
+    let output = fixture.run(&format!("docker-archive:{}:it", archive.display()), &[]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
+}
+
+#[test]
+fn the_image_for_this_machine_is_chosen() {
+    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let platform = |mut manifest: Value, architecture: &str| {
+        manifest["platform"] = json!({"os": "linux", "architecture": architecture});
+        manifest
+    };
+    let mut image = Image::empty();
+    let right = image.manifest(&[base], json!({"Cmd": ["echo", "right"]}));
+    let wrong = image.manifest(&[middle()], json!({}));
+    let foreign = platform(wrong.clone(), "s390x");
+    let index = image.index(&[foreign.clone(), platform(right, "amd64")]);
+    image.list(index);
+    let output = fixture.run(&image.reference(), &[]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "right\n"), "{}", output.stderr());
+    let mut image = Image::empty();
+    image.blob_file(&wrong);
+    image.list(foreign);
+    fixture.run(&image.reference(), &["--", "true"]).assert_one_line(&["linux/s390x", "amd64"]);
+}
+
+/// Breaks an image, and says what must be said about it.
+type Breakage = (&'static str, fn(&mut Image), &'static [&'static str]);
+
+fn one_layer(image: &mut Image, layer: Vec<u8>) {
+    let manifest = image.manifest(&[layer], json!({"Cmd": ["true"]}));
+    image.list(manifest);
+}
+
+/// An image whose one layer's descriptor was changed.
+fn changed(image: &mut Image, change: impl FnOnce(&mut Value)) {
+    let layer = middle();
+    let mut descriptor = with_type(image.blob(&layer), "application/vnd.oci.image.layer.v1.tar");
+    change(&mut descriptor);
+    let diff_id = format!("sha256:{}", hex(&layer));
+    let manifest = image.manifest_of(&[descriptor], &[diff_id], json!({"Cmd": ["true"]}));
+    image.list(manifest);
+}
+
+const BREAKAGES: &[Breakage] = &[
+    ("no images", |_| (), &["holds no image"]),
+    (
+        "truncated layer",
+        |image| one_layer(image, middle()[..1000].to_vec()),
+        &["layer 1", "ends in the middle"],
+    ),
+    ("truncated gzip", |image| one_layer(image, gzipped(&middle())[..300].to_vec()), &["layer 1"]),
+    (
+        "cyclic links",
+        |image| {
+            let layer =
+                Layer::new().symlink("a", "/b").symlink("b", "a").file("a/x", 0o644, b"").end();
+            one_layer(image, layer);
+        },
+        &["a/x", "symbolic links"],
+    ),
+    (
+        "cyclic hard link",
+        |image| one_layer(image, Layer::new().hard_link("a", "a").end()),
+        &["a:", "No such file"],
+    ),
+    (
+        "traversal by name",
+        |image| {
+            one_layer(image, Layer::new().file("../../x", 0o644, b"").end());
+        },
+        &["../../x", "leads upwards"],
+    ),
+    (
+        "traversal by hard link",
+        |image| {
+            one_layer(image, Layer::new().hard_link("x", "../../../etc/passwd").end());
+        },
+        &["no plain path"],
+    ),
+    ("wrong size", |image| changed(image, |layer| layer["size"] = json!(17)), &["says 17"]),
+    (
+        "unknown media type",
+        |image| {
+            changed(image, |layer| layer["mediaType"] = json!("application/x-zip"));
+        },
+        &["application/x-zip", "not supported"],
+    ),
+    (
+        "encrypted layer",
+        |image| {
+            let name = "application/vnd.oci.image.layer.v1.tar+encrypted";
+            changed(image, |layer| layer["mediaType"] = json!(name));
+        },
+        &["encrypted", "decrypt it first"],
+    ),
+    (
+        "missing blob",
+        |image| {
+            let missing = format!("sha256:{}", "0".repeat(64));
+            changed(image, |layer| layer["digest"] = json!(missing));
+        },
+        &["blobs/sha256/0000", "No such file"],
+    ),
+    (
+        "a digest that is a path",
+        |image| {
+            changed(image, |layer| layer["digest"] = json!("sha256:../../../../etc/passwd"));
+        },
+        &["no digest"],
+    ),
+    (
+        "damaged blob",
+        |image| {
+            changed(image, |_| ());
+            let path = image.file("blobs/sha256").join(hex(&middle()));
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[600] ^= 1;
+            fs::write(path, bytes).unwrap();
+        },
+        &["damaged or was changed"],
+    ),
+    (
+        "wrong diff id",
+        |image| {
+            let layer = middle();
+            let descriptor =
+                with_type(image.blob(&layer), "application/vnd.oci.image.layer.v1.tar");
+            let diff_id = format!("sha256:{}", "1".repeat(64));
+            let manifest = image.manifest_of(&[descriptor], &[diff_id], json!({"Cmd": ["true"]}));
+            image.list(manifest);
+        },
+        &["sums up to"],
+    ),
+    ("no archive", |image| one_layer(image, b"x".repeat(2048)), &["no tar archive"]),
+    ("bzip2", |image| one_layer(image, b"BZh91AY&SY".to_vec()), &["bzip2"]),
+    (
+        "a whiteout device",
+        |image| {
+            one_layer(image, Layer::new().entry((b'3', "c", ""), (0o644, (0, 0)), b"").end());
+        },
+        &["0:0"],
+    ),
+    (
+        "a bomb of zeros",
+        |image| {
+            // A file of 8 TiB whose data is all there, as far as its header goes.
+            let header =
+                Layer::new().records(&[("size", b"8796093022208")]).file("zeros", 0o644, b"");
+            one_layer(image, header.end());
+        },
+        &["no room"],
+    ),
+    (
+        "a header that claims memory",
+        |image| {
+            let header = Layer::new().entry((b'L', "x", ""), (0o644, (0, 0)), &vec![b'n'; 2 << 20]);
+            one_layer(image, header.file("x", 0o644, b"").end());
+        },
+        &["extended header"],
+    ),
+    (
+        "an index without end",
+        |image| {
+            let mut index = image.index(&[]);
+            for _ in 0..8 {
+                index = image.index(&[index]);
+            }
+            image.list(index);
+        },
+        &["nested"],
+    ),
+    (
+        "200 layers",
+        |image| {
+            let layers: Vec<Vec<u8>> = (0..200)
+                .map(|number| Layer::new().file(&number.to_string(), 0o644, b"").end())
+                .collect();
+            let manifest = image.manifest(&layers, json!({"Cmd": ["true"]}));
+            image.list(manifest);
+        },
+        &["200 layers"],
+    ),
+    (
+        "no JSON",
+        |image| fs::write(image.file("index.json"), "{\"manifests\": 7}").unwrap(),
+        &["index.json"],
+    ),
+    (
+        "a fifo for an index",
+        |image| {
+            fs::remove_file(image.file("index.json")).unwrap();
+            let made = Command::new("mkfifo").arg(image.file("index.json")).status().unwrap();
+            assert!(made.success());
+        },
+        &["index.json", "no regular file"],
+    ),
+    (
+        "a link out of the layout",
+        |image| {
+            fs::remove_file(image.file("index.json")).unwrap();
+            std::os::unix::fs::symlink("/etc/passwd", image.file("index.json")).unwrap();
+        },
+        &["index.json"],
+    ),
+];
+
+#[test]
+fn a_broken_image_is_one_clear_line_and_leaves_nothing() {
+    let Some(fixture) = Fixture::new() else { return };
+    for (what, break_it, words) in BREAKAGES {
+        println!("{what}");
+        let mut image = Image::empty();
+        break_it(&mut image);
+        fixture.run(&image.reference(), &["--", "true"]).assert_one_line(words);
+        fixture.assert_nothing_left(what);
+        assert_eq!(fixture.names("layers"), [""; 0], "{what}: layers");
+    }
+    for (word, said) in [
+        ("busybox", "oci:DIR"),
+        ("docker://busybox", "not fetched"),
+        ("oci:/nowhere", "No such file"),
+        ("oci-archive:/dev/zero", "no regular file"),
+    ] {
+        fixture.run(word, &["--", "true"]).assert_one_line(&[said]);
+    }
+}
+
+#[test]
+fn several_that_unpack_the_same_image_at_once_share_it() {
+    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({"Cmd": ["echo", "ran"]})))
+    else {
+        return;
+    };
+    // What one that was killed has left is not taken for a layer.
+    let digest = hex(&base().unwrap());
+    let stale = fixture.store().join("drafts").join(format!("sha256-{digest}"));
+    let made = Command::new("mkdir").args(["-m", "700", "-p"]).arg(stale.join("tree/bin")).status();
+    assert!(made.unwrap().success());
+    for part in ["", "drafts"] {
+        let path = fixture.store().join(part);
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    }
+    let runs: Vec<Running> =
+        (0..3).map(|_| Running::start(fixture.command(&image.reference(), &[]))).collect();
+    for run in runs {
+        let output = run.finish();
+        assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
+    }
+    assert_eq!(fixture.names("layers"), [format!("sha256-{digest}")]);
+    fixture.assert_nothing_left("after three at once");
+}
+
+#[test]
+fn what_a_run_wrote_goes_with_it_whoever_is_killed() {
+    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({}))) else { return };
+    let script = ["--", "sh", "-c", "mkdir -p /a/b/c && echo x >/a/b/c/d && echo up && exec cat"];
+    for victim in ["runtime", "shimPid"] {
+        let id = format!("image-{victim}-{}", std::process::id());
+        let arguments = [&["--name", &id][..], &script].concat();
+        let running = Running::start(fixture.command(&image.reference(), &arguments));
+        running.stdout.until_has("up");
+        assert_eq!(fixture.names("runs").len(), 1);
+        let pid = match victim {
+            "runtime" => running.pid(),
+            which => rustix::process::Pid::from_raw(fixture.kata.host_pid(&id, which)).unwrap(),
+        };
+        kill_process(pid, Signal::KILL).unwrap();
+        drop(running);
+        let deleted = fixture.kata.call(&["delete", "--force", &id]);
+        assert_eq!(deleted.code, 0, "{}", deleted.stderr());
+        fixture.assert_nothing_left(victim);
+    }
+}
+
+#[test]
+fn a_step_that_fails_leaves_nothing() {
+    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({"Cmd": ["true"]}))) else {
+        return;
+    };
+    for step in ["MakeWritable", "MountLayers", "BootVmm"] {
+        for how in ["fail", "kill"] {
+            let id = format!("image-{step}-{how}-{}", std::process::id());
+            let mut command = fixture.command(&image.reference(), &["--name", &id]);
+            command.env("KATA_FAULT", format!("{step}={how}"));
+            let output = run(command, b"");
+            assert_ne!(output.code, 0, "{step} {how}");
+            fixture.kata.call(&["delete", "--force", &id]);
+            fixture.assert_nothing_left(&format!("{step} {how}"));
+        }
+    }
+}
+
+#[test]
+fn what_a_machine_that_went_down_has_left_goes_with_the_next_run() {
+    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({"Cmd": ["true"]}))) else {
+        return;
+    };
+    assert_eq!(fixture.run(&image.reference(), &[]).code, 0);
+    // Nobody holds a lock on it.
+    fs::create_dir_all(fixture.store().join("runs/gone/upper/deep")).unwrap();
+    fs::create_dir_all(fixture.store().join("drafts/gone/tree")).unwrap();
+    assert_eq!(fixture.run(&image.reference(), &[]).code, 0);
+    fixture.assert_nothing_left("after the next run");
+}
