@@ -58,7 +58,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a container and wait for its end; the exit code is its own
-    Run(Run),
+    Run(Box<Run>),
     /// Make a container of a bundle, without starting it
     Create(Create),
     /// Start a container that was created

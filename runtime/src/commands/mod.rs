@@ -107,7 +107,7 @@ impl<'a> Context<'a> {
     /// Does what was asked; the code is what the program exits with.
     pub fn run(&self, command: Command) -> Result<u8, Failure> {
         match command {
-            Command::Run(run) => return self.run_container(run),
+            Command::Run(run) => return self.run_container(*run),
             Command::Exec(exec) => return self.exec(&exec),
             Command::Check(report) => return self.check(&report),
             Command::Create(create) => self.create(&create)?,

@@ -15,6 +15,7 @@ mod namespace;
 mod pace;
 mod python;
 mod root;
+mod stored;
 mod terminal;
 
 use std::{
@@ -31,6 +32,7 @@ pub use namespace::{Wire, ip, set_network, snapshot};
 pub use pace::within;
 pub use python::{grant, python, run_bundle};
 pub use root::{Root, busybox, debian};
+pub use stored::{Stored, base};
 pub use terminal::Terminal;
 
 /// An installed Kata with a state directory of its own, so that tests don't see each other's containers.

@@ -4,61 +4,12 @@
 use std::{env, fs, path::Path, process::Command};
 
 use kata_guest_tests::{
-    Kata, Output, Running,
+    Running, Stored, base,
     image::{Image, Layer, gzipped, hex, named, packed, with_type},
     run,
 };
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
-
-/// Kata with a store of its own.
-struct Fixture {
-    kata: Kata,
-    store: tempfile::TempDir,
-}
-
-impl Fixture {
-    fn new() -> Option<Self> {
-        Some(Self { kata: Kata::installed()?, store: tempfile::tempdir().unwrap() })
-    }
-
-    fn store(&self) -> std::path::PathBuf {
-        self.store.path().join("store")
-    }
-
-    fn command(&self, image: &str, arguments: &[&str]) -> Command {
-        let mut command = self.kata.command(&["run", "--image", image, "--store"]);
-        command.arg(self.store()).args(arguments);
-        command
-    }
-
-    fn run(&self, image: &str, arguments: &[&str]) -> Output {
-        run(self.command(image, arguments), b"")
-    }
-
-    /// What there is in a part of the store.
-    fn names(&self, part: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.store().join(part)).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
-    }
-
-    fn assert_nothing_left(&self, when: &str) {
-        let entries = fs::read_dir(self.kata.state()).into_iter().flatten().flatten();
-        let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-        assert!(names.is_empty(), "{when}: {names:?} in the state directory");
-        assert_eq!(self.names("runs"), [""; 0], "{when}: runs");
-        assert_eq!(self.names("drafts"), [""; 0], "{when}: drafts");
-    }
-}
-
-/// Busybox as GNU tar packs it.
-fn base() -> Option<Vec<u8>> {
-    let Some(root) = env::var_os("KATA_TEST_ROOT_BUSYBOX") else {
-        println!("SKIP KATA_TEST_ROOT_BUSYBOX is not set; run cargo xtask test");
-        return None;
-    };
-    Some(packed(Path::new(&root)))
-}
 
 /// An image of busybox alone that does this.
 fn simple(config: Value) -> Option<Image> {
@@ -103,7 +54,7 @@ fn upper() -> Vec<u8> {
 
 #[test]
 fn three_layers_are_seen_as_one_tree() {
-    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
     let image = Image::empty();
     let layers = [gzipped(&base), middle(), gzipped(&upper())];
     let types = ["tar+gzip", "tar", "tar+gzip"];
@@ -145,7 +96,7 @@ character special file 1 3 666\nfifo 0 0 600\n201\n2\nwritable\n";
 
 #[test]
 fn the_configuration_of_an_image_is_applied() {
-    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
     let accounts = Layer::new()
         .file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n")
         .file("etc/group", 0o644, b"root:x:0:\nweb:x:44:\ndisk:x:6:web\n")
@@ -183,7 +134,7 @@ fn the_configuration_of_an_image_is_applied() {
 
 #[test]
 fn capabilities_of_files_count() {
-    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
     let root = env::var_os("KATA_TEST_ROOT_BUSYBOX").unwrap();
     let busybox = fs::read(Path::new(&root).join("bin/busybox")).unwrap();
     let programs = Layer::new()
@@ -200,7 +151,7 @@ fn capabilities_of_files_count() {
 
 #[test]
 fn archives_are_read_as_directories_are() {
-    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
     let scratch = tempfile::tempdir().unwrap();
     let config = json!({"Cmd": ["echo", "ran"]});
     let mut image = Image::empty();
@@ -238,7 +189,7 @@ fn archives_are_read_as_directories_are() {
 
 #[test]
 fn the_image_for_this_machine_is_chosen() {
-    let (Some(fixture), Some(base)) = (Fixture::new(), base()) else { return };
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
     let platform = |mut manifest: Value, architecture: &str| {
         manifest["platform"] = json!({"os": "linux", "architecture": architecture});
         manifest
@@ -257,211 +208,10 @@ fn the_image_for_this_machine_is_chosen() {
     fixture.run(&image.reference(), &["--", "true"]).assert_one_line(&["linux/s390x", "amd64"]);
 }
 
-/// Breaks an image, and says what must be said about it.
-type Breakage = (&'static str, fn(&mut Image), &'static [&'static str]);
-
-fn one_layer(image: &mut Image, layer: Vec<u8>) {
-    let manifest = image.manifest(&[layer], json!({"Cmd": ["true"]}));
-    image.list(manifest);
-}
-
-/// An image whose one layer's descriptor was changed.
-fn changed(image: &mut Image, change: impl FnOnce(&mut Value)) {
-    let layer = middle();
-    let mut descriptor = with_type(image.blob(&layer), "application/vnd.oci.image.layer.v1.tar");
-    change(&mut descriptor);
-    let diff_id = format!("sha256:{}", hex(&layer));
-    let manifest = image.manifest_of(&[descriptor], &[diff_id], json!({"Cmd": ["true"]}));
-    image.list(manifest);
-}
-
-const BREAKAGES: &[Breakage] = &[
-    ("no images", |_| (), &["holds no image"]),
-    (
-        "truncated layer",
-        |image| one_layer(image, middle()[..1000].to_vec()),
-        &["layer 1", "ends in the middle"],
-    ),
-    ("truncated gzip", |image| one_layer(image, gzipped(&middle())[..300].to_vec()), &["layer 1"]),
-    (
-        "cyclic links",
-        |image| {
-            let layer =
-                Layer::new().symlink("a", "/b").symlink("b", "a").file("a/x", 0o644, b"").end();
-            one_layer(image, layer);
-        },
-        &["a/x", "symbolic links"],
-    ),
-    (
-        "cyclic hard link",
-        |image| one_layer(image, Layer::new().hard_link("a", "a").end()),
-        &["a:", "No such file"],
-    ),
-    (
-        "traversal by name",
-        |image| {
-            one_layer(image, Layer::new().file("../../x", 0o644, b"").end());
-        },
-        &["../../x", "leads upwards"],
-    ),
-    (
-        "traversal by hard link",
-        |image| {
-            one_layer(image, Layer::new().hard_link("x", "../../../etc/passwd").end());
-        },
-        &["no plain path"],
-    ),
-    ("wrong size", |image| changed(image, |layer| layer["size"] = json!(17)), &["says 17"]),
-    (
-        "unknown media type",
-        |image| {
-            changed(image, |layer| layer["mediaType"] = json!("application/x-zip"));
-        },
-        &["application/x-zip", "not supported"],
-    ),
-    (
-        "encrypted layer",
-        |image| {
-            let name = "application/vnd.oci.image.layer.v1.tar+encrypted";
-            changed(image, |layer| layer["mediaType"] = json!(name));
-        },
-        &["encrypted", "decrypt it first"],
-    ),
-    (
-        "missing blob",
-        |image| {
-            let missing = format!("sha256:{}", "0".repeat(64));
-            changed(image, |layer| layer["digest"] = json!(missing));
-        },
-        &["blobs/sha256/0000", "No such file"],
-    ),
-    (
-        "a digest that is a path",
-        |image| {
-            changed(image, |layer| layer["digest"] = json!("sha256:../../../../etc/passwd"));
-        },
-        &["no digest"],
-    ),
-    (
-        "damaged blob",
-        |image| {
-            changed(image, |_| ());
-            let path = image.file("blobs/sha256").join(hex(&middle()));
-            let mut bytes = fs::read(&path).unwrap();
-            bytes[600] ^= 1;
-            fs::write(path, bytes).unwrap();
-        },
-        &["damaged or was changed"],
-    ),
-    (
-        "wrong diff id",
-        |image| {
-            let layer = middle();
-            let descriptor =
-                with_type(image.blob(&layer), "application/vnd.oci.image.layer.v1.tar");
-            let diff_id = format!("sha256:{}", "1".repeat(64));
-            let manifest = image.manifest_of(&[descriptor], &[diff_id], json!({"Cmd": ["true"]}));
-            image.list(manifest);
-        },
-        &["sums up to"],
-    ),
-    ("no archive", |image| one_layer(image, b"x".repeat(2048)), &["no tar archive"]),
-    ("bzip2", |image| one_layer(image, b"BZh91AY&SY".to_vec()), &["bzip2"]),
-    (
-        "a whiteout device",
-        |image| {
-            one_layer(image, Layer::new().entry((b'3', "c", ""), (0o644, (0, 0)), b"").end());
-        },
-        &["0:0"],
-    ),
-    (
-        "a bomb of zeros",
-        |image| {
-            // A file of 8 TiB whose data is all there, as far as its header goes.
-            let header =
-                Layer::new().records(&[("size", b"8796093022208")]).file("zeros", 0o644, b"");
-            one_layer(image, header.end());
-        },
-        &["no room"],
-    ),
-    (
-        "a header that claims memory",
-        |image| {
-            let header = Layer::new().entry((b'L', "x", ""), (0o644, (0, 0)), &vec![b'n'; 2 << 20]);
-            one_layer(image, header.file("x", 0o644, b"").end());
-        },
-        &["extended header"],
-    ),
-    (
-        "an index without end",
-        |image| {
-            let mut index = image.index(&[]);
-            for _ in 0..8 {
-                index = image.index(&[index]);
-            }
-            image.list(index);
-        },
-        &["nested"],
-    ),
-    (
-        "200 layers",
-        |image| {
-            let layers: Vec<Vec<u8>> = (0..200)
-                .map(|number| Layer::new().file(&number.to_string(), 0o644, b"").end())
-                .collect();
-            let manifest = image.manifest(&layers, json!({"Cmd": ["true"]}));
-            image.list(manifest);
-        },
-        &["200 layers"],
-    ),
-    (
-        "no JSON",
-        |image| fs::write(image.file("index.json"), "{\"manifests\": 7}").unwrap(),
-        &["index.json"],
-    ),
-    (
-        "a fifo for an index",
-        |image| {
-            fs::remove_file(image.file("index.json")).unwrap();
-            let made = Command::new("mkfifo").arg(image.file("index.json")).status().unwrap();
-            assert!(made.success());
-        },
-        &["index.json", "no regular file"],
-    ),
-    (
-        "a link out of the layout",
-        |image| {
-            fs::remove_file(image.file("index.json")).unwrap();
-            std::os::unix::fs::symlink("/etc/passwd", image.file("index.json")).unwrap();
-        },
-        &["index.json"],
-    ),
-];
-
-#[test]
-fn a_broken_image_is_one_clear_line_and_leaves_nothing() {
-    let Some(fixture) = Fixture::new() else { return };
-    for (what, break_it, words) in BREAKAGES {
-        println!("{what}");
-        let mut image = Image::empty();
-        break_it(&mut image);
-        fixture.run(&image.reference(), &["--", "true"]).assert_one_line(words);
-        fixture.assert_nothing_left(what);
-        assert_eq!(fixture.names("layers"), [""; 0], "{what}: layers");
-    }
-    for (word, said) in [
-        ("busybox", "oci:DIR"),
-        ("docker://busybox", "not fetched"),
-        ("oci:/nowhere", "No such file"),
-        ("oci-archive:/dev/zero", "no regular file"),
-    ] {
-        fixture.run(word, &["--", "true"]).assert_one_line(&[said]);
-    }
-}
-
 #[test]
 fn several_that_unpack_the_same_image_at_once_share_it() {
-    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({"Cmd": ["echo", "ran"]})))
+    let (Some(fixture), Some(image)) =
+        (Stored::installed(), simple(json!({"Cmd": ["echo", "ran"]})))
     else {
         return;
     };
@@ -486,7 +236,7 @@ fn several_that_unpack_the_same_image_at_once_share_it() {
 
 #[test]
 fn what_a_run_wrote_goes_with_it_whoever_is_killed() {
-    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({}))) else { return };
+    let (Some(fixture), Some(image)) = (Stored::installed(), simple(json!({}))) else { return };
     let script = ["--", "sh", "-c", "mkdir -p /a/b/c && echo x >/a/b/c/d && echo up && exec cat"];
     for victim in ["runtime", "shimPid"] {
         let id = format!("image-{victim}-{}", std::process::id());
@@ -508,7 +258,8 @@ fn what_a_run_wrote_goes_with_it_whoever_is_killed() {
 
 #[test]
 fn a_step_that_fails_leaves_nothing() {
-    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({"Cmd": ["true"]}))) else {
+    let (Some(fixture), Some(image)) = (Stored::installed(), simple(json!({"Cmd": ["true"]})))
+    else {
         return;
     };
     for step in ["MakeWritable", "MountLayers", "BootVmm"] {
@@ -526,7 +277,8 @@ fn a_step_that_fails_leaves_nothing() {
 
 #[test]
 fn what_a_machine_that_went_down_has_left_goes_with_the_next_run() {
-    let (Some(fixture), Some(image)) = (Fixture::new(), simple(json!({"Cmd": ["true"]}))) else {
+    let (Some(fixture), Some(image)) = (Stored::installed(), simple(json!({"Cmd": ["true"]})))
+    else {
         return;
     };
     assert_eq!(fixture.run(&image.reference(), &[]).code, 0);
