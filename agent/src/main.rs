@@ -6,7 +6,8 @@
 //!          └─ one thread: requests, streams and the reaper are tasks of it; containers are made by `helper`
 //! ```
 //!
-//! The same binary, started as `helper`, makes one container process and ends (see [`helper`]). Started as anything but
+//! The same binary, started as `helper`, makes one container process and ends (see [`helper`]); started as `hold`, it holds
+//! a pod's pid namespace (see [`pod`]). Started as anything but
 //! process 1 of a guest of ours it touches nothing.
 
 mod boot;
@@ -17,6 +18,7 @@ mod helper;
 mod launch;
 mod network;
 mod order;
+mod pod;
 mod process;
 mod reaper;
 mod sandbox;
@@ -30,8 +32,10 @@ use std::process::ExitCode;
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).is_some_and(|argument| argument == helper::ARGUMENT) {
-        return helper::main();
+    match std::env::args().nth(1).as_deref() {
+        Some(helper::ARGUMENT) => return helper::main(),
+        Some(pod::ARGUMENT) => return pod::main(),
+        _ => {}
     }
     let nonce = match boot::identify() {
         Ok(nonce) => nonce,

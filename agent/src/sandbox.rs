@@ -18,6 +18,7 @@ use crate::{
     container::{Container, Creation},
     network,
     order::{Failure, FailureKind, Step},
+    pod::PodPids,
     process::Process,
     reaper::Reaper,
     streams::Wanted,
@@ -33,6 +34,7 @@ type Containers = HashMap<String, Option<Arc<Container>>>;
 #[derive(Default)]
 pub struct Sandbox {
     pub reaper: Arc<Reaper>,
+    pub pids: PodPids,
     containers: Mutex<Containers>,
 }
 
@@ -121,14 +123,19 @@ impl Sandbox {
             container.signal_all(SignalNumber::KILL)?;
             container.init().wait().await;
         }
-        let written = tokio::task::spawn_blocking(|| [ROOTS.1, VOLUMES.1].map(write_back)).await;
-        let written = written.map_err(io::Error::other).step(|| "write caches back")?;
-        written.into_iter().collect::<io::Result<()>>().step(|| "write caches back")
+        flush().await
     }
 
     fn containers(&self) -> MutexGuard<'_, Containers> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes back to the host what the guest caches of its files.
+pub async fn flush() -> Result<(), Failure> {
+    let written = tokio::task::spawn_blocking(|| [ROOTS.1, VOLUMES.1].map(write_back)).await;
+    let written = written.map_err(io::Error::other).step(|| "write caches back")?;
+    written.into_iter().collect::<io::Result<()>>().step(|| "write caches back")
 }
 
 /// Of one file system, which need not be there.

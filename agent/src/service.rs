@@ -28,7 +28,7 @@ use crate::{
     order::{Failure, FailureKind, Step, TerminalSize},
     process::{End, Process},
     reaper::Exit,
-    sandbox::Sandbox,
+    sandbox::{Sandbox, flush},
     socket::{self, Connection},
     spec::Resources,
     streams::Wanted,
@@ -276,6 +276,17 @@ impl Agent for Service {
             Ok(result) => result.step(|| "drop caches").map_err(status)?,
             Err(error) => return Err(status(Failure::invalid(error.to_string()))),
         }
+        Ok(Empty::default())
+    }
+
+    async fn hold_pids(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
+        let sandbox = self.sandbox.clone();
+        whole(async move { sandbox.pids.hold().await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn flush(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
+        whole(async move { flush().await }).await?;
         Ok(Empty::default())
     }
 

@@ -13,6 +13,8 @@ use crate::{handover::TerminalSize, record::Cause};
 pub enum ToMonitor {
     /// Guest ends of the streams: one descriptor for each kind, in order.
     Streams(Vec<Stream>),
+    /// The input ends with what the engine has written until now.
+    CloseStdin {},
     /// The process has ended; pass on what is left of its output, answer [`ToShim::Drained`], exit.
     End(End),
 }

@@ -117,6 +117,8 @@ pub enum FailureKind {
     CommandNotFound,
     /// The program may not be executed (exit code 126).
     CommandNotExecutable,
+    /// This version does not do it.
+    Unimplemented,
     /// Anything else.
     Internal,
 }

@@ -1,8 +1,10 @@
 //! The record of a sandbox on disk (`state.json`), and how things end.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use crate::timestamp::{parse_rfc3339, rfc3339};
 
 /// File name of the [`Record`], written by the shim.
 pub const RECORD_FILE: &str = "state.json";
@@ -78,6 +80,19 @@ pub struct Ended {
     pub detail: Option<String>,
     /// RFC 3339, UTC.
     pub at: String,
+}
+
+impl Ended {
+    /// An end of this moment.
+    pub fn new(code: u8, cause: Cause, detail: Option<String>) -> Self {
+        Self { code, cause, detail, at: rfc3339(SystemTime::now()) }
+    }
+
+    /// When it was.
+    pub fn at(&self) -> SystemTime {
+        // Nobody but this program writes it.
+        parse_rfc3339(&self.at).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
 }
 
 /// OCI's container states.

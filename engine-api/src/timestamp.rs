@@ -18,6 +18,34 @@ pub fn rfc3339(time: SystemTime) -> String {
     )
 }
 
+/// The time that [`rfc3339`] wrote; `None` for any other form.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    let (day, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let (time, fraction) = time.split_once('.')?;
+    let numbers = |text: &str, by: char| -> Option<[u64; 3]> {
+        let parts: Vec<u64> = text.split(by).map(str::parse).collect::<Result<_, _>>().ok()?;
+        parts.try_into().ok()
+    };
+    let ([year, month, day], [hour, minute, second]) = (numbers(day, '-')?, numbers(time, ':')?);
+    let in_range = (1970..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && fraction.len() == 9;
+    if !in_range {
+        return None;
+    }
+    // The day that has this date, found from below: a year has at least 365 days, a month at least 28.
+    let mut days = (year - 1970) * 365 + (month - 1) * 28 + (day - 1);
+    while date(days) < (year, month, day) {
+        days += 1;
+    }
+    if date(days) != (year, month, day) {
+        return None;
+    }
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
+    Some(UNIX_EPOCH + Duration::new(seconds, fraction.parse().ok()?))
+}
+
 /// Gregorian year, month and day of a day since 1970-01-01.
 ///
 /// Whole 400-year cycles are equal, and so are centuries but the last, four-year spans but the last of a century, and
@@ -50,7 +78,18 @@ fn date(days: u64) -> (u64, u64, u64) {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use super::rfc3339;
+    use super::{parse_rfc3339, rfc3339};
+
+    #[test]
+    fn what_was_written_is_read() {
+        for seconds in [0, 68_169_600, 951_782_399, 1_735_689_599, 4_107_542_400] {
+            let time = UNIX_EPOCH + Duration::new(seconds, 7);
+            assert_eq!(parse_rfc3339(&rfc3339(time)), Some(time));
+        }
+        for strange in ["", "2024-02-30T00:00:00.000000000Z", "2024-01-01T00:00:00Z", "yesterday"] {
+            assert_eq!(parse_rfc3339(strange), None, "{strange}");
+        }
+    }
 
     #[test]
     fn well_known_moments() {

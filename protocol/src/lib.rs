@@ -32,5 +32,8 @@ pub const ROOTS: (&str, &str) = ("roots", "/run/kata/roots");
 /// virtio-fs tag and guest mount point of volumes.
 pub const VOLUMES: (&str, &str) = ("volumes", "/run/kata/volumes");
 
+/// Guest path of the pod's own pid namespace, once it is held.
+pub const POD_PIDS: &str = "/run/kata/pids";
+
 /// Name of the kernel parameter that carries the boot nonce in hex.
 pub const NONCE_PARAMETER: &str = "kata.nonce";

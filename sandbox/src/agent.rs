@@ -83,6 +83,14 @@ impl Agent {
     calls! {
         /// First of all: settings, network, and the first container.
         start_sandbox(StartSandboxRequest) -> StartSandboxResponse;
+        /// Makes a container in a sandbox that runs.
+        create_container(CreateContainerRequest) -> ProcessCreated;
+        /// Has a container's init execute its program.
+        start_container(ContainerRef) -> Empty;
+        /// Makes the pod's pid namespace, if it is not there yet.
+        hold_pids(Empty) -> Empty;
+        /// Writes back to the host what the guest caches of its files.
+        flush(Empty) -> Empty;
         /// Makes and starts an additional process.
         exec_process(ExecProcessRequest) -> ProcessCreated;
         /// Sends a signal.

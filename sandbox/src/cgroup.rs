@@ -172,6 +172,14 @@ impl Group {
         self.procs().iter().try_for_each(|procs| write(procs, &pid.to_string()))
     }
 
+    /// Kills what is in the group, and removes it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Remove`].
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        self.distinct_roots().iter().try_for_each(|root| remove(&root.join(&self.path)))
+    }
+
     /// Its `cgroup.procs` files, one for each hierarchy.
     pub fn procs(&self) -> Vec<PathBuf> {
         let roots = self.distinct_roots().into_iter();

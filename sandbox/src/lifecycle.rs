@@ -122,8 +122,8 @@ pub struct Settings {
 pub struct Boot {
     /// Namespace whose links the guest takes over.
     pub network: Option<Namespace>,
-    /// The first container; it is started too.
-    pub first: agent::CreateContainerRequest,
+    /// The first container, if one is to be started at once.
+    pub first: Option<agent::CreateContainerRequest>,
 }
 
 /// What is worth recording of a running sandbox.
@@ -199,6 +199,35 @@ impl Sandbox {
         }))
     }
 
+    /// Makes the group of one more container, and puts its monitor there.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
+    pub fn add_member(
+        &self,
+        group: &Group,
+        limits: &Limits,
+        monitor: u32,
+    ) -> Result<(), SandboxError> {
+        for cgroup::Missing { path, own } in group.missing() {
+            let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
+            self.ledger.intend(&self.steps, &entry)?;
+        }
+        self.steps.enter(Step::MakeCgroup)?;
+        group.make()?;
+        self.steps.enter(Step::LimitCgroup)?;
+        group.limit(limits)?;
+        Ok(group.enter(monitor)?)
+    }
+
+    /// Removes the group of such a container.
+    ///
+    /// # Errors
+    /// [`SandboxError::Cgroup`].
+    pub fn remove_member(&self, group: &Group) -> Result<(), SandboxError> {
+        Ok(group.remove()?)
+    }
+
     /// The tree that the guest will see.
     pub fn tree(&self) -> &SharedTree {
         &self.tree
@@ -237,11 +266,11 @@ impl Sandbox {
         self.live().facts.clone()
     }
 
-    /// Boots the VM with its first container; returns the guest pid of the container's init.
+    /// Boots the VM, with its first container if there is one.
     ///
     /// # Errors
     /// [`SandboxError`]; the sandbox is lost then.
-    pub async fn boot(self: &Arc<Self>, boot: Boot) -> Result<u32, SandboxError> {
+    pub async fn boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
         let booted = self.try_boot(boot).await;
         if booted.is_err() {
             self.stop().await;
@@ -249,7 +278,7 @@ impl Sandbox {
         booted
     }
 
-    async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<u32, SandboxError> {
+    async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
         let mut network = self.attach_network(boot.network).await?;
         self.live().claim = network.claim.take();
         self.check_aborted()?;
@@ -313,8 +342,8 @@ impl Sandbox {
         self: &Arc<Self>,
         agent: Agent,
         network: Network,
-        first: agent::CreateContainerRequest,
-    ) -> Result<u32, SandboxError> {
+        first: Option<agent::CreateContainerRequest>,
+    ) -> Result<(), SandboxError> {
         self.steps.enter(Step::StartSandbox)?;
         let entropy = random::bytes::<64>().map_err(SandboxError::Random)?;
         self.live().agent = Some(agent.clone());
@@ -324,8 +353,8 @@ impl Sandbox {
             links: network.links,
             routes: network.routes,
             neighbours: network.neighbours,
-            first_container: Some(first).into(),
-            start: true,
+            start: first.is_some(),
+            first_container: first.into(),
             clock_unix_ns: clock::unix_nanoseconds(),
             ..Default::default()
         };
@@ -334,9 +363,9 @@ impl Sandbox {
             loss = self.lost() => return Err(self.boot_failed(&loss)),
         };
         match answer {
-            Ok(answer) => {
+            Ok(_) => {
                 tokio::spawn(clock::keep(self.clone()));
-                Ok(answer.first_container.guest_pid)
+                Ok(())
             }
             Err(AgentError::Lost { .. }) => Err(self.boot_failed(&self.agent_lost().await)),
             Err(refused) => Err(refused.into()),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, mkdirat, openat},
+    fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat},
     io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change,
@@ -42,6 +42,12 @@ pub enum ShareError {
     },
     #[error("attach a tree at {path} of the shared tree")]
     Attach {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("detach {path} of the shared tree")]
+    Detach {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -148,6 +154,39 @@ impl SharedTree {
             VolumeKind::File => self.make_file(&place)?,
         }
         self.attach(tree, &place)
+    }
+
+    /// Takes a container's root file system away again. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`ShareError::Detach`].
+    pub fn detach_root(&self, id: &str) -> Result<(), ShareError> {
+        self.detach(&Path::new("roots").join(id))
+    }
+
+    /// Takes a volume away again. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`ShareError::Detach`].
+    pub fn detach_volume(&self, number: usize) -> Result<(), ShareError> {
+        self.detach(&Path::new("volumes").join(number.to_string()))
+    }
+
+    fn detach(&self, place: &Path) -> Result<(), ShareError> {
+        let failed = |e: Errno| ShareError::Detach { path: place.into(), source: e.into() };
+        match unmount(self.path.join(place), UnmountFlags::DETACH) {
+            // No mount point, or nothing at all.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let removed = match unlinkat(&self.root, place, AtFlags::empty()) {
+            Err(Errno::ISDIR) => unlinkat(&self.root, place, AtFlags::REMOVEDIR),
+            removed => removed,
+        };
+        match removed {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     fn attach(&self, tree: impl AsFd, place: &Path) -> Result<(), ShareError> {

@@ -3,13 +3,19 @@
 //! Every end takes the same way, [`Container::conclude`], whatever brought the news: the agent, the loss of the
 //! sandbox, or the loss of a monitor.
 
+mod added;
+mod guest;
 mod monitored;
 mod signals;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,24 +26,33 @@ use kata_engine_api::{
 };
 use kata_protocol::{agent, hello::StreamToken};
 use kata_sandbox::{
-    agent::AgentError,
-    lifecycle::{Boot, Sandbox},
-    network::Namespace,
-    step::Step,
+    agent::AgentError, cgroup::Group, lifecycle::Sandbox, network::Namespace, step::Step,
 };
 
 use crate::{
     failure::Refusal,
-    monitor::Monitor,
     process::{LOST, Outcome, Phase, Process},
     record,
 };
 
+/// What a container is to its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Its start boots the VM with it, its end ends the VM.
+    Alone,
+    /// The sandbox itself, as engines have it: its start boots the VM, its end ends it, and nothing of it is in the guest.
+    Pod,
+    /// One of many: it comes into a guest that runs, and leaves it running.
+    Member,
+}
+
 /// What a container is made of.
 pub struct Parts {
+    /// What it is to its sandbox.
+    pub role: Role,
     /// Its sandbox; a lone container has one for itself.
     pub sandbox: Arc<Sandbox>,
-    /// Sandbox directory.
+    /// Where its record is.
     pub directory: Arc<OwnedFd>,
     /// Its init.
     pub init: Arc<Process>,
@@ -45,6 +60,12 @@ pub struct Parts {
     pub spec: Vec<u8>,
     /// Where the guest finds its root.
     pub guest_root: String,
+    /// It is in the pod's own pid namespace.
+    pub shares_pids: bool,
+    /// Numbers of its volumes in the shared tree.
+    pub volumes: Range<usize>,
+    /// Its group on the host, when the sandbox has another one.
+    pub group: Option<Group>,
     /// Namespace whose links the guest takes over; none for loopback alone.
     pub network: Option<Namespace>,
     /// Bounded wait for streams that descendants hold open.
@@ -55,12 +76,18 @@ pub struct Parts {
 
 /// A container.
 pub struct Container {
+    role: Role,
     sandbox: Arc<Sandbox>,
     directory: Arc<OwnedFd>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     spec: Vec<u8>,
     guest_root: String,
+    shares_pids: bool,
+    /// Of its init; 0 before it is in the guest.
+    guest_pid: AtomicU32,
+    volumes: Range<usize>,
+    group: Option<Group>,
     network: Mutex<Option<Namespace>>,
     grace: Duration,
     record: Mutex<Record>,
@@ -72,12 +99,17 @@ impl Container {
     /// Records a container and listens to its monitor.
     pub fn create(parts: Parts) -> Result<Arc<Self>, Refusal> {
         let container = Arc::new(Self {
+            role: parts.role,
             sandbox: parts.sandbox,
             directory: parts.directory,
             init: parts.init,
             execs: Mutex::default(),
             spec: parts.spec,
             guest_root: parts.guest_root,
+            shares_pids: parts.shares_pids,
+            guest_pid: AtomicU32::new(0),
+            volumes: parts.volumes,
+            group: parts.group,
             network: Mutex::new(parts.network),
             grace: parts.grace,
             record: Mutex::new(parts.record),
@@ -97,6 +129,26 @@ impl Container {
         execs.get(exec_id).cloned().ok_or_else(|| Refusal::not_found("no such process"))
     }
 
+    /// Its own process.
+    pub fn init(&self) -> &Arc<Process> {
+        &self.init
+    }
+
+    /// Pid of its init in the guest, once it is there.
+    pub fn guest_pid(&self) -> Option<u32> {
+        Some(self.guest_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
+    /// Where its record is.
+    pub fn directory(&self) -> &Arc<OwnedFd> {
+        &self.directory
+    }
+
+    /// What it is to its sandbox.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// The sandbox.
     pub fn sandbox(&self) -> &Arc<Sandbox> {
         &self.sandbox
@@ -107,8 +159,8 @@ impl Container {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Boots the VM and starts the container in it, in one round trip.
-    pub async fn start(self: &Arc<Self>) -> Result<u32, Refusal> {
+    /// Has the guest run it, whatever that takes.
+    pub async fn start(self: &Arc<Self>) -> Result<(), Refusal> {
         if !self.init.advance(&[Phase::Created], Phase::Starting) {
             return Err(Refusal::precondition(match self.record().status {
                 Status::Running => "cannot start an already running container".to_owned(),
@@ -116,8 +168,8 @@ impl Container {
                 status => format!("cannot start a container in the {} state", status.name()),
             }));
         }
-        match self.boot().await {
-            Ok(guest_pid) => {
+        match self.bring_up().await {
+            Ok(()) => {
                 if !self.init.advance(&[Phase::Starting], Phase::Running) {
                     return Err(Refusal::precondition("container ended while it was started"));
                 }
@@ -131,7 +183,7 @@ impl Container {
                     record.sandbox.extend(facts.notes);
                 })?;
                 self.deliver_early_signals().await;
-                Ok(guest_pid)
+                Ok(())
             }
             Err(refusal) => {
                 let (code, cause) = match refusal.kind {
@@ -144,82 +196,6 @@ impl Container {
                 Err(refusal)
             }
         }
-    }
-
-    async fn boot(self: &Arc<Self>) -> Result<u32, Refusal> {
-        let token = new_token()?;
-        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let stdio = self.init.expect_streams(self.sandbox.switchboard(), token);
-        let first = agent::CreateContainerRequest {
-            container_id: self.init.container_id.clone(),
-            spec: self.spec.clone(),
-            root: self.guest_root.clone(),
-            stdio: Some(stdio).into(),
-            ..Default::default()
-        };
-        let boot = Boot { network, first };
-        let booted = self.sandbox.boot(boot).await;
-        if booted.is_err() {
-            self.sandbox.switchboard().forget(token);
-        }
-        Ok(booted?)
-    }
-
-    /// Makes and runs an additional process.
-    pub async fn exec(
-        self: &Arc<Self>,
-        exec_id: &str,
-        monitor: Monitor,
-        process: Vec<u8>,
-        terminal: Option<Option<TerminalSize>>,
-    ) -> Result<(), Refusal> {
-        self.must_take_exec()?;
-        let (agent, token) = (self.sandbox.agent()?, new_token()?);
-        let exec = Arc::new(Process::new(&self.init.container_id, exec_id, monitor, terminal));
-        {
-            let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-            if execs.contains_key(exec_id) {
-                return Err(Refusal::new(
-                    FailureKind::AlreadyExists,
-                    "a process with this id exists",
-                ));
-            }
-            execs.insert(exec_id.into(), exec.clone());
-        }
-        exec.advance(&[Phase::Created], Phase::Starting);
-        let request = agent::ExecProcessRequest {
-            container_id: self.init.container_id.clone(),
-            exec_id: exec_id.into(),
-            process,
-            stdio: Some(exec.expect_streams(self.sandbox.switchboard(), token)).into(),
-            ..Default::default()
-        };
-        let made = agent.exec_process(&request).await;
-        if let Err(error) = made {
-            self.sandbox.switchboard().forget(token);
-            self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec_id);
-            return Err(error.into());
-        }
-        exec.advance(&[Phase::Starting], Phase::Running);
-        tokio::spawn(self.clone().listen(exec.clone()));
-        tokio::spawn(self.clone().supervise(exec));
-        Ok(())
-    }
-
-    /// Whether a process may be added now; the words are runc's.
-    fn must_take_exec(&self) -> Result<(), Refusal> {
-        let status = match (self.record().status, self.init.phase()) {
-            (Status::Running, Phase::Running) => return Ok(()),
-            // It has ended, and its output is being passed on.
-            (Status::Running, _) => Status::Stopped,
-            (status, _) => status,
-        };
-        Err(Refusal::precondition(match status {
-            Status::Paused => {
-                "cannot exec in a paused container (use --ignore-paused to override)".to_owned()
-            }
-            status => format!("cannot exec in a {} container", status.name()),
-        }))
     }
 
     /// Sets a terminal's size; kept when the process does not run yet.
@@ -272,6 +248,10 @@ impl Container {
     /// Waits until the process has ended, one way or the other.
     async fn supervise(self: Arc<Self>, process: Arc<Process>) {
         let outcome = match self.sandbox.agent() {
+            // Nothing of it is in the guest, whose end is its own.
+            Ok(_) if self.role == Role::Pod && process.is_init() => {
+                process.outcome_of_loss(&self.sandbox.lost().await)
+            }
             Ok(agent) => match agent.wait_process(&process.reference()).await {
                 Ok(end) => Outcome::of_agent(&end),
                 Err(error) => {
@@ -291,14 +271,14 @@ impl Container {
     }
 
     /// The one way to an end; the first caller goes it, for the others nothing is left to do.
-    async fn conclude(&self, process: &Process, outcome: Outcome) {
+    async fn conclude(&self, process: &Arc<Process>, outcome: Outcome) {
         let before = [Phase::Created, Phase::Starting, Phase::Running];
         if !process.advance(&before, Phase::Ending) {
             return;
         }
         if process.is_init() {
             // Files written by the container are on the host before anybody hears of its end.
-            self.sandbox.quiesce().await;
+            self.settle_guest().await;
         }
         let grace_ms = u64::try_from(self.grace.as_millis()).ok();
         process.drain(End { grace_ms, ..outcome.end.clone() }).await;
@@ -316,22 +296,10 @@ impl Container {
         }
         process.advance(&[Phase::Ending], Phase::Ended);
         process.publish(ended);
-        process.monitor.dismiss();
-        if process.is_init() {
+        tokio::spawn(process.clone().dismiss());
+        if process.is_init() && self.role != Role::Member {
             self.sandbox.stop().await;
-        } else {
-            self.forget(process).await;
         }
-    }
-
-    /// Of an ended additional process nothing is kept but its end, for those who wait.
-    async fn forget(&self, process: &Process) {
-        if let Ok(agent) = self.sandbox.agent()
-            && let Err(error) = agent.delete_process(&process.reference()).await
-        {
-            tracing::debug!(%error, "delete an ended process");
-        }
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&process.exec_id);
     }
 
     fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {

@@ -87,6 +87,7 @@ impl From<Refusal> for ttrpc::Error {
             FailureKind::FailedPrecondition => Code::FAILED_PRECONDITION,
             FailureKind::InvalidArgument => Code::INVALID_ARGUMENT,
             FailureKind::CommandNotExecutable => Code::PERMISSION_DENIED,
+            FailureKind::Unimplemented => Code::UNIMPLEMENTED,
             FailureKind::Internal => Code::UNKNOWN,
         };
         Self::RpcStatus(ttrpc::get_status(code, refusal.message))

@@ -4,20 +4,28 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use kata_engine_api::handover::{Answer, Create, Exec, FailureKind, Request};
-use kata_sandbox::packet::{PacketError, PacketSocket};
+use kata_sandbox::{
+    layers::Layers,
+    network::Namespace,
+    packet::{PacketError, PacketSocket},
+};
+use kata_spec::{Trees, check};
 use kata_sys::watch::watch;
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 
 use crate::{
+    container::Role,
+    engine::stdio::Names,
     failure::Refusal,
     monitor::Monitor,
-    service::{Handed, Service},
+    service::{Creation, Service, network_path},
 };
 
 /// Between two attempts to accept when descriptors have run out.
@@ -73,19 +81,37 @@ async fn answer(service: &Service, connection: OwnedFd) -> Result<(), PacketErro
 }
 
 async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+    let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
     let mut fds = Descriptors(fds.into_iter());
-    let handed = Handed {
-        control: fds.next("the monitor's control socket")?,
-        config: read_json(fds.next("config.json")?)?,
-        root: fds.next("the root file system")?,
-        network: if create.network_namespace {
-            Some(fds.next("the network namespace")?)
-        } else {
-            None
-        },
-        volumes: create.volumes.iter().map(|_| fds.next("a volume")).collect::<Result<_, _>>()?,
+    let control = fds.next("the monitor's control socket")?;
+    let config = read_json(fds.next("config.json")?)?;
+    let root = fds.next("the root file system")?;
+    let network = match create.network_namespace {
+        true => Some(fds.next("the network namespace")?),
+        false => None,
     };
-    service.create(create, handed).await
+    let volumes = create.volumes.iter().map(|_| fds.next("a volume")).collect::<Result<_, _>>()?;
+    let value = serde_json::from_slice(&config).map_err(|e| invalid(e.to_string()))?;
+    let spec =
+        check(&value, create.bundle.as_ref()).map_err(|e| invalid(crate::failure::chain(&e)))?;
+    let path = network_path(&spec, create.monitor_pid);
+    let creation = Creation {
+        id: create.id.clone(),
+        role: Role::Alone,
+        network: network.map(|fd| Namespace { fd, path }),
+        trees: Some(Trees { root, volumes }),
+        layers: create.layers.as_ref().map(|layers| Layers {
+            lower: layers.lower.iter().map(PathBuf::from).collect(),
+            writable: PathBuf::from(&layers.writable),
+        }),
+        monitor: Monitor::new(control, create.monitor_pid).map_err(|e| Refusal::internal(&e))?,
+        terminal: spec.process.terminal.then_some(create.terminal_size),
+        directory: service.directory_fd().clone(),
+        shares_pids: false,
+        names: Names::default(),
+        spec,
+    };
+    service.create(creation).await.map(drop)
 }
 
 async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
@@ -97,7 +123,19 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
     let monitor = Monitor::new(control, exec.monitor_pid).map_err(|e| Refusal::internal(&e))?;
     let terminal = process.terminal.then_some(exec.terminal_size);
     let container = service.container(&exec.container_id)?;
-    container.exec(&exec.exec_id, monitor, process.guest_process(), terminal).await
+    let what = (process.guest_process(), Names::default());
+    let process = container.add(&exec.exec_id, monitor, what, terminal)?;
+    let started = container.start_added(&process).await;
+    match started {
+        // Nobody else asks for it once it has ended.
+        Ok(()) => drop(tokio::spawn(async move {
+            if process.wait().await.is_ok() {
+                container.forget(&process).await;
+            }
+        })),
+        Err(_) => container.forget(&process).await,
+    }
+    started
 }
 
 /// The descriptors of a request, in their order.

@@ -5,9 +5,12 @@
 //! vmm-jail    enter the VMM's jail and become the VMM (started by serve)
 //! offline     state, delete: what can be said and done about a sandbox whose shim is gone
 //! verify      whether the installed VMM has what the driver needs
+//!
+//! -namespace NS -address SOCKET -id ID start|delete     what an engine runs (see [`engine`])
 //! ```
 
 mod container;
+mod engine;
 mod failure;
 mod handover;
 mod monitor;
@@ -23,12 +26,14 @@ mod vmm;
 
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use engine::flags::{Flags, Verb};
 
 const USAGE: &str = "usage: containerd-shim-kata-v2 serve
        containerd-shim-kata-v2 vmm-jail
        containerd-shim-kata-v2 offline state|delete --sandbox-dir DIR
        containerd-shim-kata-v2 verify
+       containerd-shim-kata-v2 -namespace NS -address SOCKET -id ID start|delete
        containerd-shim-kata-v2 --version";
 
 fn main() -> ExitCode {
@@ -53,6 +58,16 @@ fn run() -> anyhow::Result<()> {
         ["--version" | "-v"] => {
             println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));
             Ok(())
+        }
+        ["serve-engine", namespace, _id] => serve::serve_engine(namespace),
+        [first, ..] if first.starts_with('-') => {
+            let flags = Flags::parse(&arguments).with_context(|| USAGE.to_owned())?;
+            match flags.verb {
+                Verb::Start => engine::start::start(&flags),
+                Verb::Delete => engine::delete::delete(&flags),
+                Verb::Info => bail!("-info is not there yet"),
+                Verb::Version | Verb::None => bail!("nothing to do\n{USAGE}"),
+            }
         }
         _ => bail!("unknown arguments {words:?}\n{USAGE}"),
     }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use kata_engine_api::control::{End, Stream, ToMonitor, ToShim};
 use kata_sandbox::packet::{PacketError, PacketSocket};
+use rustix::process::{Signal, pidfd_send_signal};
 
 /// A monitor, alive or not: whether it is gone shows in [`Monitor::next`].
 #[derive(Debug)]
@@ -11,12 +12,39 @@ pub struct Monitor {
     control: PacketSocket,
     /// Its pid on the host.
     pub pid: u32,
+    /// The process, when it is a child of the shim.
+    process: Option<OwnedFd>,
 }
 
 impl Monitor {
     /// Takes over the control connection that came with the handover.
     pub fn new(control: OwnedFd, pid: u32) -> Result<Self, PacketError> {
-        Ok(Self { control: PacketSocket::new(control)?, pid })
+        Ok(Self { control: PacketSocket::new(control)?, pid, process: None })
+    }
+
+    /// One that the shim itself has started.
+    pub fn of_ours(self, process: OwnedFd) -> Self {
+        Self { process: Some(process), ..self }
+    }
+
+    /// Whether nobody but the shim waits for it.
+    pub fn is_ours(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Kills one of ours.
+    pub fn kill(&self) {
+        let Some(process) = &self.process else { return };
+        if let Err(error) = pidfd_send_signal(process, Signal::KILL) {
+            tracing::debug!(%error, pid = self.pid, "kill a monitor");
+        }
+    }
+
+    /// Closes stdin, once what the engine has written is passed on.
+    pub async fn close_stdin(&self) {
+        if let Err(error) = self.control.send(&ToMonitor::CloseStdin {}, &[]).await {
+            tracing::debug!(%error, pid = self.pid, "close stdin");
+        }
     }
 
     /// Hands over the guest streams. A monitor that is gone is noticed elsewhere.

@@ -32,7 +32,8 @@ pub fn delete(directory: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn settled(directory: &Path) -> anyhow::Result<Option<Record>> {
+/// The record in a directory, as it must be now that its shim is gone.
+pub fn settled(directory: &Path) -> anyhow::Result<Option<Record>> {
     let Some(mut record) = record::read(directory)? else { return Ok(None) };
     if record.status != Status::Stopped {
         record.status = Status::Stopped;

@@ -34,13 +34,16 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{failure::Refusal, monitor::Monitor};
+use crate::{engine::stdio::Names, failure::Refusal, monitor::Monitor};
 
 /// Exit code of a process whose sandbox was lost.
 pub const LOST: u8 = 137;
 
 /// The agent dials the streams before the process runs, but on other connections than the one that tells its end.
 const HANDOVER: Duration = Duration::from_secs(10);
+
+/// What runc's shim gives readers before it takes the end of a process for told.
+const LATE_OUTPUT: Duration = Duration::from_secs(2);
 
 /// Where a process is in its life; later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,8 +78,14 @@ pub struct Process {
     pub exec_id: String,
     /// It has a terminal.
     pub terminal: bool,
+    /// OCI process object of an additional process.
+    pub spec: Vec<u8>,
+    /// Its stdio, as the engine named it.
+    pub names: Names,
     /// The process that stands for it on the host.
     pub monitor: Monitor,
+    /// Held by whoever tells an engine what has become of it, so that it hears of things in their order.
+    pub telling: tokio::sync::Mutex<()>,
     phase: Mutex<Phase>,
     size: Mutex<Option<TerminalSize>>,
     drained: Notify,
@@ -96,7 +105,10 @@ impl Process {
             container_id: container_id.into(),
             exec_id: exec_id.into(),
             terminal: terminal.is_some(),
+            spec: Vec::new(),
+            names: Names::default(),
             monitor,
+            telling: tokio::sync::Mutex::default(),
             phase: Mutex::new(Phase::Created),
             size: Mutex::new(terminal.flatten()),
             drained: Notify::new(),
@@ -104,6 +116,16 @@ impl Process {
             killed: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         }
+    }
+
+    /// The additional process that `spec` describes.
+    pub fn of(self, spec: Vec<u8>) -> Self {
+        Self { spec, ..self }
+    }
+
+    /// With the stdio of these names.
+    pub fn named(self, names: Names) -> Self {
+        Self { names, ..self }
     }
 
     pub fn is_init(&self) -> bool {
@@ -179,6 +201,9 @@ impl Process {
     }
 
     /// Tells the monitor the end and waits until the output is passed on, for as long as a slow reader takes.
+    ///
+    /// The monitor of an engine that calls us is waited for only so long: a fifo whose reader is gone is never emptied, and
+    /// the engine reads on after it has heard of the end.
     pub async fn drain(&self, end: End) {
         let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handover) = handover
@@ -188,7 +213,32 @@ impl Process {
             tracing::warn!("the streams of an ended process did not arrive");
         }
         self.monitor.end(end).await;
-        self.drained.notified().await;
+        let drained = self.drained.notified();
+        if !self.monitor.is_ours() {
+            drained.await;
+        } else if timeout(LATE_OUTPUT, drained).await.is_err() {
+            tracing::debug!(pid = self.monitor.pid, "output is read on after the end");
+        } else {
+            self.note_drained();
+        }
+    }
+
+    /// Lets the monitor exit: at once on the command line, else when all output is passed on.
+    pub async fn dismiss(self: Arc<Self>) {
+        if self.monitor.is_ours() {
+            self.drained.notified().await;
+            self.note_drained();
+        }
+        self.monitor.dismiss();
+    }
+
+    /// Ends a monitor whose output nobody has read until its process was deleted.
+    pub async fn let_go(&self) {
+        if self.monitor.is_ours() && timeout(LATE_OUTPUT, self.drained.notified()).await.is_err() {
+            tracing::warn!(pid = self.monitor.pid, "output that nobody reads is thrown away");
+            self.monitor.kill();
+        }
+        self.note_drained();
     }
 
     /// Kinds of streams that its monitor has a use for.

@@ -1,10 +1,11 @@
-//! Serves one sandbox for the OCI command line.
+//! Serves one sandbox: for the OCI command line, or for an engine.
 //!
 //! Inherited: fd 3 listens for ttrpc (`shim.sock`), fd 4 for handovers (`handover.sock`), fd 5 is the sandbox
-//! directory. The process leaves the host's mount namespace before it has a second thread, and stays in a session of its
-//! own until the container is deleted.
+//! directory; from an engine, fd 6 is its log. The process leaves the host's mount namespace before it has a second thread,
+//! and stays in a session of its own until there is nothing left to serve.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     os::{
@@ -12,10 +13,10 @@ use std::{
         unix::net::UnixListener as StdListener,
     },
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use kata_config::{Loaded, LogLevel};
 use kata_engine_api::{containerd::task_ttrpc::create_task, record::LOG_FILE};
 use kata_sys::{inherit, watch::watch};
@@ -29,43 +30,106 @@ use tokio::{io::Interest, net::UnixListener};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
 use crate::{
+    engine::{Engine, events::Publisher, place::Place, view::View},
     handover::{self, ACCEPT_PAUSE},
     service::Service,
     task::TaskService,
 };
 
-/// Serves until the container is deleted.
+/// Serves the command line until its container is deleted.
 pub fn serve() -> anyhow::Result<()> {
-    let shim_socket = inherit::take(3).context("fd 3 should be the listening shim.sock")?;
-    let handover_socket = inherit::take(4).context("fd 4 should be the listening handover.sock")?;
-    let directory = inherit::take(5).context("fd 5 should be the sandbox directory")?;
+    let inherited = Inherited::take()?;
     let creator = getppid().context("the process that started this one is gone")?;
     let creator = pidfd_open(creator, PidfdFlags::empty()).context("watch the creator")?;
     inherit::close_rest().context("close what was inherited besides")?;
-    let path: PathBuf = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
-        .context("find the path of the sandbox directory")?;
-    let loaded = Loaded::read(&kata_config::directory());
-    let level = loaded.as_ref().map_or(LogLevel::Info, |loaded| loaded.config.runtime.log_level);
-    log_to(&directory, level)?;
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-        .context("raise the limit on descriptors")?;
-    kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).context("leave the host's mounts")?;
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .context("follow the host's mounts")?;
-    // The VMM and the proxy die with the thread that made them, so everything runs on this one, which never ends.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let service = Service::new(path, Arc::new(directory), loaded);
-    runtime.block_on(run(service, shim_socket, handover_socket, creator))
+    let (sockets, service) = inherited.settle(None)?;
+    runtime()?.block_on(async {
+        let task = TaskService { service: service.clone(), engine: None };
+        let given_up = abandoned(&service, creator);
+        if run(&service, sockets, Arc::new(task), given_up).await? == Ended::Abandoned {
+            service.give_up();
+        }
+        Ok(())
+    })
+}
+
+/// Serves an engine until it says that nothing is left.
+pub fn serve_engine(namespace: &str) -> anyhow::Result<()> {
+    let inherited = Inherited::take()?;
+    let log = inherit::take(6).context("fd 6 should be the engine's log")?;
+    inherit::close_rest().context("close what was inherited besides")?;
+    let view = View::take()?;
+    let (sockets, service) = inherited.settle(Some(log))?;
+    let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
+    runtime()?.block_on(async {
+        let events = Publisher::start(address, namespace.to_owned(), view.clone());
+        let engine = Engine::new(service.clone(), view, events)?;
+        let task = TaskService { service: service.clone(), engine: Some(engine.clone()) };
+        run(&service, sockets, Arc::new(task), std::future::pending()).await?;
+        engine.events.finish().await;
+        service.remove_directory().map_err(|refusal| anyhow!(refusal.message))?;
+        Place::tidy_up();
+        Ok(())
+    })
+}
+
+/// The VMM and the proxy die with the thread that made them, so everything runs on this one, which never ends.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// What both kinds of callers hand down.
+struct Inherited {
+    sockets: Sockets,
+    directory: OwnedFd,
+}
+
+struct Sockets {
+    shim: OwnedFd,
+    handover: OwnedFd,
+}
+
+impl Inherited {
+    fn take() -> anyhow::Result<Self> {
+        let shim = inherit::take(3).context("fd 3 should be the listening shim.sock")?;
+        let handover = inherit::take(4).context("fd 4 should be the listening handover.sock")?;
+        let directory = inherit::take(5).context("fd 5 should be the sandbox directory")?;
+        Ok(Self { sockets: Sockets { shim, handover }, directory })
+    }
+
+    /// Begins the log, and leaves the host's mounts.
+    fn settle(self, engine_log: Option<OwnedFd>) -> anyhow::Result<(Sockets, Arc<Service>)> {
+        let directory = self.directory;
+        let path: PathBuf = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+            .context("find the path of the sandbox directory")?;
+        let loaded = Loaded::read(&kata_config::directory());
+        let level =
+            loaded.as_ref().map_or(LogLevel::Info, |loaded| loaded.config.runtime.log_level);
+        log_to(&directory, engine_log, level)?;
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+            .context("raise the limit on descriptors")?;
+        kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).context("leave the host's mounts")?;
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .context("follow the host's mounts")?;
+        Ok((self.sockets, Service::new(path, Arc::new(directory), loaded)))
+    }
+}
+
+/// Why serving is over.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Finished,
+    Abandoned,
 }
 
 async fn run(
-    service: Arc<Service>,
-    shim_socket: OwnedFd,
-    handover_socket: OwnedFd,
-    creator: OwnedFd,
-) -> anyhow::Result<()> {
-    let listener = StdListener::from(shim_socket);
+    service: &Arc<Service>,
+    sockets: Sockets,
+    task: Arc<TaskService>,
+    given_up: impl Future<Output = ()>,
+) -> anyhow::Result<Ended> {
+    let listener = StdListener::from(sockets.shim);
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let accepted = futures_util::stream::unfold(listener, async |listener| {
@@ -83,16 +147,22 @@ async fn run(
     });
     let mut server = Server::new()
         .add_listener(Listener::new(accepted))
-        .register_service(create_task(Arc::new(TaskService(service.clone()))));
+        .register_service(create_task(task.clone()))
+        .register_service(as_version_3(create_task(task)));
     server.start().await.context("serve shim.sock")?;
-    let handovers = handover::serve(service.clone(), handover_socket);
-    tokio::select! {
-        served = handovers => served.context("serve handover.sock")?,
-        () = service.finished() => {}
-        () = abandoned(&service, creator) => service.give_up(),
-    }
+    let handovers = handover::serve(service.clone(), sockets.handover);
+    let ended = tokio::select! {
+        served = handovers => served.context("serve handover.sock").map(|()| Ended::Finished)?,
+        () = service.finished() => Ended::Finished,
+        () = given_up => Ended::Abandoned,
+    };
     server.shutdown().await.context("finish the last answers")?;
-    Ok(())
+    Ok(ended)
+}
+
+/// Version 3 of the service differs from version 2 in nothing but its name.
+fn as_version_3<T>(services: HashMap<String, T>) -> HashMap<String, T> {
+    services.into_iter().map(|(name, service)| (name.replace(".v2.", ".v3."), service)).collect()
 }
 
 /// Returns when the process that started this one has died before it created a container: then nobody ever will.
@@ -110,8 +180,8 @@ async fn abandoned(service: &Service, creator: OwnedFd) {
     }
 }
 
-/// Everything that the shim and its children have to say goes to `shim.log`.
-fn log_to(directory: &OwnedFd, level: LogLevel) -> anyhow::Result<()> {
+/// Everything that the shim and its children have to say goes to `shim.log`; an engine gets a copy.
+fn log_to(directory: &OwnedFd, engine: Option<OwnedFd>, level: LogLevel) -> anyhow::Result<()> {
     let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
     let log =
         openat(directory, LOG_FILE, flags, Mode::RUSR | Mode::WUSR).context("open shim.log")?;
@@ -127,7 +197,27 @@ fn log_to(directory: &OwnedFd, level: LogLevel) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(false)
-        .with_writer(File::from(log))
+        .with_writer(Mutex::new(Log { own: log.into(), engine: engine.map(File::from) }))
         .init();
     Ok(())
+}
+
+/// Where the log goes.
+struct Log {
+    own: File,
+    engine: Option<File>,
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(engine) = &mut self.engine {
+            // A fifo that is full has no reader at the moment; our own log has it all.
+            engine.write(bytes).ok();
+        }
+        self.own.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,15 +1,23 @@
-//! The containers that this shim is responsible for. On the OCI command line, that is one.
+//! The sandbox that this shim is responsible for, and the containers in it.
+//!
+//! The command line has one container in a sandbox; an engine may have many. The first that is created makes the
+//! sandbox, and the sandbox is taken down with the container that holds it, or with the last.
 
 use std::{
+    collections::HashMap,
+    fs, io,
     os::fd::OwnedFd,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::SystemTime,
 };
 
 use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix, find_vmm};
 use kata_engine_api::{
-    handover::{Create, FailureKind, Layers},
+    handover::{FailureKind, TerminalSize},
     record::{HOOKS_FILE, Record, Status},
     timestamp::rfc3339,
 };
@@ -17,17 +25,19 @@ use kata_hypervisor::{Accelerator, AcceleratorSetting, MachineType, TscClock};
 use kata_protocol::{ROOTS, VOLUMES};
 use kata_sandbox::{
     cgroup::Group,
+    layers::Layers,
     lifecycle::{Sandbox, Settings},
     network::Namespace,
-    share::VolumeKind,
+    share::{ShareError, VolumeKind},
     step::Steps,
     vm::VmSettings,
 };
-use kata_spec::{Checked, check};
+use kata_spec::{Checked, Trees};
 use tokio::sync::Notify;
 
 use crate::{
-    container::{Container, Parts},
+    container::{Container, Parts, Role},
+    engine::stdio::Names,
     failure::Refusal,
     monitor::Monitor,
     mounts,
@@ -39,19 +49,40 @@ use crate::{
 /// outlives its shim, so nothing has to be allocated, locked or given back.
 const FIRST_VMM_USER: u32 = 2_000_000_000;
 
-/// The descriptors that come with a [`Create`].
-#[derive(Debug)]
-pub struct Handed {
-    /// Control socket of the monitor.
-    pub control: OwnedFd,
-    /// Text of `config.json`.
-    pub config: Vec<u8>,
-    /// The root file system.
-    pub root: OwnedFd,
-    /// The network namespace.
-    pub network: Option<OwnedFd>,
-    /// One tree for each volume.
-    pub volumes: Vec<OwnedFd>,
+/// A container to be made, with everything that only its creator could see.
+pub struct Creation {
+    /// Its id, checked.
+    pub id: String,
+    /// What it is to the sandbox.
+    pub role: Role,
+    /// Its configuration, checked.
+    pub spec: Checked,
+    /// Root file system and volumes; none for a container that never runs in the guest.
+    pub trees: Option<Trees>,
+    /// The root is made of these, and not of the tree.
+    pub layers: Option<Layers>,
+    /// Namespace whose links the guest takes over.
+    pub network: Option<Namespace>,
+    /// The process that stands for it on the host.
+    pub monitor: Monitor,
+    /// It has a terminal, perhaps of a known size.
+    pub terminal: Option<Option<TerminalSize>>,
+    /// It is in the pod's own pid namespace.
+    pub shares_pids: bool,
+    /// Its stdio, as the engine named it.
+    pub names: Names,
+    /// Where its record is.
+    pub directory: Arc<OwnedFd>,
+}
+
+/// What is there now.
+#[derive(Default)]
+struct Pod {
+    sandbox: Option<Arc<Sandbox>>,
+    /// Network namespace of all monitors.
+    network: Option<Arc<OwnedFd>>,
+    /// By id; `None` holds the place of one that is being made.
+    containers: HashMap<String, Option<Arc<Container>>>,
 }
 
 /// What this shim serves.
@@ -60,8 +91,11 @@ pub struct Service {
     directory_fd: Arc<OwnedFd>,
     /// As it was when the shim started; a mistake in it fails the create, where somebody hears of it.
     configuration: Result<Loaded, ConfigError>,
-    container: Mutex<Option<Arc<Container>>>,
-    deleting: tokio::sync::Mutex<()>,
+    pod: Mutex<Pod>,
+    /// Numbers are never used twice: the guest may remember what was there.
+    volumes: AtomicUsize,
+    /// One at a time: who makes or takes down the sandbox.
+    changing: tokio::sync::Mutex<()>,
     finished: Notify,
 }
 
@@ -75,67 +109,152 @@ impl Service {
             directory,
             directory_fd,
             configuration,
-            container: Mutex::default(),
-            deleting: tokio::sync::Mutex::default(),
+            pod: Mutex::default(),
+            volumes: AtomicUsize::new(0),
+            changing: tokio::sync::Mutex::default(),
             finished: Notify::new(),
         })
     }
 
-    /// The container with this id.
-    pub fn container(&self, id: &str) -> Result<Arc<Container>, Refusal> {
-        let container = self.container.lock().unwrap_or_else(PoisonError::into_inner);
-        match container.as_ref() {
-            Some(container) if container.record().id == id => Ok(container.clone()),
-            _ => Err(Refusal::not_found(&format!("container {id:?} does not exist"))),
-        }
+    /// Sandbox directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
-    /// Makes the container, and the sandbox that it will run in. A failure leaves nothing.
-    pub async fn create(&self, create: &Create, handed: Handed) -> Result<(), Refusal> {
-        if self.container.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-            return Err(Refusal::new(FailureKind::AlreadyExists, "this shim has its container"));
-        }
-        let made = self.make(create, handed);
-        if let Err(refusal) = made {
-            if let Err(error) = kata_sandbox::ledger::replay(&self.directory, &Steps::default()) {
-                tracing::warn!(%error, "undo a failed create");
+    /// The same, open.
+    pub fn directory_fd(&self) -> &Arc<OwnedFd> {
+        &self.directory_fd
+    }
+
+    /// The container with this id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Refusal> {
+        let container = self.pod().containers.get(id).cloned().flatten();
+        container.ok_or_else(|| Refusal::not_found(&format!("container {id:?} does not exist")))
+    }
+
+    /// Every container.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        self.pod().containers.values().flatten().cloned().collect()
+    }
+
+    /// Makes a container, and the sandbox if there is none yet. A failure leaves nothing.
+    pub async fn create(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
+        let id = creation.id.clone();
+        {
+            let mut pod = self.pod();
+            let alone = creation.role == Role::Alone && !pod.containers.is_empty();
+            if alone || pod.containers.contains_key(&id) {
+                let message = format!("container {id:?} exists already");
+                return Err(Refusal::new(FailureKind::AlreadyExists, message));
             }
-            self.finished.notify_one();
-            return Err(refusal);
+            pod.containers.insert(id.clone(), None);
+        }
+        let _only_one = self.changing.lock().await;
+        let made = self.make(creation);
+        match &made {
+            Ok(container) => {
+                self.pod().containers.insert(id, Some(container.clone()));
+            }
+            Err(_) => self.unmake(&id),
         }
         made
     }
 
-    fn make(&self, create: &Create, handed: Handed) -> Result<(), Refusal> {
-        let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
-        let value = serde_json::from_slice(&handed.config).map_err(|e| invalid(e.to_string()))?;
-        let spec = check(&value, create.bundle.as_ref())
-            .map_err(|e| invalid(crate::failure::chain(&e)))?;
+    /// Undoes a failed create; with the sandbox, when nothing else is in it.
+    fn unmake(&self, id: &str) {
+        let mut pod = self.pod();
+        pod.containers.remove(id);
+        if !pod.containers.is_empty() {
+            return;
+        }
+        pod.sandbox = None;
+        pod.network = None;
+        if let Err(error) = kata_sandbox::ledger::replay(&self.directory, &Steps::default()) {
+            tracing::warn!(%error, "undo a failed create");
+        }
+        self.finished.notify_one();
+    }
+
+    fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
+        let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
         let config = self.configure(&spec)?;
-        let settings = self.settings(create, &spec, &config)?;
-        let mut needed = settings.vm.files();
-        needed.extend([settings.proxy.clone(), network_path(&spec, create.monitor_pid)]);
-        let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
-        attach_trees(&sandbox, create, &handed)?;
-        let guest_spec = spec.guest_spec(|number| format!("{}/{number}", VOLUMES.1));
-        let network = handed
-            .network
-            .map(|fd| Namespace { fd, path: network_path(&spec, create.monitor_pid) });
-        let monitor =
-            Monitor::new(handed.control, create.monitor_pid).map_err(|e| Refusal::internal(&e))?;
-        let terminal = spec.process.terminal.then_some(create.terminal_size);
-        let container = Container::create(Parts {
+        let mut member_group = None;
+        let sandbox = match self.sandbox() {
+            Some(sandbox) => {
+                let group = Group::plan(spec.cgroups_path.as_deref(), &id);
+                let group = group.map_err(|e| Refusal::internal(&e))?;
+                sandbox.add_member(&group, &spec.limits, monitor.pid)?;
+                member_group = Some(group);
+                sandbox
+            }
+            None => self.prepare(&id, &spec, (&config, monitor.pid), network.as_ref())?,
+        };
+        let volumes = self.volumes.fetch_add(spec.volumes.len(), Ordering::Relaxed);
+        if let Some(trees) = &trees {
+            match &creation.layers {
+                Some(layers) => sandbox.attach_layers(&id, layers)?,
+                None => {
+                    let root = sandbox.tree().attach_root(&id, &trees.root, sandbox.steps());
+                    root.map_err(|e| Refusal::internal(&e))?;
+                }
+            }
+            let attached = attach_volumes(&sandbox, trees, (&spec, volumes));
+            attached.map_err(|e| Refusal::internal(&e))?;
+        }
+        let record = first_record(&id, &spec, monitor.pid);
+        Container::create(Parts {
+            role,
             sandbox,
-            directory: self.directory_fd.clone(),
-            init: Arc::new(Process::new(&create.id, "", monitor, terminal)),
+            directory: creation.directory,
+            init: Arc::new(Process::new(&id, "", monitor, terminal).named(creation.names)),
+            shares_pids: creation.shares_pids,
             grace: config.runtime.output_grace,
-            spec: guest_spec,
-            guest_root: format!("{}/{}", ROOTS.1, create.id),
+            spec: spec.guest_spec(|number| format!("{}/{}", VOLUMES.1, volumes + number)),
+            volumes: volumes..volumes + spec.volumes.len(),
+            guest_root: format!("{}/{id}", ROOTS.1),
+            group: member_group,
             network,
-            record: first_record(create, &spec),
-        })?;
-        *self.container.lock().unwrap_or_else(PoisonError::into_inner) = Some(container);
-        mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))
+            record,
+        })
+    }
+
+    /// Makes the sandbox that the first container asks for.
+    fn prepare(
+        &self,
+        id: &str,
+        spec: &Checked,
+        (config, monitor): (&Config, u32),
+        network: Option<&Namespace>,
+    ) -> Result<Arc<Sandbox>, Refusal> {
+        let settings = self.settings(id, spec, (config, monitor))?;
+        let mut needed = settings.vm.files();
+        let prefix = Prefix::of_this_program().map_err(|e| Refusal::internal(&e))?;
+        needed.push(prefix.find(Artefact::Monitor).map_err(|e| Refusal::internal(&e))?);
+        needed.push(settings.proxy.clone());
+        needed.extend(network.map(|network| network.path.clone()));
+        let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
+        self.pod().sandbox = Some(sandbox.clone());
+        mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))?;
+        Ok(sandbox)
+    }
+
+    /// The sandbox, once a container has made it.
+    pub fn sandbox(&self) -> Option<Arc<Sandbox>> {
+        self.pod().sandbox.clone()
+    }
+
+    /// The network namespace that the sandbox's containers are in on the host.
+    pub fn network(&self) -> Option<Arc<OwnedFd>> {
+        self.pod().network.clone()
+    }
+
+    /// Says which network namespace further monitors are to join.
+    pub fn keep_network(&self, namespace: Arc<OwnedFd>) {
+        self.pod().network = Some(namespace);
+    }
+
+    fn pod(&self) -> MutexGuard<'_, Pod> {
+        self.pod.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configuration, with what the spec's annotations say.
@@ -152,15 +271,14 @@ impl Service {
 
     fn settings(
         &self,
-        create: &Create,
+        id: &str,
         spec: &Checked,
-        config: &Config,
+        (config, monitor): (&Config, u32),
     ) -> Result<Settings, Refusal> {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
         let size = sizing::size(config, &spec.limits, Capacity::of_host())?;
-        let group =
-            Group::plan(spec.cgroups_path.as_deref(), &create.id).map_err(|e| internal(&e))?;
+        let group = Group::plan(spec.cgroups_path.as_deref(), id).map_err(|e| internal(&e))?;
         let vm_group = group.beside().map_err(|e| internal(&e))?;
         Ok(Settings {
             directory: self.directory.clone(),
@@ -172,33 +290,46 @@ impl Service {
             vm: vm_settings(config, &prefix, size, vm_group.procs())?,
             group,
             vm_group,
-            monitor: create.monitor_pid,
+            monitor,
         })
     }
 
-    /// Takes the stopped container away, and everything that was made for it.
+    /// Takes a stopped container away, and everything that was made for it; with the last one, or with the one that
+    /// holds it, the sandbox.
     pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
-        let _only_one = self.deleting.lock().await;
+        let _only_one = self.changing.lock().await;
         let container = self.container(id)?;
         if container.record().status != Status::Stopped {
             return Err(Refusal::precondition(format!("container {id:?} is not stopped")));
         }
-        container.sandbox().tear_down().await?;
-        match std::fs::remove_dir_all(&self.directory) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                let message = format!("remove {}: {e}", self.directory.display());
-                return Err(Refusal::new(FailureKind::Internal, message));
-            }
-            _ => {}
+        let last = self.pod().containers.len() == 1;
+        if last || container.role() != Role::Member {
+            container.sandbox().tear_down().await?;
+        } else {
+            container.leave().await?;
         }
-        *self.container.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.finished.notify_one();
+        self.pod().containers.remove(id);
+        if container.role() == Role::Alone {
+            self.remove_directory()?;
+            self.finished.notify_one();
+        }
         Ok(())
     }
 
     /// Whether a container was ever created, and not deleted since.
     pub fn has_container(&self) -> bool {
-        self.container.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        !self.pod().containers.is_empty()
+    }
+
+    /// Takes away the directory of a sandbox that has nothing in it.
+    pub fn remove_directory(&self) -> Result<(), Refusal> {
+        match fs::remove_dir_all(&self.directory) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                let message = format!("remove {}: {e}", self.directory.display());
+                Err(Refusal::new(FailureKind::Internal, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes away the directory of a sandbox that never got a container.
@@ -208,8 +339,8 @@ impl Service {
             // Hooks have run that others have to follow: whoever deletes the container runs those.
             return;
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
-            tracing::warn!(%error, "remove the sandbox directory");
+        if let Err(refusal) = self.remove_directory() {
+            tracing::warn!(message = refusal.message, "give up");
         }
     }
 
@@ -224,29 +355,20 @@ impl Service {
     }
 }
 
-fn attach_trees(sandbox: &Sandbox, create: &Create, handed: &Handed) -> Result<(), Refusal> {
-    let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-    match &create.layers {
-        Some(Layers { lower, writable }) => {
-            let lower = lower.iter().map(PathBuf::from).collect();
-            let layers = kata_sandbox::layers::Layers { lower, writable: writable.into() };
-            sandbox.attach_layers(&create.id, &layers)?;
-        }
-        None => sandbox
-            .tree()
-            .attach_root(&create.id, &handed.root, sandbox.steps())
-            .map_err(|e| internal(&e))?,
-    }
-    for (number, (volume, tree)) in create.volumes.iter().zip(&handed.volumes).enumerate() {
+fn attach_volumes(
+    sandbox: &Sandbox,
+    trees: &Trees,
+    (spec, first): (&Checked, usize),
+) -> Result<(), ShareError> {
+    for (number, (volume, tree)) in spec.volumes.iter().zip(&trees.volumes).enumerate() {
         let kind = if volume.directory { VolumeKind::Directory } else { VolumeKind::File };
-        let tree = sandbox.tree().attach_volume(number, kind, tree, sandbox.steps());
-        tree.map_err(|e| internal(&e))?;
+        sandbox.tree().attach_volume(first + number, kind, tree, sandbox.steps())?;
     }
     Ok(())
 }
 
 /// A namespace of the monitor's own is found through the monitor, an engine's by the path that the engine gave it.
-fn network_path(spec: &Checked, monitor: u32) -> PathBuf {
+pub fn network_path(spec: &Checked, monitor: u32) -> PathBuf {
     match &spec.network {
         kata_spec::Network::Path(path) => path.clone(),
         _ => PathBuf::from(format!("/proc/{monitor}/ns/net")),
@@ -292,13 +414,13 @@ fn vm_settings(
     })
 }
 
-fn first_record(create: &Create, spec: &Checked) -> Record {
+fn first_record(id: &str, spec: &Checked, monitor: u32) -> Record {
     Record {
         oci_version: spec.oci_version.clone(),
-        id: create.id.clone(),
+        id: id.to_owned(),
         status: Status::Creating,
-        pid: create.monitor_pid,
-        bundle: create.bundle.clone(),
+        pid: monitor,
+        bundle: spec.bundle.to_string_lossy().into_owned(),
         rootfs: spec.rootfs.to_string_lossy().into_owned(),
         created: rfc3339(SystemTime::now()),
         owner_uid: rustix::process::getuid().as_raw(),

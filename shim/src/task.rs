@@ -1,6 +1,8 @@
-//! containerd's Task service (v2), as far as one lone container needs it.
+//! containerd's Task service, of which versions 2 and 3 differ in nothing but the name.
+//!
+//! The command line uses it, too; what only an engine calls needs an [`Engine`].
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_engine_api::{
@@ -9,18 +11,24 @@ use kata_engine_api::{
         empty::Empty,
         process::{ProcessInfo, Status as TaskStatus},
         task,
+        task_events::{TaskPaused, TaskResumed},
         task_ttrpc::Task,
         timestamp::Timestamp,
     },
-    handover::TerminalSize,
-    record::{Record, Status},
+    handover::{FailureKind, TerminalSize},
+    record::{Ended, Status},
 };
+use protobuf::MessageFull;
 use ttrpc::r#async::TtrpcContext;
 
-use crate::{failure::Refusal, service::Service};
+use crate::{container::Role, engine::Engine, failure::Refusal, process::Phase, service::Service};
 
 /// Linux has no more processes in a pid namespace by default; a guest that lists more is lying.
 const MAX_PIDS: usize = 32_768;
+
+fn exited_at(ended: &Ended) -> Timestamp {
+    Timestamp::from(ended.at())
+}
 
 /// Runs to its end what must not stop half way: ttrpc drops a handler whose caller is gone.
 async fn whole<T: Send + 'static>(
@@ -31,7 +39,26 @@ async fn whole<T: Send + 'static>(
 }
 
 /// The service on `shim.sock`.
-pub struct TaskService(pub Arc<Service>);
+pub struct TaskService {
+    /// What is served.
+    pub service: Arc<Service>,
+    /// The door, when an engine is behind it.
+    pub engine: Option<Arc<Engine>>,
+}
+
+impl TaskService {
+    fn engine(&self) -> Result<Arc<Engine>, Refusal> {
+        let message = "this shim serves kata-runtime, which hands containers over";
+        self.engine.clone().ok_or_else(|| Refusal::new(FailureKind::Unimplemented, message))
+    }
+
+    /// Tells the engine, if there is one.
+    fn publish(&self, topic: &str, event: &impl MessageFull) {
+        if let Some(engine) = &self.engine {
+            engine.events.publish(topic, event);
+        }
+    }
+}
 
 #[async_trait]
 impl Task for TaskService {
@@ -40,11 +67,13 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::StateRequest,
     ) -> ttrpc::Result<task::StateResponse> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
         let record = container.record();
         let ended = process.ended();
+        let created = !process.is_init() && process.phase() == Phase::Created;
         let status = match (&ended, record.status) {
+            (None, _) if created => TaskStatus::CREATED,
             (Some(_), _) | (_, Status::Stopped) => TaskStatus::STOPPED,
             (None, Status::Creating | Status::Created) => TaskStatus::CREATED,
             (None, Status::Running) => TaskStatus::RUNNING,
@@ -55,8 +84,12 @@ impl Task for TaskService {
             bundle: record.bundle,
             pid: process.monitor.pid,
             status: status.into(),
+            stdin: process.names.stdin.clone(),
+            stdout: process.names.stdout.clone(),
+            stderr: process.names.stderr.clone(),
             terminal: process.terminal,
             exit_status: ended.as_ref().map_or(0, |ended| ended.code.into()),
+            exited_at: ended.as_ref().map(exited_at).into(),
             exec_id: request.exec_id,
             ..Default::default()
         })
@@ -67,16 +100,79 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::StartRequest,
     ) -> ttrpc::Result<task::StartResponse> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
-        if process.is_init() {
-            whole(async move { container.start().await }).await?;
+        let pid = process.monitor.pid;
+        let events = self.engine.clone();
+        whole(async move {
+            // The news of its end waits for the news of its start.
+            let _told = process.telling.lock().await;
+            match process.is_init() {
+                true => container.start().await?,
+                false => container.start_added(&process).await?,
+            }
+            if let Some(engine) = events {
+                engine.tell_start(&process);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(task::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: task::CreateTaskRequest,
+    ) -> ttrpc::Result<task::CreateTaskResponse> {
+        let engine = self.engine()?;
+        let pid = whole(async move {
+            let pid = engine.create(&request).await?;
+            engine.tell_create(&request, pid)?;
+            Ok(pid)
+        })
+        .await?;
+        Ok(task::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: task::ExecProcessRequest,
+    ) -> ttrpc::Result<Empty> {
+        let engine = self.engine()?;
+        whole(async move {
+            let process = engine.add(&request).await?;
+            engine.tell_added(&request.id, &process)
+        })
+        .await?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(
+        &self,
+        _: &TtrpcContext,
+        request: task::CloseIORequest,
+    ) -> ttrpc::Result<Empty> {
+        let process = self.service.container(&request.id)?.process(&request.exec_id)?;
+        if request.stdin {
+            process.monitor.close_stdin().await;
         }
-        Ok(task::StartResponse { pid: process.monitor.pid, ..Default::default() })
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: task::CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.service.container(&request.id)?;
+        let message = "checkpoints of containers in a VM are not supported";
+        Err(Refusal::new(FailureKind::Unimplemented, message).into())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: task::KillRequest) -> ttrpc::Result<Empty> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
         whole(async move { container.signal(&process, request.signal, request.all).await }).await?;
         Ok(Empty::new())
@@ -87,11 +183,11 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::WaitRequest,
     ) -> ttrpc::Result<task::WaitResponse> {
-        let process = self.0.container(&request.id)?.process(&request.exec_id)?;
+        let process = self.service.container(&request.id)?.process(&request.exec_id)?;
         let ended = process.wait().await?;
         Ok(task::WaitResponse {
             exit_status: ended.code.into(),
-            exited_at: Some(Timestamp::from(SystemTime::now())).into(),
+            exited_at: Some(exited_at(&ended)).into(),
             ..Default::default()
         })
     }
@@ -101,17 +197,35 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::DeleteRequest,
     ) -> ttrpc::Result<task::DeleteResponse> {
-        let process = self.0.container(&request.id)?.process(&request.exec_id)?;
+        let container = self.service.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let unstarted = !process.is_init() && process.phase() == Phase::Created;
+        if process.ended().is_none() && !unstarted {
+            return Err(Refusal::precondition("process has not ended").into());
+        }
+        let (service, engine, deleted) =
+            (self.service.clone(), self.engine.clone(), process.clone());
+        whole(async move {
+            match (&engine, deleted.is_init()) {
+                (_, false) => {
+                    deleted.let_go().await;
+                    container.forget(&deleted).await;
+                }
+                (Some(engine), true) => {
+                    engine.delete(&container).await?;
+                    engine.tell_delete(&deleted);
+                }
+                (None, true) => service.delete(&request.id).await?,
+            }
+            Ok(())
+        })
+        .await?;
         let ended =
             process.ended().ok_or_else(|| Refusal::precondition("process has not ended"))?;
-        if process.is_init() {
-            let service = self.0.clone();
-            whole(async move { service.delete(&request.id).await }).await?;
-        }
         Ok(task::DeleteResponse {
             pid: process.monitor.pid,
             exit_status: ended.code.into(),
-            exited_at: Some(Timestamp::from(SystemTime::now())).into(),
+            exited_at: Some(exited_at(&ended)).into(),
             ..Default::default()
         })
     }
@@ -121,15 +235,20 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::PidsRequest,
     ) -> ttrpc::Result<task::PidsResponse> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         let mut pids = Vec::new();
-        let Record { pid, status, .. } = container.record();
-        if status == Status::Created {
+        let pid = container.init().monitor.pid;
+        let guest_pids = match container.role() {
+            Role::Pod => Vec::new(),
             // As with runc, whose own init is there by then.
+            _ if container.record().status == Status::Created => Vec::new(),
+            Role::Alone | Role::Member => container.guest_pids().await?,
+        };
+        if guest_pids.is_empty() {
+            // Never none: an engine takes a shim without processes for one that was left behind.
             pids.push(ProcessInfo { pid, ..Default::default() });
-            return Ok(task::PidsResponse { processes: pids, ..Default::default() });
         }
-        for guest_pid in container.guest_pids().await?.into_iter().take(MAX_PIDS) {
+        for guest_pid in guest_pids.into_iter().take(MAX_PIDS) {
             let info = Any {
                 type_url: "io.katacontainers.guest_pid".into(),
                 value: guest_pid.to_string().into_bytes(),
@@ -141,14 +260,18 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: task::PauseRequest) -> ttrpc::Result<Empty> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         whole(async move { container.set_paused(true).await }).await?;
+        let container_id = request.id;
+        self.publish("/tasks/paused", &TaskPaused { container_id, ..Default::default() });
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: task::ResumeRequest) -> ttrpc::Result<Empty> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         whole(async move { container.set_paused(false).await }).await?;
+        let container_id = request.id;
+        self.publish("/tasks/resumed", &TaskResumed { container_id, ..Default::default() });
         Ok(Empty::new())
     }
 
@@ -157,7 +280,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
         let clamp = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
         let size = TerminalSize { rows: clamp(request.height), columns: clamp(request.width) };
@@ -170,19 +293,19 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::ConnectRequest,
     ) -> ttrpc::Result<task::ConnectResponse> {
-        let container = self.0.container(&request.id)?;
+        let container = self.service.container(&request.id)?;
         Ok(task::ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: container.record().pid,
+            task_pid: container.init().monitor.pid,
             version: env!("CARGO_PKG_VERSION").into(),
             ..Default::default()
         })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: task::ShutdownRequest) -> ttrpc::Result<Empty> {
-        // The shim ends with the deletion of its container, and not before; without one it has no reason to stay.
-        if !self.0.has_container() {
-            self.0.finish();
+        // Engines say so after every delete. Without a container the shim has no reason to stay; with one it stays.
+        if !self.service.has_container() {
+            self.service.finish();
         }
         Ok(Empty::new())
     }

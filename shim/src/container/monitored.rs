@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kata_engine_api::{control::ToShim, record::Cause};
 use tokio::sync::mpsc;
 
-use super::{Container, signals::SIGKILL};
+use super::{Container, Role, signals::SIGKILL};
 use crate::process::{LOST, Outcome, Phase, Process};
 
 /// What a monitor may say ahead of the guest: more signals than that merge anyway.
@@ -52,7 +52,11 @@ impl Container {
             Phase::Ending | Phase::Ended => {}
             phase if process.is_init() => {
                 tracing::warn!("monitor is gone, so its container is killed");
-                if phase == Phase::Starting {
+                if self.role == Role::Member {
+                    if let Err(refusal) = self.ask_to_signal(process, SIGKILL, true).await {
+                        tracing::debug!(message = refusal.message, "kill what has no monitor");
+                    }
+                } else if phase == Phase::Starting {
                     self.sandbox.abort_boot();
                 }
                 let mut outcome = Outcome::unstarted(LOST, Cause::MonitorKilled, None);

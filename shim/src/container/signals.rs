@@ -9,7 +9,7 @@ use kata_engine_api::{handover::FailureKind, record::Cause};
 use kata_protocol::agent;
 use tokio::time::timeout;
 
-use super::Container;
+use super::{Container, Role};
 use crate::{
     failure::Refusal,
     process::{Outcome, Phase, Process, signal_code},
@@ -51,7 +51,7 @@ impl Container {
                 Ok(())
             }
             // A guest that does not come up answers no signal.
-            Phase::Starting if signal == SIGKILL => {
+            Phase::Starting if signal == SIGKILL && self.role != Role::Member => {
                 self.sandbox.abort_boot();
                 Ok(())
             }
@@ -60,7 +60,14 @@ impl Container {
                 Ok(())
             }
             Phase::Starting => Err(Refusal::precondition("process is starting")),
-            Phase::Running if process.is_init() && signal == SIGKILL => {
+            Phase::Running if process.is_init() && self.role == Role::Pod => {
+                if !HARMLESS.contains(&signal) {
+                    let outcome = Outcome::unstarted(signal_code(signal), Cause::Signaled, None);
+                    self.conclude(process, outcome).await;
+                }
+                Ok(())
+            }
+            Phase::Running if self.may_take_vm(process) && signal == SIGKILL => {
                 let asked = timeout(STUBBORN, self.ask_to_signal(process, signal, all)).await;
                 if !matches!(asked, Ok(Ok(()))) {
                     tracing::warn!("guest does not answer to SIGKILL, so its VM is killed");
@@ -73,7 +80,7 @@ impl Container {
             }
             Phase::Running => self.ask_to_signal(process, signal, all).await,
             // Output that the guest promised and does not give; with the VM gone it ends.
-            Phase::Ending if process.is_init() && signal == SIGKILL => {
+            Phase::Ending if self.may_take_vm(process) && signal == SIGKILL => {
                 self.sandbox.kill();
                 Ok(())
             }
@@ -83,7 +90,12 @@ impl Container {
         }
     }
 
-    async fn ask_to_signal(
+    /// Whether a guest that does not end this process may be ended for it: not while others live in it.
+    fn may_take_vm(&self, process: &Process) -> bool {
+        process.is_init() && self.role != Role::Member
+    }
+
+    pub(super) async fn ask_to_signal(
         &self,
         process: &Process,
         signal: u32,

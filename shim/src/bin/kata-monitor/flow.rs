@@ -69,7 +69,8 @@ impl Bell {
         read(&self.event, &mut [0; 8]).ok();
     }
 
-    fn ring(&self) {
+    /// Makes the bell audible until it is hushed.
+    pub fn ring(&self) {
         // EAGAIN: it rings already, 2^64 - 1 times.
         write(&self.event, &1_u64.to_ne_bytes()).ok();
     }
@@ -154,7 +155,7 @@ pub fn from_guest(
     let progress = Arc::new(Progress::default());
     let theirs = Arc::clone(&progress);
     spawn("from guest", move || {
-        pump(stream.as_fd(), engine.fd(), |bytes| {
+        pump(stream.as_fd(), engine.fd(), None, |bytes| {
             // Before `eager` is looked at: the main thread sets that first and then looks at the count.
             theirs.passed.fetch_add(bytes as u64, Ordering::SeqCst);
             if bell.eager.load(Ordering::SeqCst) {
@@ -171,11 +172,15 @@ pub fn from_guest(
     Ok(progress)
 }
 
-/// Hands on what the engine's end gives, until it ends or the guest wants no more.
-pub fn to_guest(stream: Arc<OwnedFd>, afterwards: Afterwards) -> io::Result<()> {
+/// Hands on what the engine's end gives, until it ends, the guest wants no more, or `last` rings and nothing is left.
+pub fn to_guest(stream: Arc<OwnedFd>, afterwards: Afterwards, last: Arc<Bell>) -> io::Result<()> {
     ioctl_fionbio(&stream, true)?;
     spawn("to guest", move || {
-        pump(Engine::Stdin.fd(), stream.as_fd(), |_| ());
+        let from = Engine::Stdin.fd();
+        // A fifo that nobody has opened for writing yet reads as if it had ended.
+        if wait_or_ring(from, &last) {
+            pump(from, stream.as_fd(), Some(&last), |_| ());
+        }
         shut_down(&stream, Shutdown::Write);
         if afterwards == Afterwards::Close {
             Engine::Stdin.close();
@@ -192,8 +197,13 @@ fn shut_down(stream: &OwnedFd, how: Shutdown) {
     rustix::net::shutdown(stream, how).ok();
 }
 
-/// Moves bytes until the input ends or either end fails; calls `passed` for each step.
-fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut passed: impl FnMut(usize)) {
+/// Moves bytes until the input ends or either end fails, or `last` rings and no input is left; calls `passed` for each step.
+fn pump(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    last: Option<&Bell>,
+    mut passed: impl FnMut(usize),
+) {
     let mut splicing = is_pipe(from) || is_pipe(to);
     let mut block = Vec::new();
     loop {
@@ -210,7 +220,11 @@ fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut passed: impl FnMut(usize))
             Err(Errno::INVAL) if splicing => splicing = false,
             // The stream never blocks; on the engine's end, too, somebody may have set O_NONBLOCK.
             Err(Errno::AGAIN) => {
-                wait(from, PollFlags::IN);
+                match last {
+                    Some(last) if !wait_or_ring(from, last) => return,
+                    Some(_) => {}
+                    None => wait(from, PollFlags::IN),
+                }
                 wait(to, PollFlags::OUT);
             }
             Ok(_) | Err(Errno::INTR) => {}
@@ -244,6 +258,14 @@ fn copy(
         }
     }
     Ok(length)
+}
+
+/// Blocks until there is input; false when `last` has rung and there is none.
+fn wait_or_ring(from: BorrowedFd<'_>, last: &Bell) -> bool {
+    let mut both =
+        [PollFd::from_borrowed_fd(from, PollFlags::IN), PollFd::new(last, PollFlags::IN)];
+    // An error shows in the read that follows.
+    rustix::io::retry_on_intr(|| poll(&mut both, None)).is_err() || !both[0].revents().is_empty()
 }
 
 /// Blocks until the descriptor is ready; an error shows in the read or write that follows.

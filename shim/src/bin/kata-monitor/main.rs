@@ -119,6 +119,7 @@ fn set_up() -> Result<session::Session, SetupError> {
         terminal: args.terminal || console_socket.is_some(),
         grace: args.grace(),
         bell: Arc::new(flow::Bell::new().map_err(SetupError::Events)?),
+        last_input: Arc::new(flow::Bell::new().map_err(SetupError::Events)?),
     })
 }
 

@@ -96,6 +96,8 @@ pub struct Session {
     pub grace: Duration,
     /// Rung by flows.
     pub bell: Arc<Bell>,
+    /// Rung when no more input is to be waited for.
+    pub last_input: Arc<Bell>,
 }
 
 /// What changes while a session runs.
@@ -198,6 +200,7 @@ impl Session {
             };
             match serde_json::from_slice(&packet.bytes).map_err(Lost::Message)? {
                 ToMonitor::Streams(kinds) => self.start_flows(state, &kinds, packet)?,
+                ToMonitor::CloseStdin {} => self.last_input.ring(),
                 ToMonitor::End(end) => {
                     self.bell.ring_at_every_step();
                     let grace = end.grace_ms.map_or(self.grace, Duration::from_millis);
@@ -225,7 +228,10 @@ impl Session {
     fn start_flow(&self, kind: Stream, stream: Arc<OwnedFd>) -> io::Result<Option<Arc<Progress>>> {
         let bell = || Arc::clone(&self.bell);
         match kind {
-            Stream::Stdin => flow::to_guest(stream, Afterwards::Close).map(|()| None),
+            Stream::Stdin => {
+                flow::to_guest(stream, Afterwards::Close, Arc::clone(&self.last_input))
+                    .map(|()| None)
+            }
             Stream::Stdout => {
                 flow::from_guest(stream, Engine::Stdout, Afterwards::Close, bell()).map(Some)
             }
@@ -233,7 +239,8 @@ impl Session {
                 flow::from_guest(stream, Engine::Stderr, Afterwards::Close, bell()).map(Some)
             }
             Stream::Terminal => {
-                flow::to_guest(Arc::clone(&stream), Afterwards::Keep)?;
+                let last_input = Arc::clone(&self.last_input);
+                flow::to_guest(Arc::clone(&stream), Afterwards::Keep, last_input)?;
                 flow::from_guest(stream, Engine::Stdout, Afterwards::Keep, bell()).map(Some)
             }
         }

@@ -1,0 +1,116 @@
+//! Processes that are added to a running container.
+
+use std::sync::{Arc, PoisonError};
+
+use kata_engine_api::{
+    handover::{FailureKind, TerminalSize},
+    record::{Cause, Status},
+};
+use kata_protocol::agent;
+
+use super::{Container, new_token};
+use crate::{
+    engine::stdio::Names,
+    failure::Refusal,
+    monitor::Monitor,
+    process::{LOST, Outcome, Phase, Process},
+};
+
+impl Container {
+    /// Makes an additional process, of which nothing runs yet. `spec` is its OCI process object.
+    pub fn add(
+        self: &Arc<Self>,
+        exec_id: &str,
+        monitor: Monitor,
+        (spec, names): (Vec<u8>, Names),
+        terminal: Option<Option<TerminalSize>>,
+    ) -> Result<Arc<Process>, Refusal> {
+        self.must_take_exec()?;
+        let process = Process::new(&self.init.container_id, exec_id, monitor, terminal);
+        let process = Arc::new(process.of(spec).named(names));
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        if execs.contains_key(exec_id) {
+            let message = "a process with this id exists";
+            return Err(Refusal::new(FailureKind::AlreadyExists, message));
+        }
+        execs.insert(exec_id.into(), process.clone());
+        drop(execs);
+        tokio::spawn(self.clone().listen(process.clone()));
+        Ok(process)
+    }
+
+    /// All additional processes.
+    pub fn added(&self) -> Vec<Arc<Process>> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.values().cloned().collect()
+    }
+
+    /// Has the guest run an additional process.
+    pub async fn start_added(self: &Arc<Self>, process: &Arc<Process>) -> Result<(), Refusal> {
+        self.must_take_exec()?;
+        if !process.advance(&[Phase::Created], Phase::Starting) {
+            return Err(Refusal::precondition("the process was started already, or has ended"));
+        }
+        let started = self.ask_to_exec(process).await;
+        if let Err(refusal) = &started {
+            let code = match refusal.kind {
+                FailureKind::CommandNotFound => 127,
+                FailureKind::CommandNotExecutable => 126,
+                _ => LOST,
+            };
+            let outcome = Outcome::unstarted(code, Cause::Exited, Some(refusal.message.clone()));
+            self.conclude(process, outcome).await;
+            return started;
+        }
+        process.advance(&[Phase::Starting], Phase::Running);
+        tokio::spawn(self.clone().supervise(process.clone()));
+        Ok(())
+    }
+
+    async fn ask_to_exec(&self, process: &Arc<Process>) -> Result<(), Refusal> {
+        let (agent, token) = (self.sandbox.agent()?, new_token()?);
+        let request = agent::ExecProcessRequest {
+            container_id: self.init.container_id.clone(),
+            exec_id: process.exec_id.clone(),
+            process: process.spec.clone(),
+            stdio: Some(process.expect_streams(self.sandbox.switchboard(), token)).into(),
+            ..Default::default()
+        };
+        let made = agent.exec_process(&request).await;
+        if made.is_err() {
+            self.sandbox.switchboard().forget(token);
+        }
+        made?;
+        Ok(())
+    }
+
+    /// Whether a process may be added now; the words are runc's.
+    fn must_take_exec(&self) -> Result<(), Refusal> {
+        let status = match (self.record().status, self.init.phase()) {
+            (Status::Running, Phase::Running) => return Ok(()),
+            // It has ended, and its output is being passed on.
+            (Status::Running, _) => Status::Stopped,
+            (status, _) => status,
+        };
+        Err(Refusal::precondition(match status {
+            Status::Paused => {
+                "cannot exec in a paused container (use --ignore-paused to override)".to_owned()
+            }
+            status => format!("cannot exec in a {} container", status.name()),
+        }))
+    }
+
+    /// Forgets an additional process that has ended, or that never started.
+    pub async fn forget(&self, process: &Arc<Process>) {
+        if process.phase() == Phase::Created {
+            let outcome = Outcome::unstarted(LOST, Cause::KilledBeforeStart, None);
+            self.conclude(process, outcome).await;
+        }
+        if let Ok(agent) = self.sandbox.agent()
+            && let Err(error) = agent.delete_process(&process.reference()).await
+        {
+            tracing::debug!(%error, "delete an ended process");
+        }
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&process.exec_id);
+    }
+}

@@ -1,0 +1,113 @@
+//! How a container comes into its guest, and leaves it.
+
+use std::sync::{Arc, PoisonError, atomic::Ordering};
+
+use kata_protocol::agent;
+use kata_sandbox::{agent::AgentError, lifecycle::Boot};
+
+use super::{Container, Role, new_token};
+use crate::failure::Refusal;
+
+impl Container {
+    /// Has the guest run the container; boots the guest, if that is the container's part.
+    pub(super) async fn bring_up(self: &Arc<Self>) -> Result<(), Refusal> {
+        if self.role != Role::Member {
+            let first = match self.role {
+                Role::Alone => Some(self.request()?),
+                Role::Pod | Role::Member => None,
+            };
+            return self.boot(first).await;
+        }
+        if self.sandbox.agent().is_err() {
+            // A group of containers without one that stands for the sandbox: the first to start boots it.
+            self.boot(None).await?;
+        }
+        let agent = self.sandbox.agent()?;
+        if self.shares_pids {
+            agent.hold_pids(&agent::Empty::new()).await?;
+        }
+        let request = self.request()?;
+        let made = agent.create_container(&request).await;
+        if made.is_err() {
+            self.forget_streams(&request);
+        }
+        self.guest_pid.store(made?.guest_pid, Ordering::Relaxed);
+        let container = self.reference();
+        let started = agent.start_container(&container).await;
+        if let Err(error) = started {
+            // Its init has ended, or is ending, since it could not execute its program.
+            if let Err(error) = agent.wait_process(&self.init.reference()).await {
+                tracing::debug!(%error, "wait for an init that did not start");
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn boot(&self, first: Option<agent::CreateContainerRequest>) -> Result<(), Refusal> {
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let booted = self.sandbox.boot(Boot { network, first: first.clone() }).await;
+        if let (Err(_), Some(first)) = (&booted, &first) {
+            self.forget_streams(first);
+        }
+        Ok(booted?)
+    }
+
+    /// The request that makes it; its streams are expected from now on.
+    fn request(self: &Arc<Self>) -> Result<agent::CreateContainerRequest, Refusal> {
+        let token = new_token()?;
+        let stdio = self.init.expect_streams(self.sandbox.switchboard(), token);
+        Ok(agent::CreateContainerRequest {
+            container_id: self.init.container_id.clone(),
+            spec: self.spec.clone(),
+            root: self.guest_root.clone(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        })
+    }
+
+    fn forget_streams(&self, request: &agent::CreateContainerRequest) {
+        let stdio = &request.stdio;
+        for token in [&stdio.stdout_token, &stdio.terminal_token] {
+            if let Ok(token) = token.as_slice().try_into() {
+                self.sandbox.switchboard().forget(token);
+            }
+        }
+    }
+
+    pub(super) fn reference(&self) -> agent::ContainerRef {
+        let container_id = self.init.container_id.clone();
+        agent::ContainerRef { container_id, ..Default::default() }
+    }
+
+    /// Has the guest end what is left of the container and write its files back to the host.
+    pub(super) async fn settle_guest(&self) {
+        if self.role != Role::Member {
+            return self.sandbox.quiesce().await;
+        }
+        let Ok(agent) = self.sandbox.agent() else { return };
+        if let Err(error) = agent.flush(&agent::Empty::new()).await {
+            tracing::warn!(%error, "guest did not write its files back");
+        }
+    }
+
+    /// Takes everything away that the guest, the shared tree and the host's groups have of a member.
+    pub async fn leave(&self) -> Result<(), Refusal> {
+        if let Ok(agent) = self.sandbox.agent() {
+            match agent.delete_process(&self.init.reference()).await {
+                // One that never was in the guest, too.
+                Ok(_) | Err(AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. }) => {}
+                Err(error) => tracing::warn!(%error, "delete a container in the guest"),
+            }
+        }
+        let tree = self.sandbox.tree();
+        tree.detach_root(&self.init.container_id).map_err(|e| Refusal::internal(&e))?;
+        for number in self.volumes.clone() {
+            tree.detach_volume(number).map_err(|e| Refusal::internal(&e))?;
+        }
+        if let Some(group) = &self.group {
+            self.sandbox.remove_member(group)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,344 @@
+//! Task.Create and Task.Exec: from an engine's request to a container, or a process, with a monitor.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kata_engine_api::{
+    containerd::task,
+    handover::{FailureKind, TerminalSize},
+    monitor::{self, Network as MonitorNetwork, Plan, Terminal},
+};
+use kata_sandbox::network::Namespace;
+use kata_spec::{Checked, Network, Trees, check_beside, parse_process, resolve_program};
+use kata_sys::spawn::Child;
+use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
+
+use super::{
+    Engine,
+    place::CONTAINERS,
+    pod::{self, Neighbour, Neighbours},
+    rootfs::{self, Mount},
+    stdio::{Names, Stdio},
+    view::Mounts,
+};
+use crate::{
+    container::{Container, Role},
+    failure::{Refusal, chain},
+    monitor::Monitor,
+    process::Process,
+    service::{Creation, network_path},
+};
+
+/// What only the engine's own view shows, taken out of it.
+struct Seen {
+    role: Role,
+    spec: Checked,
+    shares_pids: bool,
+    trees: Option<Trees>,
+    stdio: Stdio,
+    network: Option<OwnedFd>,
+    view: Shown,
+}
+
+/// What those see who enter a monitor's namespaces: root, and volumes with their places.
+type Shown = (OwnedFd, Vec<(OwnedFd, PathBuf)>);
+
+/// A monitor to be started.
+struct Wanted {
+    container: String,
+    exec: Option<String>,
+    stdio: Stdio,
+    place: Place,
+    view: Option<Shown>,
+    directory: Arc<OwnedFd>,
+}
+
+impl Engine {
+    /// Makes a container; returns the pid that stands for it.
+    pub async fn create(&self, request: &task::CreateTaskRequest) -> Result<u32, Refusal> {
+        if !request.checkpoint.is_empty() {
+            let message = "restoring from a checkpoint is not supported";
+            return Err(Refusal::new(FailureKind::Unimplemented, message));
+        }
+        let names = Names {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let mounts: Vec<Mount> = request.rootfs.iter().map(Mount::from).collect();
+        let bundle = PathBuf::from(&request.bundle);
+        let neighbours = self.neighbours();
+        let look = {
+            let names = names.clone();
+            move || look(&bundle, &mounts, &names, &neighbours)
+        };
+        let seen = self.view.run(Mounts::Copy, look).await.map_err(|e| Refusal::internal(&e))??;
+        let directory = self.make_directory(&request.id)?;
+        let made = self.make(&request.id, seen, (names, directory)).await;
+        if made.is_err() {
+            self.remove_directory(&request.id);
+        }
+        made
+    }
+
+    async fn make(
+        &self,
+        id: &str,
+        seen: Seen,
+        (names, directory): (Names, Arc<OwnedFd>),
+    ) -> Result<u32, Refusal> {
+        let Seen { role, spec, shares_pids, trees, stdio, network, view } = seen;
+        let joined = match (self.service.network(), network) {
+            (Some(ours), _) => Some(ours),
+            (None, network) => network.map(Arc::new),
+        };
+        let place = match (&joined, &spec.network) {
+            (Some(namespace), _) => Place::Join(namespace.clone()),
+            (None, Network::New) => Place::New,
+            // Its namespace was opened, or it would not have come so far.
+            (None, Network::Path(_)) => Place::New,
+        };
+        let wanted = Wanted {
+            container: id.to_owned(),
+            exec: None,
+            stdio,
+            place,
+            view: Some(view),
+            directory: directory.clone(),
+        };
+        let monitor = self.start_monitor(wanted).await?;
+        let pid = monitor.pid;
+        let namespace = match (joined, &spec.network) {
+            (Some(namespace), _) => Some(namespace),
+            (None, Network::New) => Some(Arc::new(namespace_of(pid)?)),
+            (None, _) => None,
+        };
+        let network = match &namespace {
+            Some(fd) => {
+                let fd = fd.try_clone().map_err(|e| Refusal::internal(&e))?;
+                Some(Namespace { fd, path: network_path(&spec, pid) })
+            }
+            None => None,
+        };
+        if let Some(namespace) = namespace {
+            self.service.keep_network(namespace);
+        }
+        let terminal = names.terminal.then(|| spec.process.terminal_size.map(size));
+        let creation = Creation {
+            id: id.to_owned(),
+            role,
+            spec,
+            shares_pids,
+            trees,
+            layers: None,
+            network,
+            monitor,
+            terminal,
+            names,
+            directory,
+        };
+        self.service.create(creation).await?;
+        Ok(pid)
+    }
+
+    /// Makes an additional process, which is started later.
+    pub async fn add(&self, request: &task::ExecProcessRequest) -> Result<Arc<Process>, Refusal> {
+        let container = self.service.container(&request.id)?;
+        if container.process(&request.exec_id).is_ok() {
+            let message = format!("process {:?} exists already", request.exec_id);
+            return Err(Refusal::new(FailureKind::AlreadyExists, message));
+        }
+        let checked = parse_process(&request.spec.value, "process").map_err(|e| invalid(&e))?;
+        let names = Names {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let open = {
+            let names = names.clone();
+            move || Stdio::open(&names)
+        };
+        let stdio = self.view.run(Mounts::Engine, open).await.map_err(|e| Refusal::internal(&e))?;
+        let stdio = stdio.map_err(|e| Refusal::internal(&e))?;
+        let place = self.service.network().map_or(Place::New, Place::Join);
+        let wanted = Wanted {
+            container: request.id.clone(),
+            exec: Some(request.exec_id.clone()),
+            stdio,
+            place,
+            view: None,
+            directory: container.directory().clone(),
+        };
+        let monitor = self.start_monitor(wanted).await?;
+        let terminal = names.terminal.then(|| checked.terminal_size.map(size));
+        container.add(&request.exec_id, monitor, (checked.guest_process(), names), terminal)
+    }
+
+    /// Starts a monitor, and sees to it that it is reaped.
+    async fn start_monitor(&self, wanted: Wanted) -> Result<Monitor, Refusal> {
+        let program = self.monitor.clone();
+        let start = move || {
+            let plan = Plan {
+                container: &wanted.container,
+                exec: wanted.exec.as_deref(),
+                stdio: wanted.stdio.borrow(),
+                // Its size comes with the engine's calls.
+                terminal: Terminal::None,
+                network: match &wanted.place {
+                    Place::New => MonitorNetwork::New,
+                    Place::Join(namespace) => MonitorNetwork::Join(namespace.as_fd()),
+                },
+                view: wanted.view.as_ref().map(|(root, volumes)| monitor::View {
+                    root: root.as_fd(),
+                    volumes: volumes
+                        .iter()
+                        .map(|(fd, path)| (fd.as_fd(), path.as_path()))
+                        .collect(),
+                }),
+                directory: wanted.directory.as_fd(),
+            };
+            let (monitor, readiness) = monitor::start(&program, &plan)?;
+            readiness.wait().map(|()| monitor)
+        };
+        let started = tokio::task::spawn_blocking(start).await;
+        let started = started.map_err(|e| Refusal::internal(&e))?;
+        let started = started.map_err(|e| Refusal::internal(&e))?;
+        let pid = started.pid();
+        let pidfd = started.child.pidfd.try_clone().map_err(|e| Refusal::internal(&e))?;
+        tokio::spawn(reap(started.child));
+        let monitor = Monitor::new(started.control, pid).map_err(|e| Refusal::internal(&e))?;
+        Ok(monitor.of_ours(pidfd))
+    }
+
+    fn neighbours(&self) -> Neighbours {
+        let containers = self.service.containers();
+        let known = containers.iter().filter_map(|container| {
+            let neighbour = match container.role() {
+                Role::Pod => Neighbour::Pod,
+                Role::Alone | Role::Member => Neighbour::Running(container.guest_pid()?),
+            };
+            Some((container.init().monitor.pid, neighbour))
+        });
+        known.collect()
+    }
+
+    fn make_directory(&self, id: &str) -> Result<Arc<OwnedFd>, Refusal> {
+        let path = self.service.directory().join(CONTAINERS).join(id);
+        let failed = |e: io::Error| {
+            let kind = match e.kind() {
+                io::ErrorKind::AlreadyExists => FailureKind::AlreadyExists,
+                _ => FailureKind::Internal,
+            };
+            Refusal::new(kind, format!("make {}: {e}", path.display()))
+        };
+        fs::create_dir_all(self.service.directory().join(CONTAINERS)).map_err(failed)?;
+        fs::create_dir(&path).map_err(failed)?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&path, flags, Mode::empty());
+        Ok(Arc::new(directory.map_err(|e| failed(e.into()))?))
+    }
+
+    /// Takes the record of a container away.
+    pub fn remove_directory(&self, id: &str) {
+        let path = self.service.directory().join(CONTAINERS).join(id);
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(%error, path = %path.display(), "remove the record of a container");
+        }
+    }
+
+    /// Deletes a container that has ended.
+    pub async fn delete(&self, container: &Container) -> Result<(), Refusal> {
+        let id = container.init().container_id.clone();
+        container.init().let_go().await;
+        self.service.delete(&id).await?;
+        self.remove_directory(&id);
+        Ok(())
+    }
+}
+
+/// Network namespace of a monitor that is to be started.
+enum Place {
+    New,
+    Join(Arc<OwnedFd>),
+}
+
+async fn reap(child: Child) {
+    if let Err(error) = kata_sandbox::process::exit(&child).await {
+        tracing::warn!(%error, "wait for a monitor");
+    }
+}
+
+/// Everything that has to be done in the engine's view of the host.
+fn look(
+    bundle: &Path,
+    mounts: &[Mount],
+    names: &Names,
+    neighbours: &Neighbours,
+) -> Result<Seen, Refusal> {
+    let config = bundle.join("config.json");
+    let text = fs::read(&config).map_err(|e| read_error(&config, &e))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|e| read_error(&config, &e))?;
+    let role = pod::role(&value);
+    rootfs::mount_all(mounts, &bundle.join("rootfs")).map_err(|e| Refusal::internal(&e))?;
+    let guest_path = |kind: &str, path: &Path| pod::guest_path(neighbours, kind, path);
+    let spec = check_beside(&value, bundle, &guest_path).map_err(|e| invalid(&e))?;
+    let shares_pids = pod::shares_pids(&value, neighbours);
+    // The container that stands for the pod never runs.
+    let trees = match role {
+        Role::Pod => None,
+        Role::Alone | Role::Member => {
+            resolve_program(&spec).map_err(|e| program_error(&e))?;
+            Some(Trees::take(&spec).map_err(|e| Refusal::internal(&e))?)
+        }
+    };
+    let seen = Trees::seen(&spec).map_err(|e| Refusal::internal(&e))?;
+    let volumes = seen.volumes.into_iter().map(|(fd, path)| (fd, path.to_owned()));
+    let view = (seen.root, volumes.collect());
+    let network = match &spec.network {
+        Network::Path(path) => Some(open_namespace(path)?),
+        Network::New => None,
+    };
+    let stdio = Stdio::open(names).map_err(|e| Refusal::internal(&e))?;
+    Ok(Seen { role, spec, shares_pids, trees, stdio, network, view })
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, Refusal> {
+    // A fifo in its place must not hold us up; whoever enters it checks what it is.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
+        let message = format!("open the network namespace {}: {error}", path.display());
+        Refusal::new(FailureKind::Internal, message)
+    })
+}
+
+fn namespace_of(pid: u32) -> Result<OwnedFd, Refusal> {
+    open_namespace(Path::new(&format!("/proc/{pid}/ns/net")))
+}
+
+fn size(size: kata_spec::TerminalSize) -> TerminalSize {
+    TerminalSize { rows: size.rows, columns: size.columns }
+}
+
+fn read_error(path: &Path, error: &dyn std::error::Error) -> Refusal {
+    let message = format!("read {}: {}", path.display(), chain(error));
+    Refusal::new(FailureKind::InvalidArgument, message)
+}
+
+fn invalid(error: &dyn std::error::Error) -> Refusal {
+    Refusal::new(FailureKind::InvalidArgument, chain(error))
+}
+
+fn program_error(error: &kata_spec::ProgramError) -> Refusal {
+    let kind = match error.exit_code() {
+        127 => FailureKind::CommandNotFound,
+        _ => FailureKind::CommandNotExecutable,
+    };
+    Refusal::new(kind, chain(error))
+}

@@ -1,0 +1,48 @@
+//! The door for engines that start the shim themselves: containerd and CRI-O.
+//!
+//! ```text
+//! containerd ── runs ─► start ── spawns ─► serve-engine ◄── ttrpc ── containerd
+//!                 └ prints the address, ends      └ events ── ttrpc ─► containerd
+//! containerd ── runs ─► delete: after an end that the shim did not see through
+//! ```
+//!
+//! Behind the door everything is as for the command line: [`crate::service`] and [`crate::container`].
+
+pub mod create;
+pub mod delete;
+pub mod events;
+pub mod flags;
+pub mod place;
+pub mod pod;
+pub mod rootfs;
+pub mod start;
+pub mod stdio;
+mod tell;
+pub mod view;
+
+use std::{path::PathBuf, sync::Arc};
+
+use kata_config::{Artefact, Prefix};
+
+use self::{events::Publisher, view::View};
+use crate::service::Service;
+
+/// What a shim needs to serve an engine.
+pub struct Engine {
+    /// The sandbox and its containers.
+    pub service: Arc<Service>,
+    /// The host as the engine sees it.
+    pub view: View,
+    /// Where events go.
+    pub events: Publisher,
+    /// Host path of `kata-monitor`.
+    monitor: PathBuf,
+}
+
+impl Engine {
+    /// An engine's door to `service`.
+    pub fn new(service: Arc<Service>, view: View, events: Publisher) -> anyhow::Result<Arc<Self>> {
+        let monitor = Prefix::of_this_program()?.find(Artefact::Monitor)?;
+        Ok(Arc::new(Self { service, view, events, monitor }))
+    }
+}

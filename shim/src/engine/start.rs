@@ -1,0 +1,121 @@
+//! `start`: the address of the shim that serves a container's sandbox, which is started if there is none.
+
+use std::{
+    env,
+    ffi::{CString, OsStr},
+    fs::{self, DirBuilder, File},
+    io::{self, Read, Write},
+    os::{
+        fd::AsFd,
+        unix::{ffi::OsStrExt, fs::DirBuilderExt},
+    },
+    path::Path,
+};
+
+use anyhow::Context;
+use kata_engine_api::dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream};
+use kata_sys::spawn::{Lifetime, Spawn};
+use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
+
+use super::{flags::Flags, place::Place, pod};
+
+/// Longest message on stdin: an engine's options.
+const MAX_STDIN: u64 = 1024 * 1024;
+
+/// Variables that the serving process needs: where events go, where QEMU is searched for, how much is logged.
+const PASSED_ON: [&str; 5] = ["TTRPC_ADDRESS", "PATH", "KATA_LOG", "KATA_FAULT", "KATA_CONFIG_DIR"];
+
+/// Prints the address, and nothing else.
+pub fn start(flags: &Flags) -> anyhow::Result<()> {
+    flags.check()?;
+    let mut stdin = Vec::new();
+    io::stdin().take(MAX_STDIN).read_to_end(&mut stdin).context("read the engine's options")?;
+    let bundle = flags.bundle()?;
+    let config = bundle.join("config.json");
+    let sandbox = match fs::read(&config) {
+        Ok(text) => {
+            let value: Value = serde_json::from_slice(&text)
+                .with_context(|| format!("read {}", config.display()))?;
+            pod::sandbox_id(&value, &flags.id)
+        }
+        // An engine that makes sandboxes by the Sandbox API has no configuration for them.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => flags.id.clone(),
+        Err(error) => return Err(error).with_context(|| format!("read {}", config.display())),
+    };
+    let place = Place::of(&flags.address, &flags.namespace, &sandbox);
+    if !place.is_served() {
+        serve(flags, &place, &bundle)?;
+    }
+    let address = place.address();
+    io::stdout().write_all(address.as_bytes()).context("print the address")
+}
+
+/// Starts a process that serves the sandbox.
+fn serve(flags: &Flags, place: &Place, bundle: &Path) -> anyhow::Result<()> {
+    clear(place)?;
+    let directory = make(place)?;
+    let started = spawn(flags, &directory, bundle);
+    if started.is_err() {
+        // The failure that led here is the one to tell.
+        fs::remove_dir_all(place.path()).ok();
+        Place::tidy_up();
+    }
+    started
+}
+
+/// Takes away what a sandbox of the same name has left, whose shim was killed.
+fn clear(place: &Place) -> anyhow::Result<()> {
+    if place.path().exists() { crate::offline::delete(place.path()) } else { Ok(()) }
+}
+
+fn make(place: &Place) -> anyhow::Result<File> {
+    let made = DirBuilder::new().mode(0o700).recursive(true).create(place.path());
+    made.with_context(|| format!("make {}", place.path().display()))?;
+    File::open(place.path()).with_context(|| format!("open {}", place.path().display()))
+}
+
+fn spawn(flags: &Flags, directory: &File, bundle: &Path) -> anyhow::Result<()> {
+    let shim = bind_stream(directory.as_fd(), SHIM_SOCKET).context("make the shim's socket")?;
+    let handover =
+        bind_packet(directory.as_fd(), HANDOVER_SOCKET).context("make the handover socket")?;
+    let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
+    let log = open_log(bundle, &null)?;
+    let program = env::current_exe().context("find this program")?;
+    let mut spawn = Spawn::new(c_string(program.as_os_str())?);
+    spawn.arguments = ["containerd-shim-kata-v2", "serve-engine", &flags.namespace, &flags.id]
+        .into_iter()
+        .map(|word| c_string(OsStr::new(word)))
+        .collect::<anyhow::Result<_>>()?;
+    for name in PASSED_ON {
+        if let Some(value) = env::var_os(name) {
+            let pair = [name.as_bytes(), b"=", value.as_bytes()].concat();
+            spawn.environment.push(CString::new(pair).context("pass the environment on")?);
+        }
+    }
+    if flags.debug && env::var_os("KATA_LOG").is_none() {
+        spawn.environment.push(c"KATA_LOG=debug".into());
+    }
+    let nothing = null.as_fd();
+    spawn.fds = vec![nothing, nothing, nothing, shim.as_fd(), handover.as_fd()];
+    spawn.fds.extend([directory.as_fd(), log.as_fd()]);
+    spawn.new_session = true;
+    spawn.lifetime = Lifetime::Own;
+    spawn.start().context("start the shim")?;
+    Ok(())
+}
+
+/// The fifo from which containerd copies into its own log. Opened for reading too: it has a reader while containerd
+/// restarts. CRI-O makes none.
+fn open_log(bundle: &Path, null: &File) -> anyhow::Result<std::os::fd::OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(bundle.join("log"), flags, Mode::empty()) {
+        Ok(log) => Ok(log),
+        Err(rustix::io::Errno::NOENT) => Ok(null.try_clone().context("/dev/null")?.into()),
+        Err(error) => Err(error).with_context(|| format!("open {}/log", bundle.display())),
+    }
+}
+
+fn c_string(word: &OsStr) -> anyhow::Result<CString> {
+    CString::new(word.as_bytes()).with_context(|| format!("{} has a zero byte", word.display()))
+}

@@ -1,0 +1,128 @@
+//! Which events tell an engine what.
+//!
+//! ```text
+//! create → start → (exec-added → exec-started → exit of it)* → oom → exit → delete
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use kata_engine_api::{
+    containerd::{
+        task::CreateTaskRequest,
+        task_events::{
+            TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
+            TaskStart,
+        },
+        timestamp::Timestamp,
+    },
+    record::{Cause, Ended},
+};
+use tokio::time::timeout;
+
+use super::Engine;
+use crate::{container::Container, failure::Refusal, process::Process};
+
+/// Additional processes end with their container; so long their news may come before its.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// A container is there; its end will be told too.
+    pub fn tell_create(
+        self: &Arc<Self>,
+        request: &CreateTaskRequest,
+        pid: u32,
+    ) -> Result<(), Refusal> {
+        let io = TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..Default::default()
+        };
+        let event = TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: Some(io).into(),
+            pid,
+            ..Default::default()
+        };
+        self.events.publish("/tasks/create", &event);
+        let container = self.service.container(&request.id)?;
+        tokio::spawn(self.clone().follow_init(container));
+        Ok(())
+    }
+
+    /// An additional process is there; its end will be told too.
+    pub fn tell_added(self: &Arc<Self>, id: &str, process: &Arc<Process>) -> Result<(), Refusal> {
+        let event = TaskExecAdded {
+            container_id: id.to_owned(),
+            exec_id: process.exec_id.clone(),
+            ..Default::default()
+        };
+        self.events.publish("/tasks/exec-added", &event);
+        tokio::spawn(self.clone().follow(process.clone()));
+        Ok(())
+    }
+
+    /// A process runs.
+    pub fn tell_start(&self, process: &Process) {
+        let (container_id, pid) = (process.container_id.clone(), process.monitor.pid);
+        if process.is_init() {
+            let event = TaskStart { container_id, pid, ..Default::default() };
+            return self.events.publish("/tasks/start", &event);
+        }
+        let exec_id = process.exec_id.clone();
+        let event = TaskExecStarted { container_id, exec_id, pid, ..Default::default() };
+        self.events.publish("/tasks/exec-started", &event);
+    }
+
+    /// A container is deleted.
+    pub fn tell_delete(&self, process: &Process) {
+        let Some(ended) = process.ended() else { return };
+        let event = TaskDelete {
+            container_id: process.container_id.clone(),
+            pid: process.monitor.pid,
+            exit_status: ended.code.into(),
+            exited_at: Some(Timestamp::from(ended.at())).into(),
+            ..Default::default()
+        };
+        self.events.publish("/tasks/delete", &event);
+    }
+
+    async fn follow_init(self: Arc<Self>, container: Arc<Container>) {
+        let init = container.init().clone();
+        let Ok(ended) = init.wait().await else { return };
+        for process in container.added() {
+            if timeout(LAST_WORDS, process.wait()).await.is_err() {
+                tracing::warn!(exec = process.exec_id, "a process outlives its container");
+            }
+        }
+        let _in_order = init.telling.lock().await;
+        if ended.cause == Cause::Oom {
+            let container_id = init.container_id.clone();
+            self.events.publish("/tasks/oom", &TaskOOM { container_id, ..Default::default() });
+        }
+        self.tell_exit(&init, &ended);
+    }
+
+    async fn follow(self: Arc<Self>, process: Arc<Process>) {
+        if let Ok(ended) = process.wait().await {
+            let _in_order = process.telling.lock().await;
+            self.tell_exit(&process, &ended);
+        }
+    }
+
+    fn tell_exit(&self, process: &Process, ended: &Ended) {
+        let id = if process.is_init() { &process.container_id } else { &process.exec_id };
+        let event = TaskExit {
+            container_id: process.container_id.clone(),
+            id: id.clone(),
+            pid: process.monitor.pid,
+            exit_status: ended.code.into(),
+            exited_at: Some(Timestamp::from(ended.at())).into(),
+            ..Default::default()
+        };
+        self.events.publish("/tasks/exit", &event);
+    }
+}

@@ -1,0 +1,83 @@
+//! The host as the engine sees it.
+//!
+//! The shim has left the host's mounts and let them go, so what an engine mounts or makes later is not where the shim
+//! looks. What has to be looked up there is looked up by a fresh thread that enters the namespace in which the engine
+//! started the shim. A thread may do so alone: it gives up sharing root and working directory with the others first,
+//! and ends afterwards.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    thread,
+};
+
+use kata_sys::jail::{JailError, leave_namespaces};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+/// Why something could not be looked up.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum ViewError {
+    #[error("open the mount namespace of the engine")]
+    Open(#[source] io::Error),
+    #[error("start a thread in the mount namespace of the engine")]
+    Thread(#[source] io::Error),
+    #[error("enter the mount namespace of the engine")]
+    Enter(#[source] io::Error),
+    #[error(transparent)]
+    Leave(#[from] JailError),
+    #[error("the thread in the mount namespace of the engine panicked")]
+    Panicked,
+}
+
+/// Whose mounts a thread works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mounts {
+    /// The engine's own.
+    Engine,
+    /// A copy of them, which is gone with the thread: so is all that it mounts there.
+    Copy,
+}
+
+/// The engine's mount namespace.
+#[derive(Debug, Clone)]
+pub struct View(Arc<OwnedFd>);
+
+impl View {
+    /// The namespace that this process is in now.
+    pub fn take() -> Result<Self, ViewError> {
+        let namespace = File::open("/proc/self/ns/mnt").map_err(ViewError::Open)?;
+        Ok(Self(Arc::new(namespace.into())))
+    }
+
+    /// Runs `work` there.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        mounts: Mounts,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ViewError> {
+        let (sender, receiver) = oneshot::channel();
+        let namespace = self.0.clone();
+        let run = move || {
+            let done = enter(&namespace, mounts).map(|()| work());
+            // Nobody waits when the request was given up; what was taken is let go with the result.
+            drop(sender.send(done));
+        };
+        thread::Builder::new().name("host view".into()).spawn(run).map_err(ViewError::Thread)?;
+        receiver.await.map_err(|_| ViewError::Panicked)?
+    }
+}
+
+fn enter(namespace: &OwnedFd, mounts: Mounts) -> Result<(), ViewError> {
+    leave_namespaces(UnshareFlags::FS)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+        .map_err(|e| ViewError::Enter(e.into()))?;
+    if mounts == Mounts::Copy {
+        leave_namespaces(UnshareFlags::NEWNS)?;
+    }
+    Ok(())
+}
