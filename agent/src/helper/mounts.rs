@@ -10,7 +10,7 @@ use std::{
 
 use kata_sys::mount_attr::{self, MountAttributes, Reach};
 use rustix::{
-    fs::{CWD, FileType, OFlags, fstat},
+    fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, openat},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
         fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -69,6 +69,9 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<(), Fail
             &made
         }
     };
+    if kind == "tmpfs" && !options.data.iter().any(|(key, _)| key == "mode") {
+        take_mode_of(root, &target, detached).step(described)?;
+    }
     if options.copy_up {
         let below = root.look_up(&target, OFlags::RDONLY | OFlags::DIRECTORY);
         if let Ok(below) = below {
@@ -84,6 +87,16 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<(), Fail
     for (kind, extent) in &options.propagation {
         propagate(detached, u64::from(kind.bits()), *extent).step(described)?;
     }
+    Ok(())
+}
+
+/// A tmpfs that is not told its mode has that of the directory that it covers, as with runc: `/tmp` stays open to all.
+fn take_mode_of(root: &Root, target: &Path, mount: &OwnedFd) -> std::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // What is not there has no mode.
+    let Ok(below) = root.look_up(target, flags) else { return Ok(()) };
+    let mode = Mode::from_raw_mode(fstat(&below)?.st_mode);
+    fchmod(openat(mount, ".", flags, Mode::empty())?, mode)?;
     Ok(())
 }
 

@@ -1,13 +1,19 @@
 //! A terminal with a program in its foreground, as a person has one.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    io::IoSliceMut,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
     termios::{Termios, Winsize, tcgetattr, tcsetwinsize},
@@ -49,6 +55,11 @@ impl Terminal {
         let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
         let screen = Capture::of(master.try_clone().unwrap());
         Self { master, slave, child: None, screen }
+    }
+
+    /// The one whose master comes over a console socket.
+    pub fn from_console_socket(listener: &UnixListener) -> Self {
+        Self::of_master(receive_master(listener))
     }
 
     /// Starts a program at the terminal: in a session of its own, with this as its controlling terminal.
@@ -101,6 +112,22 @@ impl Terminal {
         let status = self.child.take().unwrap().wait().unwrap();
         status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
     }
+}
+
+/// Receives the one descriptor that comes over a console socket.
+fn receive_master(listener: &UnixListener) -> OwnedFd {
+    let (connection, _) = listener.accept().unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 4096];
+    let received =
+        recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::empty());
+    assert!(received.unwrap().bytes > 0, "an engine wants at least a byte with it");
+    let mut fds = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    fds.next().unwrap()
 }
 
 impl Drop for Terminal {

@@ -3,15 +3,13 @@
 
 use std::{
     fs,
-    io::{IoSliceMut, Read, Write},
-    mem::MaybeUninit,
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    io::{Read, Write},
+    os::unix::net::UnixListener,
     process::Command,
 };
 
 use kata_guest_tests::{Bundle, Container, Kata, Root, Terminal, busybox};
 use rustix::{
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::Signal,
     termios::{LocalModes, Termios},
 };
@@ -240,22 +238,6 @@ fn exec_at_a_terminal_has_one() {
     assert_eq!(container.status(), "running");
 }
 
-/// Receives the one descriptor that comes over a console socket.
-fn receive_master(listener: &UnixListener) -> OwnedFd {
-    let (connection, _) = listener.accept().unwrap();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 4096];
-    let received =
-        recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::empty());
-    assert!(received.unwrap().bytes > 0, "an engine wants at least a byte with it");
-    let mut fds = ancillary.drain().flat_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
-        _ => Vec::new(),
-    });
-    fds.next().unwrap()
-}
-
 /// Creates a container whose terminal goes to a console socket.
 fn at_console_socket(runtime: &Kata, script: &str, claim: impl FnOnce(&Container<'_>, &Terminal)) {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
@@ -269,7 +251,7 @@ fn at_console_socket(runtime: &Kata, script: &str, claim: impl FnOnce(&Container
     };
     let id = format!("console-socket-{}", script.len());
     let container = Container::create_with(runtime, &bundle, &id, socket);
-    let terminal = Terminal::of_master(receive_master(&listener));
+    let terminal = Terminal::from_console_socket(&listener);
     container.must("start");
     claim(&container, &terminal);
 }
