@@ -10,11 +10,13 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
+    time::Duration,
 };
 
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with,
+    sockopt::{Timeout, set_socket_timeout},
 };
 
 /// File name of the socket with containerd's Task service.
@@ -26,12 +28,16 @@ pub const HANDOVER_SOCKET: &str = "handover.sock";
 /// Connections that may wait for the shim to start; one is enough for an engine, more are tests and impatient people.
 const BACKLOG: i32 = 64;
 
-/// Connects to the stream socket `name` in `dir`.
+/// A shim takes connections within milliseconds. One that is stopped takes none, and those that wait for it block the next.
+const ACCEPTANCE: Duration = Duration::from_secs(5);
+
+/// Connects to the stream socket `name` in `dir`; blocking, close-on-exec.
 ///
 /// # Errors
-/// Those of connect(2): `NotFound` when there is no such file, `ConnectionRefused` when nobody listens any more.
+/// Those of connect(2): `NotFound` when there is no such file, `ConnectionRefused` when nobody listens any more,
+/// `WouldBlock` when whoever listens takes no connections.
 pub fn connect_stream(dir: BorrowedFd<'_>, name: &str) -> io::Result<UnixStream> {
-    UnixStream::connect(path_inside(dir, name)?)
+    Ok(dial(SocketType::STREAM, &path_inside(dir, name)?, ACCEPTANCE)?.into())
 }
 
 /// Makes the stream socket `name` in `dir` and listens on it.
@@ -47,9 +53,26 @@ pub fn bind_stream(dir: BorrowedFd<'_>, name: &str) -> io::Result<UnixListener> 
 /// # Errors
 /// As [`connect_stream`].
 pub fn connect_packet(dir: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
-    let socket = packet_socket()?;
-    connect(&socket, &SocketAddrUnix::new(path_inside(dir, name)?)?)?;
+    dial(SocketType::SEQPACKET, &path_inside(dir, name)?, ACCEPTANCE)
+}
+
+fn dial(kind: SocketType, path: &str, acceptance: Duration) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(acceptance))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
+}
+
+/// Bounds each later send and receive on a socket; beyond it they fail with `WouldBlock`.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn bound(socket: impl AsFd, deadline: Duration) -> io::Result<()> {
+    for timeout in [Timeout::Send, Timeout::Recv] {
+        set_socket_timeout(&socket, timeout, Some(deadline))?;
+    }
+    Ok(())
 }
 
 /// Makes the SEQPACKET socket `name` in `dir` and listens on it; blocking, close-on-exec.
@@ -88,11 +111,16 @@ mod tests {
         fs::{self, File},
         io::{self, Read, Write},
         os::fd::AsFd,
+        time::Duration,
     };
 
     use kata_sys::scm;
 
-    use super::{accept, bind_packet, bind_stream, connect_packet, connect_stream};
+    use rustix::net::SocketType;
+
+    use super::{
+        accept, bind_packet, bind_stream, bound, connect_packet, connect_stream, dial, path_inside,
+    };
 
     /// A directory whose path is far longer than a socket address.
     fn deep_directory(root: &tempfile::TempDir) -> File {
@@ -136,6 +164,24 @@ mod tests {
         drop(bind_stream(dir.as_fd(), "s").unwrap());
         let abandoned = connect_stream(dir.as_fd(), "s").unwrap_err();
         assert_eq!(abandoned.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn one_who_takes_no_connections_is_not_waited_for_in_vain() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = deep_directory(&root);
+        let _listener = bind_packet(dir.as_fd(), "p").unwrap();
+        let mut taken = Vec::new();
+        let path = path_inside(dir.as_fd(), "p").unwrap();
+        let refused = loop {
+            match dial(SocketType::SEQPACKET, &path, Duration::from_millis(1)) {
+                Ok(socket) => taken.push(socket),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        bound(&taken[0], Duration::from_millis(1)).unwrap();
+        assert_eq!(scm::receive(&taken[0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub enum Failure {
     /// The shim's own words.
     #[error("{message}")]
     Refused { kind: FailureKind, message: String },
+    /// The shim is there, and says nothing.
+    #[error("the shim of {id} does not answer; delete --force ends it")]
+    Unresponsive { id: String },
     /// The shim ended instead of answering.
     #[error("the shim ended without an answer: {0}")]
     ShimLost(String),

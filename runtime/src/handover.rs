@@ -1,15 +1,21 @@
 //! The caller's side of [`kata_engine_api::handover`].
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use kata_engine_api::{
-    dial::{HANDOVER_SOCKET, connect_packet},
+    dial::{HANDOVER_SOCKET, bound, connect_packet},
     handover::{Answer, Request},
 };
 use kata_sys::scm;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::{failure::Failure, sandbox_dir::SandboxDir};
+
+/// The shim answers within milliseconds, or, where a guest has to boot or hangs, at its own ceilings; this is beyond them.
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Asks and waits for the answer.
 pub fn ask(dir: &SandboxDir, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
@@ -22,6 +28,7 @@ pub fn ask(dir: &SandboxDir, request: &Request, fds: &[BorrowedFd<'_>]) -> Resul
     }
     let socket = connect_packet(dir.as_fd(), HANDOVER_SOCKET)
         .map_err(Failure::host("connect to the shim for the handover"))?;
+    bound(&socket, DEADLINE).map_err(Failure::host("bound the handover"))?;
     let text = serde_json::to_vec(request).map_err(|error| lost(dir, &error.to_string()))?;
     // A shim that is gone says more in its log than in an errno.
     scm::send(&socket, &text, fds).map_err(|error| lost(dir, &error.to_string()))?;

@@ -13,6 +13,7 @@ use kata_engine_api::{
     },
     dial::{SHIM_SOCKET, connect_stream},
 };
+use tokio::time::timeout;
 use ttrpc::{
     r#async::{Client, transport::Socket},
     context::{Context, with_duration},
@@ -28,7 +29,16 @@ use crate::{
 /// The shim answers these from its own record, or after one message to the guest; a hung guest must not hang the caller.
 const PROMPT: Duration = Duration::from_secs(10);
 
-/// Start answers when the guest has booted, of which the shim knows the ceiling.
+/// So long a shim that is well may take to answer, on a machine that is not.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// So long whoever only wants to know, or would kill it anyway, waits for it.
+pub const IMPATIENCE: Duration = Duration::from_secs(2);
+
+/// Start answers when the guest has booted, of which the shim knows the ceiling: this one is far beyond it.
+const START: Duration = Duration::from_secs(900);
+
+/// A container may run for ever.
 const UNBOUNDED: Duration = Duration::ZERO;
 
 /// A connection to the shim of one container; lives inside a tokio runtime.
@@ -46,9 +56,16 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T
         .block_on(future)
 }
 
-/// True when somebody listens on the shim's socket.
-pub fn answers(dir: &SandboxDir) -> bool {
-    connect_stream(dir.as_fd(), SHIM_SOCKET).is_ok()
+/// True when somebody has the shim's socket open, whether it answers or not.
+pub fn is_there(dir: &SandboxDir) -> bool {
+    match connect_stream(dir.as_fd(), SHIM_SOCKET) {
+        Ok(_) => true,
+        Err(error) => !is_gone(&error),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 impl ShimClient {
@@ -57,13 +74,9 @@ impl ShimClient {
         let failed = || Failure::host(format!("connect to the shim of {id}"));
         let stream = match connect_stream(dir.as_fd(), SHIM_SOCKET) {
             Ok(stream) => stream,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                return Ok(None);
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Failure::Unresponsive { id: id.to_string() });
             }
             Err(error) => return Err(failed()(error)),
         };
@@ -71,11 +84,27 @@ impl ShimClient {
         Ok(Some(Self { task: TaskClient::new(Client::new(socket)), id: id.clone() }))
     }
 
+    /// Connects to a shim that answers; none when it is gone, or about to go.
+    pub async fn find(
+        dir: &SandboxDir,
+        id: &ContainerId,
+        patience: Duration,
+    ) -> Result<Option<Self>, Failure> {
+        let Some(shim) = Self::connect(dir, id)? else { return Ok(None) };
+        let request = ConnectRequest { id: shim.id(), ..Default::default() };
+        match timeout(patience, shim.task.connect(context(UNBOUNDED), &request)).await {
+            // A refusal is an answer, too.
+            Ok(Ok(_) | Err(ttrpc::Error::RpcStatus(_))) => Ok(Some(shim)),
+            Ok(Err(_)) => Ok(None),
+            Err(_) => Err(Failure::Unresponsive { id: id.to_string() }),
+        }
+    }
+
     /// Starts the container's own process; answered when it runs.
     pub async fn start(&self) -> Result<(), Failure> {
         let request = StartRequest { id: self.id(), ..Default::default() };
         self.task
-            .start(context(UNBOUNDED), &request)
+            .start(context(START), &request)
             .await
             .map(drop)
             .map_err(|e| from_status("start", e))
@@ -120,14 +149,6 @@ impl ShimClient {
             .await
             .map(drop)
             .map_err(|e| from_status("shutdown", e))
-    }
-
-    /// False when the connection was taken by a shim that is about to end.
-    pub async fn lives(&self) -> bool {
-        let request = ConnectRequest { id: self.id(), ..Default::default() };
-        let answer = self.task.connect(context(PROMPT), &request).await;
-        // A refusal is an answer, too.
-        matches!(answer, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
     }
 
     /// Freezes all processes.

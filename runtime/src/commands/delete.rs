@@ -18,7 +18,7 @@ use crate::{
     id::ContainerId,
     offline,
     sandbox_dir::SandboxDir,
-    shim_client::{ShimClient, answers, block_on},
+    shim_client::{IMPATIENCE, PATIENCE, ShimClient, block_on, is_there},
     signal::Signal,
 };
 
@@ -49,7 +49,7 @@ impl Context<'_> {
         let by_shim = block_on(remove_by_shim(dir, id, force));
         match by_shim {
             // One that died over it took the sandbox along: what is left is for the one-shot command.
-            Err(Failure::Call { .. }) if !answers(dir) => {}
+            Err(Failure::Call { .. }) if !is_there(dir) => {}
             Err(failure) if !force => return Err(failure),
             Err(failure) => {
                 self.journal.debug(&format!("delete: {}", failure.line()));
@@ -71,7 +71,9 @@ impl Context<'_> {
 
 /// What a live shim does of it; without one nothing is done.
 async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Result<(), Failure> {
-    let Some(shim) = ShimClient::connect(dir, id)? else { return Ok(()) };
+    // One that hangs is killed, so why wait for it.
+    let patience = if force { IMPATIENCE } else { PATIENCE };
+    let Some(shim) = ShimClient::find(dir, id, patience).await? else { return Ok(()) };
     let record = dir.record()?;
     // Taken while it lives for certain, so that it is no other process of the same number.
     let process = record.as_ref().and_then(|record| pidfd(record.shim_pid));
@@ -103,8 +105,8 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
 
 /// Kills a shim that did not obey, and waits until it is gone.
 fn end_shim(dir: &SandboxDir) {
-    // Only while somebody answers is the recorded number its own for certain.
-    let record = if answers(dir) { dir.record().ok().flatten() } else { None };
+    // Only while it is there is the recorded number its own for certain.
+    let record = if is_there(dir) { dir.record().ok().flatten() } else { None };
     let Some(process) = record.and_then(|record| pidfd(record.shim_pid)) else { return };
     // Gone meanwhile is what is wanted; one in the middle of a system call gets a second.
     pidfd_send_signal(&process, KillSignal::KILL).ok();

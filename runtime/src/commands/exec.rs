@@ -16,7 +16,7 @@ use crate::{
     pid_file,
     programs::{Monitor, MonitorNetwork, MonitorPlan, start_monitor},
     sandbox_dir::SandboxDir,
-    shim_client::{answers, block_on},
+    shim_client::{PATIENCE, ShimClient, block_on},
     terminal::{self, RawTerminal},
 };
 
@@ -24,9 +24,11 @@ impl Context<'_> {
     pub(super) fn exec(&self, typed: &Exec) -> Result<u8, Failure> {
         refuse(typed.preserve_fds)?;
         let dir = self.root.open(&typed.id)?;
-        if !answers(&dir) {
+        let found = block_on(ShimClient::find(&dir, &typed.id, PATIENCE))?;
+        if found.is_none() {
             return Err(self.not_running(&dir, &typed.id));
         }
+        drop(found);
         let process = build(typed, bundle_of(&dir, &typed.id)?.as_ref())?;
         let console = console(typed, wants_terminal(&process))?;
         let signals = if typed.detach { None } else { Some(Signals::take()?) };

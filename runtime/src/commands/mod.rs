@@ -29,7 +29,7 @@ use crate::{
     journal::Journal,
     offline,
     sandbox_dir::{Root, SandboxDir},
-    shim_client::{ShimClient, block_on},
+    shim_client::{PATIENCE, ShimClient, block_on},
 };
 
 /// Highest version of the OCI runtime spec that is understood.
@@ -142,7 +142,7 @@ impl Context<'_> {
     ) -> Result<T, Failure> {
         let dir = self.root.open(id)?;
         block_on(async {
-            match ShimClient::connect(&dir, id)? {
+            match ShimClient::find(&dir, id, PATIENCE).await? {
                 Some(shim) => call(&shim).await,
                 None => Err(self.not_running(&dir, id)),
             }

@@ -11,7 +11,7 @@ use crate::{
     id::ContainerId,
     offline,
     sandbox_dir::SandboxDir,
-    shim_client::{ShimClient, block_on},
+    shim_client::{IMPATIENCE, ShimClient, block_on},
 };
 
 /// The shim hears of an end a moment after whoever waits for the monitor; more than a moment is another problem.
@@ -37,6 +37,9 @@ struct State<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Additions<'a> {
+    /// The shim is there and does not answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unresponsive: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<&'a Ended>,
     shim_pid: u32,
@@ -51,24 +54,42 @@ struct Additions<'a> {
 impl Context<'_> {
     pub(super) fn state(&self, id: &ContainerId) -> Result<(), Failure> {
         let dir = self.root.open(id)?;
-        print_json(&view(&self.record(&dir, id)?))
+        let Known { record, unresponsive } = self.known(&dir, id)?;
+        print_json(&view(&record, unresponsive))
     }
 
-    /// The truth about a container: the shim's record while a shim answers, else what can be found out.
+    /// The record of a container, as far as it can be known.
     pub(super) fn record(&self, dir: &SandboxDir, id: &ContainerId) -> Result<Record, Failure> {
-        let Some(record) = block_on(live_record(dir, id))? else {
-            return offline::state(&self.prefix, dir);
-        };
-        Ok(record)
+        Ok(self.known(dir, id)?.record)
     }
+
+    /// The truth about a container: the shim's record while there is a shim, else what can be found out.
+    fn known(&self, dir: &SandboxDir, id: &ContainerId) -> Result<Known, Failure> {
+        match block_on(live_record(dir, id)) {
+            Ok(Some(record)) => Ok(Known { record, unresponsive: false }),
+            Err(Failure::Unresponsive { id }) => {
+                let record = dir.record()?.ok_or(Failure::Unresponsive { id })?;
+                Ok(Known { record, unresponsive: true })
+            }
+            Ok(None) => {
+                let record = offline::state(&self.prefix, dir)?;
+                Ok(Known { record, unresponsive: false })
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+}
+
+/// What is known of a container.
+struct Known {
+    record: Record,
+    /// The shim is there and says nothing: what it has recorded may be out of date.
+    unresponsive: bool,
 }
 
 /// The record of a shim that answers.
 async fn live_record(dir: &SandboxDir, id: &ContainerId) -> Result<Option<Record>, Failure> {
-    let Some(shim) = ShimClient::connect(dir, id)? else { return Ok(None) };
-    if !shim.lives().await {
-        return Ok(None);
-    }
+    let Some(shim) = ShimClient::find(dir, id, IMPATIENCE).await? else { return Ok(None) };
     let record = dir.record()?;
     if !record.as_ref().is_some_and(has_unnoticed_end) {
         return Ok(record);
@@ -87,7 +108,7 @@ pub(super) fn has_unnoticed_end(record: &Record) -> bool {
         && !Path::new(&format!("/proc/{}", record.pid)).exists()
 }
 
-fn view(record: &Record) -> State<'_> {
+fn view(record: &Record, unresponsive: bool) -> State<'_> {
     State {
         oci_version: &record.oci_version,
         id: &record.id,
@@ -100,6 +121,7 @@ fn view(record: &Record) -> State<'_> {
         owner: "",
         annotations: &record.annotations,
         kata: Additions {
+            unresponsive,
             ended: record.ended.as_ref(),
             shim_pid: record.shim_pid,
             vmm_pid: record.vmm_pid,
@@ -148,7 +170,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_fields_are_runc_s_in_runc_s_order() {
-        let text = serde_json::to_string(&view(&record(Status::Running))).unwrap();
+        let text = serde_json::to_string(&view(&record(Status::Running), false)).unwrap();
         let pid = std::process::id();
         assert_eq!(
             text,
@@ -163,7 +185,7 @@ pub(super) mod tests {
     fn a_stopped_container_has_no_pid_but_a_cause() {
         let ended = Ended { code: 137, cause: Cause::VmmKilled, detail: None, at: String::new() };
         let record = Record { ended: Some(ended), ..record(Status::Stopped) };
-        let json = serde_json::to_value(view(&record)).unwrap();
+        let json = serde_json::to_value(view(&record, false)).unwrap();
         assert_eq!(json["pid"], 0);
         assert_eq!(json["kata"]["ended"]["cause"], "vmm_killed");
     }
