@@ -215,7 +215,9 @@ impl Changes<'_> {
                 left -= length as u64;
             }
         }
-        let end = entry.extents.last().map_or(0, |last| last.offset + last.length);
+        // GNU ends a map with an empty extent at the file's end, which writes nothing.
+        let written = entry.extents.iter().rfind(|extent| extent.length > 0);
+        let end = written.map_or(0, |extent| extent.offset + extent.length);
         if end != entry.size {
             ftruncate(&file, entry.size).map_err(failed("give it its size"))?;
         }
