@@ -81,6 +81,7 @@ pub enum TierName {
     Unit,
     Component,
     Guest,
+    Engines,
     Kvm,
 }
 

@@ -46,6 +46,18 @@ const TEST: &[&str] = &[
     "util-linux",
 ];
 
+/// The engines that Kata runs below, and what they need that Debian only recommends.
+const ENGINES: &[&str] = &[
+    "buildah",
+    "catatonit",
+    "conmon",
+    "containernetworking-plugins",
+    "docker.io",
+    "iptables",
+    "nftables",
+    "podman",
+];
+
 /// What makes the disks of the nested host.
 const NESTED: &[&str] = &["busybox-static", "e2fsprogs", "kmod", "mmdebstrap", "xz-utils"];
 
@@ -66,6 +78,8 @@ pub enum Purpose {
     Bench,
     /// Booting a host of guests in a VM.
     Nested,
+    /// Running below engines.
+    Engines,
     Everything,
 }
 
@@ -78,7 +92,8 @@ pub fn prepare(purpose: Purpose) -> Result<()> {
         Purpose::Boot => vec!["busybox-static"],
         Purpose::Bench => vec!["e2fsprogs"],
         Purpose::Nested => NESTED.to_vec(),
-        Purpose::Everything => [BUILD, KERNEL, TEST, NESTED].concat(),
+        Purpose::Engines => [BUILD, KERNEL, TEST, ENGINES].concat(),
+        Purpose::Everything => [BUILD, KERNEL, TEST, NESTED, ENGINES].concat(),
     };
     let missing = missing(&packages)?;
     if !missing.is_empty() {
@@ -88,7 +103,8 @@ pub fn prepare(purpose: Purpose) -> Result<()> {
         install(&missing, &[])?;
         step.end(format!("{} packages", missing.len()));
     }
-    let boots = [Purpose::Boot, Purpose::Bench, Purpose::Nested, Purpose::Everything];
+    let boots =
+        [Purpose::Boot, Purpose::Bench, Purpose::Nested, Purpose::Engines, Purpose::Everything];
     if boots.contains(&purpose) {
         prepare_qemu()?;
     }
@@ -193,7 +209,9 @@ fn install(packages: &[&str], options: &[&str]) -> Result<()> {
         .args(["install", "-y", "-q", "--no-install-recommends"])
         .args(options)
         .args(packages)
-        .env("DEBIAN_FRONTEND", "noninteractive");
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // No daemon of an engine is to run because a test needs its program (invoke-rc.d(8)).
+        .env("RUNLEVEL", "1");
     let log = crate::cache::root()?.join("logs/apt.log");
     command.streamed(&log, |line| {
         if line.starts_with("Need to get") || line.starts_with("Setting up") {

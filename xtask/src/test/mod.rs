@@ -18,12 +18,19 @@ use crate::progress::{Step, human};
 use crate::setup::{self, Purpose};
 use crate::{build, deny, lint};
 
-const TIERS: &[TierName] =
-    &[TierName::Lint, TierName::Unit, TierName::Component, TierName::Guest, TierName::Kvm];
+const TIERS: &[TierName] = &[
+    TierName::Lint,
+    TierName::Unit,
+    TierName::Component,
+    TierName::Guest,
+    TierName::Engines,
+    TierName::Kvm,
+];
 const HYPERVISOR: &str = "kata-hypervisor";
 /// Has a fake driver and real ones under one suite; it boots guests, so it runs in their tier.
 const CONFORMANCE: &str = "conformance";
 const GUEST_TESTS: &str = "kata-guest-tests";
+const ENGINE_TESTS: &str = "kata-engine-tests";
 /// Says to guest tests how many times as slow as nominal the machine is.
 const SLOWNESS: &str = "KATA_TEST_SLOWNESS";
 /// A run of nothing on a machine that is not slow; `tests/guest/src/pace.rs` has it too.
@@ -41,6 +48,7 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<()> {
             TierName::Unit => unit(workspace, &mut skips),
             TierName::Component => component(workspace, &mut skips),
             TierName::Guest => guest(workspace, options.full, &mut skips),
+            TierName::Engines => engines(workspace, options.full, &mut skips),
             TierName::Kvm => kvm::run(workspace, options, &mut skips),
         };
         outcome.with_context(|| format!("tier {} failed", name(*tier)))?;
@@ -72,6 +80,7 @@ fn name(tier: TierName) -> &'static str {
         TierName::Unit => "unit",
         TierName::Component => "component",
         TierName::Guest => "guest",
+        TierName::Engines => "engines",
         TierName::Kvm => "kvm",
     }
 }
@@ -101,7 +110,8 @@ fn unit(workspace: &Workspace, skips: &mut Skips) -> Result<()> {
 fn component(workspace: &Workspace, skips: &mut Skips) -> Result<()> {
     let members = members::all(workspace)?;
     let mut selection = Vec::new();
-    for member in members.iter().filter(|member| member.name != GUEST_TESTS) {
+    let boots = |name: &str| [GUEST_TESTS, ENGINE_TESTS].contains(&name);
+    for member in members.iter().filter(|member| !boots(&member.name)) {
         let programs: Vec<&str> =
             member.test_programs().filter(|program| *program != CONFORMANCE).collect();
         if !programs.is_empty() {
@@ -117,6 +127,30 @@ fn guest(workspace: &Workspace, full: bool, skips: &mut Skips) -> Result<()> {
     setup::prepare(Purpose::Everything)?;
     build::everything(workspace, Some(Profile::Lean))?;
     build::distro_guest(workspace)?;
+    let variables = environment(workspace, full)?;
+    let with_variables = |selection: &[&str]| {
+        let tests = cargo_test(workspace, selection);
+        variables.iter().fold(tests, |run, (name, value)| run.env(name, value))
+    };
+    skips.watch(with_variables(&["-p", HYPERVISOR, "--test", CONFORMANCE]))?;
+    if members::all(workspace)?.iter().all(|member| member.name != GUEST_TESTS) {
+        skips.add("there are no guest tests yet");
+        return Ok(());
+    }
+    skips.watch(with_variables(&["-p", GUEST_TESTS]))
+}
+
+/// What runs below engines: a container of theirs is a guest of ours.
+fn engines(workspace: &Workspace, full: bool, skips: &mut Skips) -> Result<()> {
+    setup::prepare(Purpose::Engines)?;
+    build::everything(workspace, Some(Profile::Lean))?;
+    let tests = cargo_test(workspace, &["-p", ENGINE_TESTS]);
+    let variables = environment(workspace, full)?;
+    skips.watch(variables.iter().fold(tests, |run, (name, value)| run.env(name, value)))
+}
+
+/// What tests that boot guests are told.
+fn environment(workspace: &Workspace, full: bool) -> Result<Vec<(&'static str, OsString)>> {
     let prefix = workspace.staged();
     let mut variables: Vec<(&str, OsString)> = vec![
         ("KATA_PREFIX", prefix.0.clone().into()),
@@ -128,16 +162,7 @@ fn guest(workspace: &Workspace, full: bool, skips: &mut Skips) -> Result<()> {
     if full {
         variables.push(("KATA_TEST_FULL", "1".into()));
     }
-    let with_variables = |selection: &[&str]| {
-        let tests = cargo_test(workspace, selection);
-        variables.iter().fold(tests, |run, (name, value)| run.env(name, value))
-    };
-    skips.watch(with_variables(&["-p", HYPERVISOR, "--test", CONFORMANCE]))?;
-    if members::all(workspace)?.iter().all(|member| member.name != GUEST_TESTS) {
-        skips.add("there are no guest tests yet");
-        return Ok(());
-    }
-    skips.watch(with_variables(&["-p", GUEST_TESTS]))
+    Ok(variables)
 }
 
 /// `--show-output` shows what a test that passed has written: that is where it says SKIP.

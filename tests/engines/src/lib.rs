@@ -1,0 +1,18 @@
+//! How the tests of engines start one that is theirs alone, and compare what it does with Kata and with runc.
+//!
+//! Each engine gets state, image store, sockets and a network namespace of its own, so that what it does to networks and
+//! firewalls stays there. `cargo xtask test` sets the environment of the guest tests, and installs the engines.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+mod compare;
+mod docker;
+mod engine;
+mod netns;
+pub mod options;
+mod podman;
+
+pub use compare::{Cases, normal};
+pub use docker::docker;
+pub use engine::{Engine, Kind, Runtime};
+pub use netns::Netns;
+pub use podman::podman;
