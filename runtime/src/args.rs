@@ -82,7 +82,7 @@ pub enum Command {
     /// Write a config.json to start from
     Spec(Spec),
     /// Say whether this host can run Kata, prove it with a VM, and name the fix if not
-    Check(Report),
+    Check(Check),
     /// Print versions, paths and the configuration with its sources
     Env(Report),
     /// Say of each field of a bundle's config.json what becomes of it
@@ -360,6 +360,18 @@ pub struct Explain {
     /// Form of the report
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     pub format: ReportFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub report: Report,
+    /// First clean up after sandboxes whose shim is gone, and after unpacking that was interrupted
+    #[arg(long)]
+    pub repair: bool,
+    /// Directory where the layers of images are kept
+    #[arg(long, value_name = "DIR", default_value = kata_store::DEFAULT_PATH)]
+    pub store: PathBuf,
 }
 
 #[derive(Debug, Args)]

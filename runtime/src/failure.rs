@@ -48,6 +48,9 @@ pub enum Failure {
     /// A container image.
     #[error("image {reference}")]
     Image { reference: String, source: StoreError },
+    /// The store of images.
+    #[error(transparent)]
+    Store(StoreError),
     /// A user of the container's own.
     #[error(transparent)]
     User(#[from] UserError),

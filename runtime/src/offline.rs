@@ -14,6 +14,8 @@ enum Offline {
     State,
     /// Ends what still lives, and removes all that is left.
     Delete,
+    /// The same, but for what is known of the container.
+    Repair,
 }
 
 impl Offline {
@@ -21,6 +23,7 @@ impl Offline {
         match self {
             Self::State => &["offline", "state"],
             Self::Delete => &["offline", "delete"],
+            Self::Repair => &["offline", "repair"],
         }
     }
 }
@@ -35,6 +38,11 @@ pub fn state(prefix: &Prefix, dir: &SandboxDir) -> Result<Record, Failure> {
 /// Removes a sandbox without a shim.
 pub fn delete(prefix: &Prefix, dir: &SandboxDir) -> Result<(), Failure> {
     run(prefix, dir, Offline::Delete).map(drop)
+}
+
+/// Removes what a sandbox without a shim has left; its record stays.
+pub fn repair(prefix: &Prefix, dir: &SandboxDir) -> Result<(), Failure> {
+    run(prefix, dir, Offline::Repair).map(drop)
 }
 
 fn run(prefix: &Prefix, dir: &SandboxDir, what: Offline) -> Result<Vec<u8>, Failure> {

@@ -3,7 +3,7 @@
 //! ```text
 //! serve       serve one sandbox on inherited sockets (started by kata-runtime)
 //! vmm-jail    enter the VMM's jail and become the VMM (started by serve)
-//! offline     state, delete: what can be said and done about a sandbox whose shim is gone
+//! offline     state, delete, repair: what can be said and done about a sandbox whose shim is gone
 //! verify      whether the installed VMM has what the driver needs
 //!
 //! -namespace NS -address SOCKET -id ID start|delete     what an engine runs (see [`engine`])
@@ -31,7 +31,7 @@ use engine::flags::{Flags, Verb};
 
 const USAGE: &str = "usage: containerd-shim-kata-v2 serve
        containerd-shim-kata-v2 vmm-jail
-       containerd-shim-kata-v2 offline state|delete --sandbox-dir DIR
+       containerd-shim-kata-v2 offline state|delete|repair --sandbox-dir DIR
        containerd-shim-kata-v2 verify
        containerd-shim-kata-v2 -namespace NS -address SOCKET -id ID start|delete
        containerd-shim-kata-v2 --version";
@@ -54,6 +54,7 @@ fn run() -> anyhow::Result<()> {
         ["vmm-jail"] => vmm::enter_jail(),
         ["offline", "state", "--sandbox-dir", dir] => offline::state(dir.as_ref()),
         ["offline", "delete", "--sandbox-dir", dir] => offline::delete(dir.as_ref()),
+        ["offline", "repair", "--sandbox-dir", dir] => offline::repair(dir.as_ref()),
         ["verify"] => vmm::verify(),
         ["--version" | "-v"] => {
             println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));

@@ -32,6 +32,16 @@ pub fn delete(directory: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Takes away everything that the ledger names, and leaves what `state` and `delete` go by.
+pub fn repair(directory: &Path) -> anyhow::Result<()> {
+    ledger::replay(directory, &Steps::from_environment())
+        .with_context(|| format!("clean up after {}", directory.display()))?;
+    match fs::remove_file(directory.join(ledger::FILE)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("remove the ledger"),
+        _ => Ok(()),
+    }
+}
+
 /// The record in a directory, as it must be now that its shim is gone.
 pub fn settled(directory: &Path) -> anyhow::Result<Option<Record>> {
     let Some(mut record) = record::read(directory)? else { return Ok(None) };

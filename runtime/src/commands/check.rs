@@ -12,9 +12,9 @@ use std::{
 use kata_config::{Accelerator, Artefact, Loaded, find_vmm};
 use serde::Serialize;
 
-use super::{Context, print, print_json, version};
+use super::{Context, print, print_json, repair::Repaired, version};
 use crate::{
-    args::Report,
+    args::Check,
     failure::{Failure, one_line},
     id::ContainerId,
 };
@@ -66,8 +66,11 @@ impl Finding {
 }
 
 impl Context<'_> {
-    pub(super) fn check(&self, typed: &Report) -> Result<u8, Failure> {
+    pub(super) fn check(&self, typed: &Check) -> Result<u8, Failure> {
         let mut findings = vec![user(), architecture()];
+        if typed.repair {
+            findings.push(leftovers(&self.repair(&typed.store)));
+        }
         match self.loaded() {
             Ok(loaded) => {
                 findings.push(Finding::ok("configuration", self.config.display().to_string()));
@@ -84,7 +87,7 @@ impl Context<'_> {
             findings.push(self.boot());
         }
         let able = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
-        match typed.json {
+        match typed.report.json {
             true => print_json(&serde_json::json!({ "able": able, "findings": findings }))?,
             false => print(&table(&findings, able))?,
         }
@@ -193,6 +196,20 @@ impl Drop for Scratch {
         // A leftover in /tmp is not worth failing a check for.
         fs::remove_dir_all(&self.rootfs).ok();
     }
+}
+
+fn leftovers(repaired: &Repaired) -> Finding {
+    const WHAT: &str = "leftovers";
+    if let Some(problem) = repaired.problems.first() {
+        let more = repaired.problems.len() - 1;
+        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        return Finding::failed(WHAT, format!("{problem}{more}"), "remove it by hand");
+    }
+    let Repaired { sandboxes, stored, .. } = repaired;
+    Finding::ok(
+        WHAT,
+        format!("cleaned up after {sandboxes} sandboxes, {stored} removed from the store"),
+    )
 }
 
 fn user() -> Finding {

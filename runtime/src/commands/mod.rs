@@ -9,6 +9,7 @@ mod explain;
 mod kill;
 mod list;
 mod ps;
+mod repair;
 mod run;
 mod spec;
 mod start;

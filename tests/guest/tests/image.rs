@@ -4,7 +4,7 @@
 use std::{env, fs, path::Path, process::Command};
 
 use kata_guest_tests::{
-    Running, Stored, base,
+    Running, Stored, base, cgroups_named,
     image::{Image, Layer, gzipped, hex, named, packed, with_type},
     run,
 };
@@ -287,4 +287,27 @@ fn what_a_machine_that_went_down_has_left_goes_with_the_next_run() {
     fs::create_dir_all(fixture.store().join("drafts/gone/tree")).unwrap();
     assert_eq!(fixture.run(&image.reference(), &[]).code, 0);
     fixture.assert_nothing_left("after the next run");
+}
+
+#[test]
+fn check_repairs_what_a_killed_shim_has_left() {
+    let (Some(fixture), Some(image)) = (Stored::installed(), simple(json!({}))) else { return };
+    let id = format!("image-repair-{}", std::process::id());
+    let script = ["--name", &id, "--", "sh", "-c", "echo up; exec cat"];
+    let running = Running::start(fixture.command(&image.reference(), &script));
+    running.stdout.until_has("up");
+    let shim = fixture.kata.host_pid(&id, "shimPid");
+    // The runtime goes first, for it would clean up.
+    kill_process(running.pid(), Signal::KILL).unwrap();
+    kill_process(rustix::process::Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+    drop(running);
+    assert_eq!((fixture.names("runs").len(), cgroups_named(&id).is_empty()), (1, false));
+    let store = fixture.store();
+    let repaired = fixture.kata.call(&["check", "--repair", "--store", store.to_str().unwrap()]);
+    assert!(repaired.stdout().contains("cleaned up after 1 sandboxes"), "{}", repaired.stdout());
+    assert_eq!((fixture.names("runs").len(), cgroups_named(&id).is_empty()), (0, true));
+    // How it ended can still be asked.
+    assert_eq!(fixture.kata.state_of(&id)["kata"]["ended"]["cause"], "shim_lost");
+    assert_eq!(fixture.kata.call(&["delete", &id]).code, 0);
+    fixture.assert_nothing_left("after delete");
 }
