@@ -2,7 +2,8 @@
 
 use std::{env, fs, path::Path};
 
-const MESSAGES: [&str; 5] = ["mount", "process", "task", "task_events", "forward"];
+const MESSAGES: [&str; 7] =
+    ["mount", "process", "task", "task_events", "forward", "cgroups_v1", "cgroups_v2"];
 const SERVICES: [&str; 2] = ["task", "forward"];
 
 fn main() {

@@ -36,6 +36,25 @@ const AGENT: &str = "/sys/fs/cgroup/agent";
 /// Most bytes that are taken of one file for statistics.
 const MAX_FILE: usize = 64 * 1024;
 
+/// What tells how much a group uses, beside the files of huge pages: engines ask often, and the others say nothing to them.
+const STATISTICS: &[&str] = &[
+    "cpu.stat",
+    "cpu.pressure",
+    "memory.current",
+    "memory.peak",
+    "memory.max",
+    "memory.stat",
+    "memory.events",
+    "memory.pressure",
+    "memory.swap.current",
+    "memory.swap.peak",
+    "memory.swap.max",
+    "pids.current",
+    "pids.max",
+    "io.stat",
+    "io.pressure",
+];
+
 /// The cgroup of one container.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -161,6 +180,12 @@ impl Cgroup {
         Ok(Event { file: watch::watch(file.into(), Interest::PRIORITY)?, key, value })
     }
 
+    /// How often the OOM killer has struck, to be waited for.
+    pub fn oom_kills(&self) -> io::Result<OomKills> {
+        let file = fs::File::open(self.directory.join("memory.events"))?;
+        Ok(OomKills(watch::watch(file.into(), Interest::PRIORITY)?))
+    }
+
     /// Processes of the group and of those below it, as the agent numbers them.
     pub fn processes(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
@@ -171,25 +196,31 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// True when the OOM killer has struck in the group or below it.
-    pub fn oom_killed(&self) -> bool {
+    /// Whose want of memory had the OOM killer strike in the group or below it.
+    pub fn oom(&self) -> Option<Oom> {
         let events = fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
-        flat_value(&events, "oom_kill").is_some_and(|count| count != "0")
+        let count = |key| flat_value(&events, key).is_some_and(|count| count != "0");
+        match (count("oom_kill"), count("oom")) {
+            (false, _) => None,
+            (true, true) => Some(Oom::Limit),
+            // No limit of the group was in the way.
+            (true, false) => Some(Oom::Guest),
+        }
     }
 
-    /// The readable files of the group, verbatim.
+    /// The files of the group that tell what it uses, verbatim.
     pub fn statistics(&self) -> io::Result<HashMap<String, String>> {
         let mut files = HashMap::new();
         for entry in fs::read_dir(&self.directory)? {
-            let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
-            let Ok(name) = name.into_string() else { continue };
-            // Of cgroup.* only the counts: the rest are lists of processes or can't be read.
-            let wanted = !name.starts_with("cgroup.") || name == "cgroup.stat";
-            if !wanted || !path.is_file() {
+            let Ok(name) = entry?.file_name().into_string() else { continue };
+            let huge = name.starts_with("hugetlb.")
+                && !name.contains(".rsvd.")
+                && (name.ends_with(".current") || name.ends_with(".max"));
+            if !huge && !STATISTICS.contains(&name.as_str()) {
                 continue;
             }
-            // Some files can be written only, or have nothing to say for a group of this kind.
-            let Ok(mut content) = fs::read_to_string(&path) else { continue };
+            // Some have nothing to say for a group of this kind.
+            let Ok(mut content) = fs::read_to_string(self.directory.join(&name)) else { continue };
             content.truncate(content.floor_char_boundary(MAX_FILE));
             files.insert(name, content);
         }
@@ -225,6 +256,15 @@ impl Cgroup {
     }
 }
 
+/// What was short of memory when the OOM killer struck.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oom {
+    /// The container, by its limit.
+    Limit,
+    /// The guest as a whole.
+    Guest,
+}
+
 /// A state of a group that `cgroup.events` tells.
 #[derive(Debug)]
 pub struct Event {
@@ -237,15 +277,43 @@ impl Event {
     /// Waits until the group is in that state.
     pub async fn reached(self) -> io::Result<()> {
         loop {
-            let mut content = [0; 128];
-            let length = rustix::io::pread(self.file.get_ref(), &mut content, 0)?;
-            let content = String::from_utf8_lossy(content.get(..length).unwrap_or_default());
+            let content = events(&self.file)?;
             if flat_value(&content, self.key) == Some(self.value) {
                 return Ok(());
             }
             self.file.ready(Interest::PRIORITY).await?.clear_ready();
         }
     }
+}
+
+/// The count of `memory.events`.
+#[derive(Debug)]
+pub struct OomKills(AsyncFd<OwnedFd>);
+
+impl OomKills {
+    /// The count as it is.
+    pub fn now(&self) -> io::Result<u64> {
+        let count = flat_value(&events(&self.0)?, "oom_kill").and_then(|count| count.parse().ok());
+        Ok(count.unwrap_or(0))
+    }
+
+    /// Waits until it is above `seen`.
+    pub async fn beyond(&self, seen: u64) -> io::Result<u64> {
+        loop {
+            let count = self.now()?;
+            if count > seen {
+                return Ok(count);
+            }
+            self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        }
+    }
+}
+
+/// Reads a short file of events anew.
+fn events(file: &AsyncFd<OwnedFd>) -> io::Result<String> {
+    let mut content = [0; 256];
+    let length = rustix::io::pread(file.get_ref(), &mut content, 0)?;
+    Ok(String::from_utf8_lossy(content.get(..length).unwrap_or_default()).into_owned())
 }
 
 /// What the freezer is to do.

@@ -100,7 +100,7 @@ impl Container {
                 0 => exit,
                 signal => Exit::Signal(signal),
             };
-            (exit, cgroup.oom_killed())
+            (exit, cgroup.oom())
         })?;
         drop(launching);
         Ok(Self {
@@ -170,8 +170,7 @@ impl Container {
         let launched = launch(&order, &files, &streams.child).await?;
         let (parts, gate) = Parts::new(launched, streams);
         let cgroup = self.cgroup.clone();
-        let process =
-            Process::adopt(parts, reaper, move |exit| (exit, lock(&cgroup).oom_killed()))?;
+        let process = Process::adopt(parts, reaper, move |exit| (exit, lock(&cgroup).oom()))?;
         drop(launching);
         gate.open().await?;
         Ok(process)
@@ -255,6 +254,15 @@ impl Container {
             return Err(self.refuse("update", "stopped"));
         }
         lock(&self.cgroup).update(resources)
+    }
+
+    /// Waits until the OOM killer has struck more often than `seen`, or init has ended; returns how often.
+    pub async fn oom_kills_beyond(&self, seen: u64) -> Result<u64, Failure> {
+        let kills = lock(&self.cgroup).oom_kills().step(|| "watch memory.events")?;
+        tokio::select! {
+            reached = kills.beyond(seen) => reached.step(|| "wait for memory.events"),
+            _ = self.init.wait() => kills.now().step(|| "read memory.events"),
+        }
     }
 
     pub fn statistics(&self) -> Result<HashMap<String, String>, Failure> {

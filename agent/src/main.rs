@@ -20,6 +20,7 @@ mod network;
 mod order;
 mod pod;
 mod process;
+mod process_table;
 mod reaper;
 mod sandbox;
 mod service;

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::watch;
 
 use crate::{
+    cgroup::Oom,
     launch::Launched,
     order::{Failure, Step, TerminalSize},
     reaper::{Exit, Life, Reaper},
@@ -21,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct End {
     pub exit: Exit,
-    pub oom_killed: bool,
+    pub oom: Option<Oom>,
     pub unix_ns: i64,
     pub stdout_bytes: u64,
     pub stderr_bytes: u64,
@@ -57,11 +58,11 @@ impl Process {
     /// Begins to watch over a process and to move its streams.
     ///
     /// `finish` runs in the moment of the end, before anybody is told; it says what the end is to be called, and
-    /// whether the OOM killer struck.
+    /// whether and why the OOM killer struck.
     pub fn adopt(
         parts: Parts,
         reaper: &Reaper,
-        finish: impl FnOnce(Exit) -> (Exit, bool) + Send + 'static,
+        finish: impl FnOnce(Exit) -> (Exit, Option<Oom>) + Send + 'static,
     ) -> Result<Arc<Self>, Failure> {
         let Parts { streams, pid, pidfd, terminal } = parts;
         let Streams { child, plan, stdout, stderr } = streams;
@@ -78,13 +79,8 @@ impl Process {
             reaper.collect();
         }
         reaper.on_end(pid, life, move |exit| {
-            let (exit, oom_killed) = finish(exit);
-            ended.send_replace(Some(end_of(
-                exit,
-                oom_killed,
-                settled.as_deref(),
-                [&stdout, &stderr],
-            )));
+            let (exit, oom) = finish(exit);
+            ended.send_replace(Some(end_of(exit, oom, settled.as_deref(), [&stdout, &stderr])));
         });
         Ok(Arc::new(Self { pid, pidfd, terminal, end }))
     }
@@ -128,7 +124,7 @@ fn life(pidfd: &OwnedFd) -> rustix::io::Result<Life> {
 
 fn end_of(
     exit: Exit,
-    oom_killed: bool,
+    oom: Option<Oom>,
     terminal: Option<&Terminal>,
     [stdout, stderr]: [&Counter; 2],
 ) -> End {
@@ -138,7 +134,7 @@ fn end_of(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     End {
         exit,
-        oom_killed,
+        oom,
         unix_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
         stdout_bytes: stdout.written(),
         stderr_bytes: stderr.written(),

@@ -8,9 +8,9 @@ use kata_protocol::{
     AGENT_PORT,
     agent::{
         ContainerRef, ContainerStatsResponse, CreateContainerRequest, Empty, ExecProcessRequest,
-        ListProcessesResponse, ProcessCreated, ProcessEnd, ProcessRef, ResizeTerminalRequest,
-        SetClockRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
-        UpdateContainerRequest,
+        ListProcessesResponse, OomCount, ProcessCreated, ProcessEnd, ProcessRef,
+        ResizeTerminalRequest, SetClockRequest, SignalProcessRequest, StartSandboxRequest,
+        StartSandboxResponse, UpdateContainerRequest, WaitOomRequest,
     },
     agent_ttrpc::{Agent, create_agent},
     hello::{AgentHello, BootNonce},
@@ -23,10 +23,11 @@ use ttrpc::{
 };
 
 use crate::{
-    cgroup::processors,
+    cgroup::{Oom, processors},
     clock,
     order::{Failure, FailureKind, Step, TerminalSize},
     process::{End, Process},
+    process_table,
     reaper::Exit,
     sandbox::{Sandbox, flush},
     socket::{self, Connection},
@@ -94,7 +95,8 @@ impl From<End> for Ended {
         Self(ProcessEnd {
             exit_code,
             signal,
-            oom_killed: end.oom_killed,
+            oom_killed: end.oom == Some(Oom::Limit),
+            guest_oom: end.oom == Some(Oom::Guest),
             ended_unix_ns: end.unix_ns,
             stdout_bytes: end.stdout_bytes,
             stderr_bytes: end.stderr_bytes,
@@ -215,8 +217,8 @@ impl Agent for Service {
         request: ContainerRef,
     ) -> Answer<ListProcessesResponse> {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
-        let guest_pids = container.processes().map_err(status)?;
-        Ok(ListProcessesResponse { guest_pids, ..ListProcessesResponse::default() })
+        let processes = process_table::details(&container.processes().map_err(status)?);
+        Ok(ListProcessesResponse { processes, ..ListProcessesResponse::default() })
     }
 
     async fn pause_container(&self, _: &TtrpcContext, request: ContainerRef) -> Answer<Empty> {
@@ -255,6 +257,12 @@ impl Agent for Service {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
         let files = container.statistics().map_err(status)?;
         Ok(ContainerStatsResponse { files, ..ContainerStatsResponse::default() })
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Answer<OomCount> {
+        let container = self.sandbox.container(&request.container_id).map_err(status)?;
+        let kills = container.oom_kills_beyond(request.seen).await.map_err(status)?;
+        Ok(OomCount { kills, ..OomCount::default() })
     }
 
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRef) -> Answer<Empty> {

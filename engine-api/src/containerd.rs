@@ -40,3 +40,13 @@ pub mod forward {
 pub mod forward_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/forward_ttrpc.rs"));
 }
+
+/// `io.containerd.cgroups.v1`.
+pub mod cgroups_v1 {
+    include!(concat!(env!("OUT_DIR"), "/cgroups_v1.rs"));
+}
+
+/// `io.containerd.cgroups.v2`.
+pub mod cgroups_v2 {
+    include!(concat!(env!("OUT_DIR"), "/cgroups_v2.rs"));
+}

@@ -3,6 +3,7 @@
 pub mod containerd;
 pub mod control;
 pub mod dial;
+pub mod guest_process;
 pub mod handover;
 pub mod monitor;
 pub mod record;

@@ -153,6 +153,9 @@ pub struct Record {
     pub vmm_pid: Option<u32>,
     /// Pid of the proxy, once booted.
     pub proxy_pid: Option<u32>,
+    /// The resources that it has, as the last `create` or `update` asked for them.
+    #[serde(default)]
+    pub resources: serde_json::Value,
     /// Hypervisor, machine type, accelerator, kernel, and why each was chosen; shown by `state`.
     pub sandbox: BTreeMap<String, String>,
 }

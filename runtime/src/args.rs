@@ -2,9 +2,11 @@
 //!
 //! Names and short forms are runc's, because engines type them.
 
-use std::{ffi::OsString, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+
+mod update;
 
 use kata_store::Reference;
 
@@ -75,6 +77,10 @@ pub enum Command {
     List(List),
     /// Show the processes of a container
     Ps(Ps),
+    /// Show what a container uses, every few seconds or once
+    Events(Events),
+    /// Change the limits of a container
+    Update(Box<Update>),
     /// Freeze all processes of a container
     Pause(OnlyId),
     /// Let the processes of a paused container go on
@@ -92,6 +98,18 @@ pub enum Command {
     Features,
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Time between two, as in 500ms, 5s or 1m
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::words::interval)]
+    pub interval: Duration,
+    /// Show once what the container uses, and exit
+    #[arg(long)]
+    pub stats: bool,
+    /// Id of the container
+    pub id: ContainerId,
 }
 
 /// A container and nothing else.
@@ -380,5 +398,7 @@ pub struct Report {
     #[arg(long)]
     pub json: bool,
 }
+
+pub use update::Update;
 
 pub use crate::words::{Bytes, Cpus, UserIds, VolumeWord};

@@ -4,10 +4,11 @@ use std::{future::Future, io, os::fd::AsFd, time::Duration};
 
 use kata_engine_api::{
     containerd::{
+        any::Any,
         process::ProcessInfo,
         task::{
             ConnectRequest, DeleteRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest,
-            ShutdownRequest, StartRequest, WaitRequest,
+            ShutdownRequest, StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
         },
         task_ttrpc::TaskClient,
     },
@@ -37,6 +38,9 @@ pub const IMPATIENCE: Duration = Duration::from_secs(2);
 
 /// Start answers when the guest has booted, of which the shim knows the ceiling: this one is far beyond it.
 const START: Duration = Duration::from_secs(900);
+
+/// What containerd calls a change of resources.
+const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// A container may run for ever.
 const UNBOUNDED: Duration = Duration::ZERO;
@@ -176,6 +180,26 @@ impl ShimClient {
         let request = PidsRequest { id: self.id(), ..Default::default() };
         let answer = self.task.pids(context(PROMPT), &request).await;
         answer.map(|pids| pids.processes).map_err(|e| from_status("ps", e))
+    }
+
+    /// What the container uses, in the form of this host's engines.
+    pub async fn statistics(&self) -> Result<Any, Failure> {
+        let request = StatsRequest { id: self.id(), ..Default::default() };
+        let answer = self.task.stats(context(PROMPT), &request).await;
+        answer.map(|answer| answer.stats.unwrap_or_default()).map_err(|e| from_status("events", e))
+    }
+
+    /// Changes its limits; `resources` is `linux.resources` as JSON.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), Failure> {
+        let resources =
+            Any { type_url: RESOURCES.to_owned(), value: resources, ..Default::default() };
+        let request = UpdateTaskRequest {
+            id: self.id(),
+            resources: Some(resources).into(),
+            ..Default::default()
+        };
+        let answer = self.task.update(context(PROMPT), &request).await;
+        answer.map(drop).map_err(|e| from_status("update", e))
     }
 
     fn id(&self) -> String {

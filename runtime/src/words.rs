@@ -1,6 +1,6 @@
 //! Small words of the command line, each parsed once.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 /// `UID[:GID]`, by number: names belong to the container's own files, which the host does not trust.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,6 +79,39 @@ impl FromStr for Cpus {
             .filter(|quota| (1000..=65536 * Self::PERIOD).contains(quota))
             .map(Self)
             .ok_or_else(wrong)
+    }
+}
+
+/// A size, or -1 for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub i64);
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        if word == "-1" {
+            return Ok(Self(-1));
+        }
+        // A size fits, as its parser has seen to.
+        word.parse::<Bytes>().map(|bytes| Self(bytes.0.try_into().unwrap_or(i64::MAX)))
+    }
+}
+
+/// A time between two events: a number with ms, s or m.
+pub fn interval(word: &str) -> Result<Duration, String> {
+    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &word[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    match number {
+        Some(milliseconds @ 1..) => Ok(Duration::from_millis(milliseconds)),
+        _ => Err(format!("{word:?} is not a time like 500ms, 5s or 1m")),
     }
 }
 

@@ -20,6 +20,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// How long an ending guest may take to kill what is left and write its caches back.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The engines' own patience with statistics is about as long; they ask again.
+const STATS_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Why a call failed.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
@@ -105,14 +108,28 @@ impl Agent {
         resume_container(ContainerRef) -> Empty;
         /// Changes a container's limits.
         update_container(UpdateContainerRequest) -> Empty;
-        /// The files of a container's cgroup.
-        container_stats(ContainerRef) -> ContainerStatsResponse;
         /// Forgets an ended process.
         delete_process(ProcessRef) -> Empty;
         /// Sets the guest's wall clock.
         set_clock(SetClockRequest) -> Empty;
         /// Lets the guest forget inodes that it merely caches.
         drop_caches(Empty) -> Empty;
+    }
+
+    /// The files of a container's cgroup that tell what it uses. Engines wait for the answer, so a guest that hangs has little
+    /// time for it.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn container_stats(
+        &self,
+        request: &agent::ContainerRef,
+    ) -> Result<agent::ContainerStatsResponse, AgentError> {
+        self.steps.enter(Step::CallAgent)?;
+        self.client
+            .container_stats(within(STATS_DEADLINE), request)
+            .await
+            .map_err(|e| AgentError::new("container_stats", e))
     }
 
     /// Waits, for as long as it takes, until a process has ended.
@@ -127,6 +144,21 @@ impl Agent {
             .wait_process(context::Context::default(), request)
             .await
             .map_err(|e| AgentError::new("wait_process", e))
+    }
+
+    /// Waits, for as long as it takes, until the OOM killer has struck a container more often than the request knows, or the
+    /// container has ended.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the agent's connection ends first.
+    pub async fn wait_oom(
+        &self,
+        request: &agent::WaitOomRequest,
+    ) -> Result<agent::OomCount, AgentError> {
+        self.client
+            .wait_oom(context::Context::default(), request)
+            .await
+            .map_err(|e| AgentError::new("wait_oom", e))
     }
 
     /// Kills what is left in the guest and writes its caches back to the host.
@@ -147,7 +179,7 @@ fn within(deadline: Duration) -> context::Context {
 }
 
 /// A guest's words as they may stand in a log, a record or on a terminal: one line, no control characters, not endless.
-pub(crate) fn presentable(text: &str) -> String {
+pub fn presentable(text: &str) -> String {
     const LONGEST: usize = 1024;
     text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

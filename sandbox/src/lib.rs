@@ -1,6 +1,7 @@
 //! The host side of one sandbox: lifecycle, network, storage, resources, ledger.
 
 pub mod agent;
+pub mod budget;
 pub mod cgroup;
 pub mod clock;
 pub mod guest;

@@ -30,6 +30,7 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     agent::{Agent, AgentError},
+    budget::Budget,
     cgroup::{self, CgroupError, Group},
     clock,
     guest::{AgentConnection, Switchboard},
@@ -103,14 +104,14 @@ pub struct Settings {
     pub hostname: String,
     /// Host path of `kata-proxy`.
     pub proxy: PathBuf,
-    /// The container's control group, planned.
+    /// The first container; none when it only stands for the sandbox, and nothing of it runs.
+    pub container_id: Option<String>,
+    /// Its control group, planned.
     pub group: Group,
     /// What was asked for it.
     pub limits: Limits,
     /// That of VMM and proxy, planned.
     pub vm_group: Group,
-    /// What they may take.
-    pub vm_limits: Limits,
     /// Pid of the monitor that goes into the container's group.
     pub monitor: u32,
     /// The VM.
@@ -154,6 +155,7 @@ struct Live {
 /// One sandbox.
 pub struct Sandbox {
     settings: Settings,
+    budget: Budget,
     steps: Arc<Steps>,
     ledger: Ledger,
     tree: SharedTree,
@@ -181,13 +183,18 @@ impl Sandbox {
         groups.iter().try_for_each(|group| group.make())?;
         steps.enter(Step::LimitCgroup)?;
         settings.group.limit(&settings.limits)?;
-        settings.vm_group.bound(&settings.vm_limits)?;
+        let budget = Budget::new(settings.vm_group.clone(), settings.vm.memory);
+        match &settings.container_id {
+            Some(id) => budget.admit(id, &settings.limits)?,
+            None => budget.bound()?,
+        }
         settings.group.enter(settings.monitor)?;
         let tree = SharedTree::mount(&settings.directory.join("shared"), &steps)?;
         let nonce = random::bytes().map_err(SandboxError::Random)?;
         let (board, agent_waiting) = Switchboard::new(nonce);
         Ok(Arc::new(Self {
             settings,
+            budget,
             steps,
             ledger,
             tree,
@@ -205,8 +212,8 @@ impl Sandbox {
     /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
     pub fn add_member(
         &self,
-        group: &Group,
-        limits: &Limits,
+        id: &str,
+        (group, limits): (&Group, &Limits),
         monitor: u32,
     ) -> Result<(), SandboxError> {
         for cgroup::Missing { path, own } in group.missing() {
@@ -217,6 +224,7 @@ impl Sandbox {
         group.make()?;
         self.steps.enter(Step::LimitCgroup)?;
         group.limit(limits)?;
+        self.budget.admit(id, limits)?;
         Ok(group.enter(monitor)?)
     }
 
@@ -224,7 +232,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError::Cgroup`].
-    pub fn remove_member(&self, group: &Group) -> Result<(), SandboxError> {
+    pub fn remove_member(&self, id: &str, group: &Group) -> Result<(), SandboxError> {
+        self.budget.release(id)?;
         Ok(group.remove()?)
     }
 
@@ -241,6 +250,21 @@ impl Sandbox {
         let locks = layers.attach(id, &self.tree, (&self.ledger, &self.steps))?;
         self.live().layers.extend(locks);
         Ok(())
+    }
+
+    /// The control group of the first container.
+    pub fn group(&self) -> &Group {
+        &self.settings.group
+    }
+
+    /// What VMM and proxy may take of the host.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Processors that the guest can bring up.
+    pub fn max_vcpus(&self) -> u32 {
+        self.settings.vm.max_vcpus.get().into()
     }
 
     /// The seam.

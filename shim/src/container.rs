@@ -6,6 +6,7 @@
 mod added;
 mod guest;
 mod monitored;
+mod resources;
 mod signals;
 
 use std::{
@@ -29,6 +30,9 @@ use kata_sandbox::{
     agent::AgentError, cgroup::Group, lifecycle::Sandbox, network::Namespace, step::Step,
 };
 
+use kata_spec::Limits;
+
+use self::resources::Resources;
 use crate::{
     failure::Refusal,
     process::{LOST, Outcome, Phase, Process},
@@ -52,6 +56,10 @@ pub struct Parts {
     pub role: Role,
     /// Its sandbox; a lone container has one for itself.
     pub sandbox: Arc<Sandbox>,
+    /// Its control group on the host.
+    pub group: Group,
+    /// What it may use.
+    pub limits: Limits,
     /// Where its record is.
     pub directory: Arc<OwnedFd>,
     /// Its init.
@@ -64,8 +72,6 @@ pub struct Parts {
     pub shares_pids: bool,
     /// Numbers of its volumes in the shared tree.
     pub volumes: Range<usize>,
-    /// Its group on the host, when the sandbox has another one.
-    pub group: Option<Group>,
     /// Namespace whose links the guest takes over; none for loopback alone.
     pub network: Option<Namespace>,
     /// Bounded wait for streams that descendants hold open.
@@ -81,13 +87,13 @@ pub struct Container {
     directory: Arc<OwnedFd>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
-    spec: Vec<u8>,
+    spec: Mutex<Vec<u8>>,
+    resources: Resources,
     guest_root: String,
     shares_pids: bool,
     /// Of its init; 0 before it is in the guest.
     guest_pid: AtomicU32,
     volumes: Range<usize>,
-    group: Option<Group>,
     network: Mutex<Option<Namespace>>,
     grace: Duration,
     record: Mutex<Record>,
@@ -104,12 +110,12 @@ impl Container {
             directory: parts.directory,
             init: parts.init,
             execs: Mutex::default(),
-            spec: parts.spec,
+            spec: Mutex::new(parts.spec),
+            resources: Resources::new(parts.group, parts.limits),
             guest_root: parts.guest_root,
             shares_pids: parts.shares_pids,
             guest_pid: AtomicU32::new(0),
             volumes: parts.volumes,
-            group: parts.group,
             network: Mutex::new(parts.network),
             grace: parts.grace,
             record: Mutex::new(parts.record),
@@ -236,15 +242,6 @@ impl Container {
         self.update_record(|record| record.status = to)
     }
 
-    /// Processes of the container, as the guest numbers them.
-    pub async fn guest_pids(&self) -> Result<Vec<u32>, Refusal> {
-        let container = agent::ContainerRef {
-            container_id: self.init.container_id.clone(),
-            ..Default::default()
-        };
-        Ok(self.sandbox.agent()?.list_processes(&container).await?.guest_pids)
-    }
-
     /// Waits until the process has ended, one way or the other.
     async fn supervise(self: Arc<Self>, process: Arc<Process>) {
         let outcome = match self.sandbox.agent() {
@@ -277,8 +274,14 @@ impl Container {
             return;
         }
         if process.is_init() {
+            // Engines ask what it has used after its end, too. It is asked for first: the agent does one thing at a time.
+            let last = async {
+                if let Err(refusal) = self.ask_for_statistics().await {
+                    tracing::debug!(message = refusal.message, "last statistics");
+                }
+            };
             // Files written by the container are on the host before anybody hears of its end.
-            self.settle_guest().await;
+            tokio::join!(last, self.settle_guest());
         }
         let grace_ms = u64::try_from(self.grace.as_millis()).ok();
         process.drain(End { grace_ms, ..outcome.end.clone() }).await;

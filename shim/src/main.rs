@@ -21,6 +21,7 @@ mod record;
 mod serve;
 mod service;
 mod sizing;
+mod statistics;
 mod task;
 mod vmm;
 

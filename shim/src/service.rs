@@ -178,16 +178,20 @@ impl Service {
     fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
         let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
         let config = self.configure(&spec)?;
-        let mut member_group = None;
-        let sandbox = match self.sandbox() {
+        let (sandbox, group) = match self.sandbox() {
             Some(sandbox) => {
                 let group = Group::plan(spec.cgroups_path.as_deref(), &id);
                 let group = group.map_err(|e| Refusal::internal(&e))?;
-                sandbox.add_member(&group, &spec.limits, monitor.pid)?;
-                member_group = Some(group);
-                sandbox
+                sandbox.add_member(&id, (&group, &spec.limits), monitor.pid)?;
+                (sandbox, group)
             }
-            None => self.prepare(&id, &spec, (&config, monitor.pid), network.as_ref())?,
+            None => {
+                let place = (&id[..], role);
+                let sandbox =
+                    self.prepare(place, &spec, (&config, monitor.pid), network.as_ref())?;
+                let group = sandbox.group().clone();
+                (sandbox, group)
+            }
         };
         let volumes = self.volumes.fetch_add(spec.volumes.len(), Ordering::Relaxed);
         if let Some(trees) = &trees {
@@ -205,6 +209,8 @@ impl Service {
         Container::create(Parts {
             role,
             sandbox,
+            group,
+            limits: spec.limits.clone(),
             directory: creation.directory,
             init: Arc::new(Process::new(&id, "", monitor, terminal).named(creation.names)),
             shares_pids: creation.shares_pids,
@@ -212,7 +218,6 @@ impl Service {
             spec: spec.guest_spec(|number| format!("{}/{}", VOLUMES.1, volumes + number)),
             volumes: volumes..volumes + spec.volumes.len(),
             guest_root: format!("{}/{id}", ROOTS.1),
-            group: member_group,
             network,
             record,
         })
@@ -221,12 +226,12 @@ impl Service {
     /// Makes the sandbox that the first container asks for.
     fn prepare(
         &self,
-        id: &str,
+        place: (&str, Role),
         spec: &Checked,
         (config, monitor): (&Config, u32),
         network: Option<&Namespace>,
     ) -> Result<Arc<Sandbox>, Refusal> {
-        let settings = self.settings(id, spec, (config, monitor))?;
+        let settings = self.settings(place, spec, (config, monitor))?;
         let mut needed = settings.vm.files();
         let prefix = Prefix::of_this_program().map_err(|e| Refusal::internal(&e))?;
         needed.push(prefix.find(Artefact::Monitor).map_err(|e| Refusal::internal(&e))?);
@@ -271,13 +276,17 @@ impl Service {
 
     fn settings(
         &self,
-        id: &str,
+        (id, role): (&str, Role),
         spec: &Checked,
         (config, monitor): (&Config, u32),
     ) -> Result<Settings, Refusal> {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
-        let size = sizing::size(config, &spec.limits, Capacity::of_host())?;
+        let wanted = match role {
+            Role::Pod => &sizing::pod_limits(&spec.annotations),
+            Role::Alone | Role::Member => &spec.limits,
+        };
+        let size = sizing::size(config, wanted, Capacity::of_host())?;
         let group = Group::plan(spec.cgroups_path.as_deref(), id).map_err(|e| internal(&e))?;
         let vm_group = group.beside().map_err(|e| internal(&e))?;
         Ok(Settings {
@@ -285,8 +294,8 @@ impl Service {
             directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
             hostname: spec.hostname.clone().unwrap_or_default(),
             proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
+            container_id: (role == Role::Alone).then(|| id.to_owned()),
             limits: spec.limits.clone(),
-            vm_limits: sizing::vm_limits(size.memory, std::iter::once(&spec.limits)),
             vm: vm_settings(config, &prefix, size, vm_group.procs())?,
             group,
             vm_group,
@@ -429,6 +438,7 @@ fn first_record(id: &str, spec: &Checked, monitor: u32) -> Record {
         shim_pid: std::process::id(),
         vmm_pid: None,
         proxy_pid: None,
+        resources: serde_json::to_value(&spec.limits).unwrap_or_default(),
         sandbox: std::collections::BTreeMap::new(),
     }
 }

@@ -1,14 +1,14 @@
-//! How large a VM is, and what it may take of the host, from what its containers ask for.
+//! How large a VM is, from what its containers ask for.
 //!
 //! Memory of the VM can't grow yet, so what is decided here holds for its life. Processors can: the VM has as many as may
 //! ever be needed, and the guest brings up those that are.
 
-use std::{fs, num::NonZeroU8, thread};
+use std::{collections::BTreeMap, fs, num::NonZeroU8, thread};
 
 use kata_config::Config;
 use kata_engine_api::handover::FailureKind;
 use kata_hypervisor::MemoryMib;
-use kata_spec::{CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits};
+use kata_spec::Limits;
 
 use crate::failure::Refusal;
 
@@ -22,16 +22,6 @@ const PAGE_TABLE_SHARE: u64 = 64;
 
 /// The smallest VM that is made of a limit.
 const LEAST_MIB: u64 = 128;
-
-/// What VMM and proxy take beside the guest's memory: measured under TCG, whose translations are the largest part.
-const OVERHEAD_MIB: u64 = 256;
-
-/// Part of a processor, in hundredths, that VMM and proxy take for devices, beside the guest's own: without it a container
-/// with a tenth of a processor would take a minute to boot.
-const OVERHEAD_CPU_PERCENT: u64 = 50;
-
-/// What a sandbox without any shares has, as every group has that nobody says anything of.
-const DEFAULT_SHARES: u64 = 1024;
 
 /// The kernel of the guest has room for so many.
 const MOST_VCPUS: u32 = 64;
@@ -87,6 +77,19 @@ pub fn size(config: &Config, limits: &Limits, host: Capacity) -> Result<Size, Re
     Ok(Size { memory, vcpus: count(wanted.min(max)), max_vcpus: count(max), notes })
 }
 
+/// What the containers of a pod are going to ask for together, as containerd and CRI-O tell it of the whole.
+pub fn pod_limits(annotations: &BTreeMap<String, String>) -> Limits {
+    let number = |name: &str| {
+        let value = annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"));
+        value.and_then(|value| value.trim().parse::<i64>().ok()).filter(|value| *value > 0)
+    };
+    let mut limits = Limits::default();
+    limits.memory.limit = number("memory");
+    limits.cpu.quota = number("cpu-quota");
+    limits.cpu.period = number("cpu-period").and_then(|period| u64::try_from(period).ok());
+    limits
+}
+
 /// The configured size; a container with a limit gets that much for itself. A limit above what the host has is none.
 fn memory(
     config: &Config,
@@ -119,73 +122,12 @@ fn memory(
     Ok(MemoryMib(configured))
 }
 
-/// What VMM and proxy may take together: the sum of the containers' limits, and what running a VM takes.
-pub fn vm_limits<'a>(
-    memory: MemoryMib,
-    containers: impl Iterator<Item = &'a Limits> + Clone,
-) -> Limits {
-    let bytes = (u64::from(memory.0) + OVERHEAD_MIB) * MIB;
-    let limit = i64::try_from(bytes).ok();
-    // Swap beyond what every container may have is nobody's.
-    let swap = containers.clone().map(|limits| swap_bytes(&limits.memory)).sum::<Option<i64>>();
-    let swap = swap.and_then(|swap| limit?.checked_add(swap));
-    let memory = MemoryLimits { limit, swap, ..MemoryLimits::default() };
-    let block_io = containers.clone().next().map(|first| first.block_io.clone());
-    Limits {
-        memory,
-        cpu: vm_cpu(containers),
-        block_io: block_io.unwrap_or_default(),
-        ..Limits::default()
-    }
-}
-
-/// Swap beside memory; none when there is no limit on it.
-fn swap_bytes(memory: &MemoryLimits) -> Option<i64> {
-    match (memory.swap, memory.limit) {
-        (Some(swap @ 1..), Some(limit @ 1..)) => Some((swap - limit).max(0)),
-        _ => None,
-    }
-}
-
-fn vm_cpu<'a>(containers: impl Iterator<Item = &'a Limits> + Clone) -> CpuLimits {
-    // The sum of options is one when all are: one container without a limit needs a VM without one.
-    let percents = containers.clone().map(|limits| cpu_percent(&limits.cpu));
-    let percent = percents.sum::<Option<u64>>().map(|percent| percent + OVERHEAD_CPU_PERCENT);
-    let quota = percent.and_then(|percent| i64::try_from(percent * DEFAULT_PERIOD_US / 100).ok());
-    let shares = containers.clone().map(|limits| limits.cpu.shares.filter(|shares| *shares != 0));
-    CpuLimits {
-        // No limit is said, too: an update may take one away.
-        quota: Some(quota.unwrap_or(-1)),
-        period: Some(DEFAULT_PERIOD_US),
-        shares: Some(shares.map(|shares| shares.unwrap_or(DEFAULT_SHARES)).sum()),
-        cpus: union(containers.clone().map(|limits| limits.cpu.cpus.as_deref())),
-        mems: union(containers.map(|limits| limits.cpu.mems.as_deref())),
-        ..CpuLimits::default()
-    }
-}
-
-/// Hundredths of a processor, rounded up; none when there is no limit.
-fn cpu_percent(cpu: &CpuLimits) -> Option<u64> {
-    let quota = cpu.quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
-    let period = cpu.period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_US);
-    Some(quota.saturating_mul(100).div_ceil(period).min(u64::from(MOST_VCPUS) * 100))
-}
-
-/// Everything that is in one of the lists; none when somebody has no list.
-fn union<'a>(lists: impl Iterator<Item = Option<&'a str>>) -> Option<String> {
-    let lists: Vec<&str> = lists
-        .map(|list| list.map(str::trim).filter(|list| !list.is_empty()))
-        .collect::<Option<_>>()?;
-    (!lists.is_empty()).then(|| lists.join(","))
-}
-
 #[cfg(test)]
 mod tests {
     use kata_config::Config;
-    use kata_hypervisor::MemoryMib;
     use kata_spec::{Limits, check_resources};
 
-    use super::{Capacity, MIB, OVERHEAD_MIB, size, vm_limits};
+    use super::{Capacity, MIB, pod_limits, size};
 
     const HOST: Capacity = Capacity { memory_mib: 8192, cpus: 4 };
 
@@ -223,6 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_as_large_as_its_containers_will_need() {
+        let annotation = |name: &str, value: &str| {
+            (format!("io.kubernetes.cri.sandbox-{name}"), value.to_owned())
+        };
+        let asked = [
+            annotation("memory", "536870912"),
+            annotation("cpu-quota", "150000"),
+            annotation("cpu-period", "100000"),
+        ];
+        let size = size(&Config::default(), &pod_limits(&asked.into()), HOST).unwrap();
+        assert_eq!((size.memory.0, size.vcpus.get()), (512 + 8 + 64, 2));
+        assert_eq!(pod_limits(&[annotation("memory", "0")].into()), Limits::default());
+    }
+
+    #[test]
     fn processors_follow_from_the_limits_and_stop_at_the_hosts() {
         let vcpus = |json: &str| {
             let size = size(&Config::default(), &limits(json), HOST).unwrap();
@@ -232,20 +189,5 @@ mod tests {
         assert_eq!(vcpus(r#"{"cpu": {"quota": 250000, "period": 100000}}"#), (3, 4, 0));
         assert_eq!(vcpus(r#"{"cpu": {"cpus": "0-1"}}"#), (2, 4, 0));
         assert_eq!(vcpus(r#"{"cpu": {"quota": 1000000000000}}"#), (4, 4, 1));
-    }
-
-    #[test]
-    fn the_vm_may_take_the_sum_and_what_running_it_takes() {
-        let some = [
-            limits(r#"{"cpu": {"quota": 50000, "shares": 512, "cpus": "0"}}"#),
-            limits(r#"{"cpu": {"quota": 20000, "period": 20000, "cpus": "2-3"}}"#),
-        ];
-        let vm = vm_limits(MemoryMib(100), some.iter());
-        assert_eq!(vm.memory_bytes(), Some((100 + OVERHEAD_MIB) * MIB));
-        assert_eq!((vm.cpu.quota, vm.cpu.period), (Some(200_000), Some(100_000)));
-        assert_eq!((vm.cpu.shares, vm.cpu.cpus.as_deref()), (Some(1536), Some("0,2-3")));
-        let unlimited = [some[0].clone(), Limits::default()];
-        let vm = vm_limits(MemoryMib(100), unlimited.iter());
-        assert_eq!((vm.cpu.quota, vm.cpu.cpus), (Some(-1), None));
     }
 }

@@ -15,13 +15,17 @@ use kata_engine_api::{
         task_ttrpc::Task,
         timestamp::Timestamp,
     },
+    guest_process::GuestProcess,
     handover::{FailureKind, TerminalSize},
     record::{Ended, Status},
 };
 use protobuf::MessageFull;
 use ttrpc::r#async::TtrpcContext;
 
-use crate::{container::Role, engine::Engine, failure::Refusal, process::Phase, service::Service};
+use kata_protocol::agent;
+use kata_sandbox::agent::presentable;
+
+use crate::{engine::Engine, failure::Refusal, process::Phase, service::Service, statistics::Form};
 
 /// Linux has no more processes in a pid namespace by default; a guest that lists more is lying.
 const MAX_PIDS: usize = 32_768;
@@ -36,6 +40,24 @@ async fn whole<T: Send + 'static>(
 ) -> ttrpc::Result<T> {
     let done = tokio::spawn(work).await;
     Ok(done.map_err(|e| Refusal::internal(&e))??)
+}
+
+/// A process of the guest, as the host has it: the pid is that of the container's stand-in, the rest is in `info`.
+fn listed(pid: u32, process: &agent::ProcessDetails) -> ProcessInfo {
+    let process = GuestProcess {
+        pid: process.guest_pid,
+        parent: process.parent,
+        uid: process.uid,
+        cpu_ms: process.cpu_ms,
+        command: presentable(&process.command),
+    };
+    let info = Any {
+        type_url: GuestProcess::TYPE.into(),
+        // Numbers and a string always are JSON.
+        value: serde_json::to_vec(&process).unwrap_or_default(),
+        ..Default::default()
+    };
+    ProcessInfo { pid, info: Some(info).into(), ..Default::default() }
 }
 
 /// The service on `shim.sock`.
@@ -236,27 +258,37 @@ impl Task for TaskService {
         request: task::PidsRequest,
     ) -> ttrpc::Result<task::PidsResponse> {
         let container = self.service.container(&request.id)?;
-        let mut pids = Vec::new();
         let pid = container.init().monitor.pid;
-        let guest_pids = match container.role() {
-            Role::Pod => Vec::new(),
-            // As with runc, whose own init is there by then.
-            _ if container.record().status == Status::Created => Vec::new(),
-            Role::Alone | Role::Member => container.guest_pids().await?,
-        };
-        if guest_pids.is_empty() {
-            // Never none: an engine takes a shim without processes for one that was left behind.
-            pids.push(ProcessInfo { pid, ..Default::default() });
+        let processes = container.guest_processes().await;
+        let mut listed: Vec<ProcessInfo> =
+            processes.iter().take(MAX_PIDS).map(|process| listed(pid, process)).collect();
+        if listed.is_empty() {
+            // A guest that does not answer, or has none any more: engines want the one that stands for the container.
+            listed.push(ProcessInfo { pid, ..Default::default() });
         }
-        for guest_pid in guest_pids.into_iter().take(MAX_PIDS) {
-            let info = Any {
-                type_url: "io.katacontainers.guest_pid".into(),
-                value: guest_pid.to_string().into_bytes(),
-                ..Default::default()
-            };
-            pids.push(ProcessInfo { pid, info: Some(info).into(), ..Default::default() });
-        }
-        Ok(task::PidsResponse { processes: pids, ..Default::default() })
+        Ok(task::PidsResponse { processes: listed, ..Default::default() })
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: task::StatsRequest,
+    ) -> ttrpc::Result<task::StatsResponse> {
+        let container = self.service.container(&request.id)?;
+        let statistics = container.statistics().await?;
+        let stats = statistics.to_any(Form::of_host()).map_err(|e| Refusal::internal(&e))?;
+        Ok(task::StatsResponse { stats: Some(stats).into(), ..Default::default() })
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: task::UpdateTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.service.container(&request.id)?;
+        let resources = request.resources.unwrap_or_default().value;
+        whole(async move { container.update(&resources).await }).await?;
+        Ok(Empty::new())
     }
 
     async fn pause(&self, _: &TtrpcContext, request: task::PauseRequest) -> ttrpc::Result<Empty> {

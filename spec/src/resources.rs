@@ -227,6 +227,18 @@ impl Limits {
         }
     }
 
+    /// These limits, said so that they undo `newer`: what these do not limit is unlimited.
+    #[must_use]
+    pub fn over(&self, newer: &Self) -> Self {
+        let none = |old: Option<i64>, new: Option<i64>| old.or(new.map(|_| -1));
+        let mut limits = self.clone();
+        limits.memory.limit = none(self.memory.limit, newer.memory.limit);
+        limits.memory.swap = none(self.memory.swap, newer.memory.swap);
+        limits.cpu.quota = none(self.cpu.quota, newer.cpu.quota);
+        limits.pids.limit = none(self.pids.limit, newer.pids.limit);
+        limits
+    }
+
     /// CPUs that quota and list leave a container: rounded up, none when neither says anything.
     pub fn cpus(&self) -> Option<u32> {
         let quota = self.cpu.quota.and_then(|quota| u64::try_from(quota).ok()).filter(|q| *q > 0);

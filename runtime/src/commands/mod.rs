@@ -4,6 +4,7 @@ mod check;
 mod create;
 mod delete;
 mod env;
+mod events;
 mod exec;
 mod explain;
 mod kill;
@@ -14,6 +15,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::{
     io::{self, Write},
@@ -59,6 +61,8 @@ impl Command {
             Self::Exec(_) => "exec",
             Self::List(_) => "list",
             Self::Ps(_) => "ps",
+            Self::Events(_) => "events",
+            Self::Update(_) => "update",
             Self::Pause(_) => "pause",
             Self::Resume(_) => "resume",
             Self::Spec(_) => "spec",
@@ -118,6 +122,8 @@ impl<'a> Context<'a> {
             Command::Delete(delete) => self.delete(&delete)?,
             Command::List(list) => self.list(&list)?,
             Command::Ps(ps) => self.ps(&ps)?,
+            Command::Events(events) => self.events(&events)?,
+            Command::Update(update) => self.update(&update)?,
             Command::Pause(OnlyId { id }) => {
                 self.with_shim(&id, async |shim| shim.pause().await)?
             }

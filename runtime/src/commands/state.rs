@@ -164,6 +164,7 @@ pub(super) mod tests {
             shim_pid: 2,
             vmm_pid: Some(3),
             proxy_pid: None,
+            resources: serde_json::Value::Null,
             sandbox: [("machine".into(), "microvm".into())].into(),
         }
     }

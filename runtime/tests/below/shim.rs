@@ -129,6 +129,7 @@ impl Sandbox {
             shim_pid: std::process::id(),
             vmm_pid: None,
             proxy_pid: None,
+            resources: Default::default(),
             sandbox: Default::default(),
         };
         *self.container.lock().unwrap() = Some(Container { control, arguments, record });

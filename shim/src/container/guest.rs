@@ -32,6 +32,7 @@ impl Container {
             self.forget_streams(&request);
         }
         self.guest_pid.store(made?.guest_pid, Ordering::Relaxed);
+        self.bring_processors_up().await?;
         let container = self.reference();
         let started = agent.start_container(&container).await;
         if let Err(error) = started {
@@ -59,7 +60,7 @@ impl Container {
         let stdio = self.init.expect_streams(self.sandbox.switchboard(), token);
         Ok(agent::CreateContainerRequest {
             container_id: self.init.container_id.clone(),
-            spec: self.spec.clone(),
+            spec: self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             root: self.guest_root.clone(),
             stdio: Some(stdio).into(),
             ..Default::default()
@@ -105,9 +106,7 @@ impl Container {
         for number in self.volumes.clone() {
             tree.detach_volume(number).map_err(|e| Refusal::internal(&e))?;
         }
-        if let Some(group) = &self.group {
-            self.sandbox.remove_member(group)?;
-        }
+        self.sandbox.remove_member(&self.init.container_id, self.resources.group())?;
         Ok(())
     }
 }

@@ -1,0 +1,264 @@
+//! `events`: what a container uses, now or again and again, in runc's form.
+
+use std::time::Duration;
+
+use kata_engine_api::containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2};
+use protobuf::Message;
+use serde_json::{Map, Value, json};
+
+use super::{Context, print};
+use crate::{args::Events, failure::Failure, shim_client::ShimClient};
+
+/// What cgroup v1 says where there is no limit; engines compare with it.
+const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
+
+impl Context<'_> {
+    pub(super) fn events(&self, typed: &Events) -> Result<(), Failure> {
+        let id = typed.id.as_str();
+        self.with_shim(&typed.id, async |shim| {
+            if typed.stats {
+                return tell(id, "stats", Some(statistics(shim).await?));
+            }
+            follow(shim, id, typed.interval).await
+        })
+    }
+}
+
+/// Tells statistics at each interval, and each time that the OOM killer was seen to have struck, until the end.
+async fn follow(shim: &ShimClient, id: &str, interval: Duration) -> Result<(), Failure> {
+    let mut ticks = tokio::time::interval(interval);
+    // The first is at once, and runc waits for its first, too.
+    ticks.tick().await;
+    let end = shim.wait();
+    tokio::pin!(end);
+    let mut kills = 0;
+    loop {
+        let ended = tokio::select! {
+            ended = &mut end => Some(ended),
+            _ = ticks.tick() => None,
+        };
+        // After the end the shim has its last words.
+        let answer = shim.statistics().await;
+        if let Ok(answer) = &answer {
+            let struck = oom_kills(answer);
+            for _ in kills..struck {
+                tell(id, "oom", None)?;
+            }
+            kills = struck.max(kills);
+        }
+        match (ended, answer) {
+            (Some(ended), _) => return ended,
+            (None, answer) => tell(id, "stats", Some(view(&answer?)?))?,
+        }
+    }
+}
+
+async fn statistics(shim: &ShimClient) -> Result<Value, Failure> {
+    view(&shim.statistics().await?)
+}
+
+fn tell(id: &str, kind: &str, data: Option<Value>) -> Result<(), Failure> {
+    let mut event = json!({"type": kind, "id": id});
+    if let Some(data) = data {
+        event["data"] = data;
+    }
+    print(&format!("{event}\n"))
+}
+
+fn not_understood(source: protobuf::Error) -> Failure {
+    Failure::host("understand the statistics")(source.into())
+}
+
+fn oom_kills(answer: &Any) -> u64 {
+    if answer.type_url.ends_with("cgroups.v2.Metrics") {
+        let metrics = v2::Metrics::parse_from_bytes(&answer.value);
+        metrics.map_or(0, |metrics| metrics.memory_events.oom_kill)
+    } else {
+        let metrics = v1::Metrics::parse_from_bytes(&answer.value);
+        metrics.map_or(0, |metrics| metrics.memory_oom_control.oom_kill)
+    }
+}
+
+/// runc's structure of either form.
+fn view(answer: &Any) -> Result<Value, Failure> {
+    let parsed = if answer.type_url.ends_with("cgroups.v2.Metrics") {
+        v2::Metrics::parse_from_bytes(&answer.value).map(|metrics| of_v2(&metrics))
+    } else {
+        v1::Metrics::parse_from_bytes(&answer.value).map(|metrics| of_v1(&metrics))
+    };
+    parsed.map_err(not_understood)
+}
+
+fn of_v1(metrics: &v1::Metrics) -> Value {
+    let memory = &metrics.memory;
+    let entry =
+        |entry: &v1::MemoryEntry| entry_view([entry.limit, entry.usage, entry.max], entry.failcnt);
+    let raw = raw([
+        ("cache", memory.cache),
+        ("rss", memory.rss),
+        ("mapped_file", memory.mapped_file),
+        ("dirty", memory.dirty),
+        ("writeback", memory.writeback),
+        ("pgfault", memory.pg_fault),
+        ("pgmajfault", memory.pg_maj_fault),
+        ("inactive_anon", memory.inactive_anon),
+        ("active_anon", memory.active_anon),
+        ("inactive_file", memory.inactive_file),
+        ("active_file", memory.active_file),
+        ("unevictable", memory.unevictable),
+        ("total_cache", memory.total_cache),
+        ("total_rss", memory.total_rss),
+        ("total_inactive_file", memory.total_inactive_file),
+        ("total_active_file", memory.total_active_file),
+    ]);
+    let io = |entries: &[v1::BlkIOEntry]| {
+        let line = |entry: &v1::BlkIOEntry| json!({"major": entry.major, "minor": entry.minor, "op": entry.op, "value": entry.value});
+        entries.iter().map(line).collect::<Vec<_>>()
+    };
+    let blkio = json!({
+        "ioServiceBytesRecursive": io(&metrics.blkio.io_service_bytes_recursive),
+        "ioServicedRecursive": io(&metrics.blkio.io_serviced_recursive),
+    });
+    let huge = metrics.hugetlb.iter();
+    let huge = huge.map(|huge| (huge.pagesize.clone(), huge_view(huge.usage, huge.max)));
+    let (usage, throttle) = (&metrics.cpu.usage, &metrics.cpu.throttling);
+    json!({
+        "cpu": cpu_view(
+            [usage.total, usage.kernel, usage.user],
+            [throttle.periods, throttle.throttled_periods, throttle.throttled_time],
+        ),
+        "cpuset": {},
+        "memory": {
+            "cache": memory.cache,
+            "usage": entry(&memory.usage),
+            "swap": entry(&memory.swap),
+            "kernel": entry(&memory.kernel),
+            "kernelTCP": entry(&memory.kernel_tcp),
+            "raw": raw,
+        },
+        "pids": pids_view(metrics.pids.current, metrics.pids.limit),
+        "blkio": blkio,
+        "hugetlb": huge.collect::<Map<_, _>>(),
+        "intel_rdt": {},
+        "network_interfaces": null,
+    })
+}
+
+fn of_v2(metrics: &v2::Metrics) -> Value {
+    const NS: u64 = 1000;
+    let (memory, cpu) = (&metrics.memory, &metrics.cpu);
+    let raw = raw([
+        ("anon", memory.anon),
+        ("file", memory.file),
+        ("kernel_stack", memory.kernel_stack),
+        ("slab", memory.slab),
+        ("sock", memory.sock),
+        ("shmem", memory.shmem),
+        ("file_mapped", memory.file_mapped),
+        ("file_dirty", memory.file_dirty),
+        ("file_writeback", memory.file_writeback),
+        ("inactive_anon", memory.inactive_anon),
+        ("active_anon", memory.active_anon),
+        ("inactive_file", memory.inactive_file),
+        ("active_file", memory.active_file),
+        ("unevictable", memory.unevictable),
+        ("pgfault", memory.pgfault),
+        ("pgmajfault", memory.pgmajfault),
+    ]);
+    let io = |value: fn(&v2::IOEntry) -> [(&'static str, u64); 2]| {
+        let lines = |entry: &v2::IOEntry| {
+            let (major, minor) = (entry.major, entry.minor);
+            value(entry).map(
+                |(op, value)| json!({"major": major, "minor": minor, "op": op, "value": value}),
+            )
+        };
+        metrics.io.usage.iter().flat_map(lines).collect::<Vec<_>>()
+    };
+    let huge = metrics.hugetlb.iter();
+    let huge = huge.map(|huge| (huge.pagesize.clone(), huge_view(huge.current, huge.max)));
+    let failures = metrics.memory_events.max;
+    json!({
+        "cpu": cpu_view(
+            [cpu.usage_usec * NS, cpu.system_usec * NS, cpu.user_usec * NS],
+            [cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec * NS],
+        ),
+        "cpuset": {},
+        "memory": {
+            "cache": memory.file,
+            "usage": entry_view([memory.usage_limit, memory.usage, memory.max_usage], failures),
+            "swap": entry_view([memory.swap_limit, memory.swap_usage, memory.swap_max_usage], 0),
+            "kernel": entry_view([UNLIMITED, memory.slab, 0], 0),
+            "kernelTCP": entry_view([UNLIMITED, memory.sock, 0], 0),
+            "raw": raw,
+        },
+        "pids": pids_view(metrics.pids.current, metrics.pids.limit),
+        "blkio": {
+            "ioServiceBytesRecursive": io(|io| [("Read", io.rbytes), ("Write", io.wbytes)]),
+            "ioServicedRecursive": io(|io| [("Read", io.rios), ("Write", io.wios)]),
+        },
+        "hugetlb": huge.collect::<Map<_, _>>(),
+        "intel_rdt": {},
+        "network_interfaces": null,
+    })
+}
+
+fn raw<const N: usize>(values: [(&str, u64); N]) -> Map<String, Value> {
+    values.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect()
+}
+
+fn entry_view([limit, usage, max]: [u64; 3], failcnt: u64) -> Value {
+    json!({"limit": limit, "usage": usage, "max": max, "failcnt": failcnt})
+}
+
+fn cpu_view([total, kernel, user]: [u64; 3], [periods, throttled, time]: [u64; 3]) -> Value {
+    json!({
+        "usage": {"total": total, "kernel": kernel, "user": user},
+        "throttling": {"periods": periods, "throttledPeriods": throttled, "throttledTime": time},
+    })
+}
+
+/// runc leaves a limit out that there is not.
+fn pids_view(current: u64, limit: u64) -> Value {
+    if limit == 0 {
+        json!({"current": current})
+    } else {
+        json!({"current": current, "limit": limit})
+    }
+}
+
+fn huge_view(usage: u64, max: u64) -> Value {
+    json!({"usage": usage, "max": max, "failcnt": 0})
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_engine_api::containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2};
+    use protobuf::Message;
+
+    use super::{oom_kills, view};
+
+    #[test]
+    fn both_forms_say_the_same_in_runcs_words() {
+        let (mut old, mut new) = (v1::Metrics::new(), v2::Metrics::new());
+        old.cpu.mut_or_insert_default().usage.mut_or_insert_default().total = 3_000;
+        new.cpu.mut_or_insert_default().usage_usec = 3;
+        old.memory.mut_or_insert_default().usage.mut_or_insert_default().usage = 7;
+        new.memory.mut_or_insert_default().usage = 7;
+        old.memory_oom_control.mut_or_insert_default().oom_kill = 2;
+        new.memory_events.mut_or_insert_default().oom_kill = 2;
+        let any = |version: &str, value: Vec<u8>| Any {
+            type_url: format!("io.containerd.cgroups.{version}.Metrics"),
+            value,
+            ..Any::default()
+        };
+        let old = any("v1", old.write_to_bytes().unwrap());
+        let new = any("v2", new.write_to_bytes().unwrap());
+        for answer in [old, new] {
+            let view = view(&answer).unwrap();
+            assert_eq!(view["cpu"]["usage"]["total"], 3_000);
+            assert_eq!(view["memory"]["usage"]["usage"], 7);
+            assert_eq!(view["pids"], serde_json::json!({"current": 0}));
+            assert_eq!(oom_kills(&answer), 2);
+        }
+    }
+}

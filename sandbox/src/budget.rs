@@ -1,0 +1,172 @@
+//! What VMM and proxy may take of the host: the sum of what the containers of the sandbox may, and what running a VM takes.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use kata_hypervisor::MemoryMib;
+use kata_spec::{CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits};
+
+use crate::cgroup::{CgroupError, Group};
+
+const MIB: u64 = 1024 * 1024;
+
+/// What VMM and proxy take beside the guest's memory: measured under TCG, whose translations are the largest part.
+const OVERHEAD_MIB: u64 = 256;
+
+/// Part of a processor, in hundredths, that VMM and proxy take for devices, beside the guest's own: without it a container
+/// with a tenth of a processor would take a minute to boot.
+const OVERHEAD_CPU_PERCENT: u64 = 50;
+
+/// More than any host has: what is above is no limit.
+const MOST_PERCENT: u64 = 100 * 8192;
+
+/// What a sandbox without any shares has, as every group has that nobody says anything of.
+const DEFAULT_SHARES: u64 = 1024;
+
+/// The group of VMM and proxy, and whose limits it is held to.
+#[derive(Debug)]
+pub struct Budget {
+    group: Group,
+    /// Of the VM; as large as it is for its life.
+    memory: MemoryMib,
+    /// By container.
+    containers: Mutex<BTreeMap<String, Limits>>,
+}
+
+impl Budget {
+    /// That of a VM of this size.
+    pub fn new(group: Group, memory: MemoryMib) -> Self {
+        Self { group, memory, containers: Mutex::default() }
+    }
+
+    /// The group of VMM and proxy.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Memory of the VM.
+    pub fn memory(&self) -> MemoryMib {
+        self.memory
+    }
+
+    /// Counts a container in, or its new limits instead of the old ones.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the host refuses the sum.
+    pub fn admit(&self, container_id: &str, limits: &Limits) -> Result<(), CgroupError> {
+        self.containers().insert(container_id.to_owned(), limits.clone());
+        self.bound()
+    }
+
+    /// Counts a container no longer.
+    ///
+    /// # Errors
+    /// As [`Budget::admit`].
+    pub fn release(&self, container_id: &str) -> Result<(), CgroupError> {
+        self.containers().remove(container_id);
+        self.bound()
+    }
+
+    /// Holds the group to what the containers may take.
+    ///
+    /// # Errors
+    /// As [`Budget::admit`].
+    pub fn bound(&self) -> Result<(), CgroupError> {
+        let sum = vm_limits(self.memory, self.containers().values());
+        self.group.bound(&sum)
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Limits>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What VMM and proxy may take together: the sum of the containers' limits, and what running a VM takes.
+fn vm_limits<'a>(
+    memory: MemoryMib,
+    containers: impl Iterator<Item = &'a Limits> + Clone,
+) -> Limits {
+    let bytes = (u64::from(memory.0) + OVERHEAD_MIB) * MIB;
+    let limit = i64::try_from(bytes).ok();
+    // Swap beyond what every container may have is nobody's.
+    let swap = containers.clone().map(|limits| swap_bytes(&limits.memory)).sum::<Option<i64>>();
+    let swap = swap.and_then(|swap| limit?.checked_add(swap));
+    let memory = MemoryLimits { limit, swap, ..MemoryLimits::default() };
+    let block_io = containers.clone().next().map(|first| first.block_io.clone());
+    Limits {
+        memory,
+        cpu: vm_cpu(containers),
+        block_io: block_io.unwrap_or_default(),
+        ..Limits::default()
+    }
+}
+
+/// Swap beside memory; none when there is no limit on it.
+fn swap_bytes(memory: &MemoryLimits) -> Option<i64> {
+    match (memory.swap, memory.limit) {
+        (Some(swap @ 1..), Some(limit @ 1..)) => Some((swap - limit).max(0)),
+        _ => None,
+    }
+}
+
+fn vm_cpu<'a>(containers: impl Iterator<Item = &'a Limits> + Clone) -> CpuLimits {
+    // The sum of options is one when all are: one container without a limit needs a VM without one.
+    let percents = containers.clone().map(|limits| cpu_percent(&limits.cpu));
+    let percent = percents.sum::<Option<u64>>().filter(|percent| *percent != 0);
+    let percent = percent.map(|percent| percent + OVERHEAD_CPU_PERCENT);
+    let quota = percent.and_then(|percent| i64::try_from(percent * DEFAULT_PERIOD_US / 100).ok());
+    let shares = containers.clone().map(|limits| limits.cpu.shares.filter(|shares| *shares != 0));
+    CpuLimits {
+        // No limit is said, too: an update may take one away.
+        quota: Some(quota.unwrap_or(-1)),
+        period: Some(DEFAULT_PERIOD_US),
+        shares: Some(shares.map(|shares| shares.unwrap_or(DEFAULT_SHARES)).sum()),
+        cpus: union(containers.clone().map(|limits| limits.cpu.cpus.as_deref())),
+        mems: union(containers.map(|limits| limits.cpu.mems.as_deref())),
+        ..CpuLimits::default()
+    }
+}
+
+/// Hundredths of a processor, rounded up; none when there is no limit.
+fn cpu_percent(cpu: &CpuLimits) -> Option<u64> {
+    let quota = cpu.quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
+    let period = cpu.period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_US);
+    Some(quota.saturating_mul(100).div_ceil(period).min(MOST_PERCENT))
+}
+
+/// Everything that is in one of the lists; none when somebody has no list.
+fn union<'a>(lists: impl Iterator<Item = Option<&'a str>>) -> Option<String> {
+    let lists: Vec<&str> = lists
+        .map(|list| list.map(str::trim).filter(|list| !list.is_empty()))
+        .collect::<Option<_>>()?;
+    (!lists.is_empty()).then(|| lists.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_hypervisor::MemoryMib;
+    use kata_spec::{Limits, check_resources};
+
+    use super::{MIB, OVERHEAD_MIB, vm_limits};
+
+    fn limits(json: &str) -> Limits {
+        check_resources(json.as_bytes()).unwrap().limits
+    }
+
+    #[test]
+    fn the_vm_may_take_the_sum_and_what_running_it_takes() {
+        let some = [
+            limits(r#"{"cpu": {"quota": 50000, "shares": 512, "cpus": "0"}}"#),
+            limits(r#"{"cpu": {"quota": 20000, "period": 20000, "cpus": "2-3"}}"#),
+        ];
+        let vm = vm_limits(MemoryMib(100), some.iter());
+        assert_eq!(vm.memory_bytes(), Some((100 + OVERHEAD_MIB) * MIB));
+        assert_eq!((vm.cpu.quota, vm.cpu.period), (Some(200_000), Some(100_000)));
+        assert_eq!((vm.cpu.shares, vm.cpu.cpus.as_deref()), (Some(1536), Some("0,2-3")));
+        let unlimited = [some[0].clone(), Limits::default()];
+        let vm = vm_limits(MemoryMib(100), unlimited.iter());
+        assert_eq!((vm.cpu.quota, vm.cpu.cpus), (Some(-1), None));
+    }
+}

@@ -1,0 +1,244 @@
+//! What a container may use and what it does use.
+//!
+//! An update is made on the host first, where it is sure to be undone, and then in the guest; the record has what is in
+//! force. Statistics are the guest's, and its last word counts when it has none: engines ask after the end, too.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use kata_engine_api::{handover::FailureKind, record::Status};
+use kata_protocol::agent;
+use kata_sandbox::{cgroup::Group, lifecycle::SandboxError, step::Step};
+use kata_spec::{Limits, check_resources};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::Container;
+use crate::{
+    failure::{Refusal, chain},
+    statistics::Statistics,
+};
+
+/// Engines take a task that lists no process for a leaked one, and wait for 5 s for the lists of all.
+const LISTING: Duration = Duration::from_secs(1);
+
+/// Note on a limit that the VM can't fulfil.
+const MEMORY_NOTE: &str = "memoryNote";
+
+const MIB: u64 = 1024 * 1024;
+
+/// A container's limits and statistics.
+pub(super) struct Resources {
+    group: Group,
+    limits: Mutex<Limits>,
+    /// One update at a time.
+    updating: tokio::sync::Mutex<()>,
+    last: Mutex<Option<Statistics>>,
+}
+
+impl Resources {
+    pub(super) fn new(group: Group, limits: Limits) -> Self {
+        let (updating, last) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self { group, limits: Mutex::new(limits), updating, last }
+    }
+
+    /// The group on the host.
+    pub(super) fn group(&self) -> &Group {
+        &self.group
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Container {
+    /// Changes limits, as `linux.resources` in JSON says them; what it does not name stays.
+    pub async fn update(&self, resources: &[u8]) -> Result<(), Refusal> {
+        let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
+        let change = check_resources(resources).map_err(|e| invalid(chain(&e)))?;
+        let _only_one = self.resources.updating.lock().await;
+        let status = self.record().status;
+        if status == Status::Stopped {
+            return Err(Refusal::precondition("cannot update a stopped container"));
+        }
+        let old = self.resources.limits();
+        let new = old.changed(&change.limits);
+        // The pair of memory and swap, of which a change may name one, is checked as a whole.
+        let whole = serde_json::to_vec(&new).map_err(|e| Refusal::internal(&e))?;
+        check_resources(&whole).map_err(|e| invalid(chain(&e)))?;
+        let guest = for_guest(&change.guest, &new).map_err(|e| Refusal::internal(&e))?;
+        let done = match self.limit_on_host(&new) {
+            Ok(()) if status == Status::Created => self.amend_spec(&guest),
+            Ok(()) => self.limit_in_guest(&guest, &new).await,
+            Err(error) => Err(Refusal::from(error)),
+        };
+        if let Err(refusal) = done {
+            if let Err(error) = self.limit_on_host(&old.over(&new)) {
+                tracing::warn!(%error, "take a refused update back");
+            }
+            return Err(refusal);
+        }
+        *self.resources.limits.lock().unwrap_or_else(PoisonError::into_inner) = new.clone();
+        let note = self.memory_note(&new);
+        if let Some(note) = &note {
+            tracing::warn!(note, "update");
+        }
+        self.update_record(|record| {
+            record.resources = serde_json::to_value(&new).unwrap_or_default();
+            record.sandbox.remove(MEMORY_NOTE);
+            record.sandbox.extend(note.map(|note| (MEMORY_NOTE.to_owned(), note)));
+        })
+    }
+
+    fn limit_on_host(&self, limits: &Limits) -> Result<(), SandboxError> {
+        self.sandbox.steps().enter(Step::LimitCgroup)?;
+        self.resources.group.limit(limits)?;
+        Ok(self.sandbox.budget().admit(&self.init.container_id, limits)?)
+    }
+
+    async fn limit_in_guest(&self, resources: &Value, limits: &Limits) -> Result<(), Refusal> {
+        let request = agent::UpdateContainerRequest {
+            container_id: self.init.container_id.clone(),
+            resources: resources.to_string().into_bytes(),
+            vcpus: limits.cpus().unwrap_or(0).min(self.sandbox.max_vcpus()),
+            ..Default::default()
+        };
+        Ok(self.sandbox.agent()?.update_container(&request).await.map(drop)?)
+    }
+
+    /// Sees to it that a container that joins a guest finds as many processors as it may use.
+    pub(super) async fn bring_processors_up(&self) -> Result<(), Refusal> {
+        let limits = self.resources.limits();
+        match limits.cpus() {
+            Some(2..) => self.limit_in_guest(&json!({}), &limits).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Of a container that is not in a guest yet.
+    fn amend_spec(&self, resources: &Value) -> Result<(), Refusal> {
+        let mut spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut document: Value =
+            serde_json::from_slice(&spec).map_err(|e| Refusal::internal(&e))?;
+        overlay(&mut document["linux"]["resources"], resources);
+        *spec = document.to_string().into_bytes();
+        Ok(())
+    }
+
+    fn memory_note(&self, limits: &Limits) -> Option<String> {
+        let memory = self.sandbox.budget().memory();
+        let limit = limits.memory_bytes()? / MIB;
+        (limit > memory.0.into()).then(|| {
+            format!(
+                "the limit of {limit} MiB is more than the VM's {memory}, which can't grow: the container can use \
+                 what the VM has"
+            )
+        })
+    }
+
+    /// What the container uses; after its end, or when its guest does not answer, what it last was known to use.
+    pub async fn statistics(&self) -> Result<Statistics, Refusal> {
+        let status = self.record().status;
+        if !matches!(status, Status::Running | Status::Paused) {
+            return Ok(self.last_statistics().unwrap_or_default());
+        }
+        match self.ask_for_statistics().await {
+            Ok(statistics) => Ok(statistics),
+            Err(refusal) => self.last_statistics().ok_or(refusal),
+        }
+    }
+
+    /// Asks the guest, and keeps its answer.
+    pub(super) async fn ask_for_statistics(&self) -> Result<Statistics, Refusal> {
+        let container = self.reference();
+        let answer = self.sandbox.agent()?.container_stats(&container).await?;
+        let statistics = Statistics::parse(&answer.files);
+        let mut last = self.resources.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(statistics.clone());
+        Ok(statistics)
+    }
+
+    fn last_statistics(&self) -> Option<Statistics> {
+        self.resources.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Processes of the container, as the guest knows them; none when it does not answer.
+    pub async fn guest_processes(&self) -> Vec<agent::ProcessDetails> {
+        let Ok(agent) = self.sandbox.agent() else { return Vec::new() };
+        match timeout(LISTING, agent.list_processes(&self.reference())).await {
+            Ok(Ok(answer)) => answer.processes,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "list the processes of the guest");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// A change as the guest needs it: values that hold only together come together.
+fn for_guest(change: &[u8], new: &Limits) -> serde_json::Result<Value> {
+    let mut change: Value = serde_json::from_slice(change)?;
+    let asks = |object: &Value, name: &str| !object[name].is_null() && object[name] != json!(0);
+    let memory = &mut change["memory"];
+    if asks(memory, "limit") || asks(memory, "swap") {
+        memory["limit"] = json!(new.memory.limit);
+        memory["swap"] = json!(new.memory.swap);
+    }
+    let cpu = &mut change["cpu"];
+    if asks(cpu, "quota") || asks(cpu, "period") {
+        cpu["quota"] = json!(new.cpu.quota);
+        cpu["period"] = json!(new.cpu.period);
+    }
+    Ok(change)
+}
+
+/// Puts what asks for something over what was there.
+fn overlay(under: &mut Value, over: &Value) {
+    match over {
+        Value::Object(fields) => {
+            if !under.is_object() {
+                *under = json!({});
+            }
+            for (name, value) in fields {
+                overlay(&mut under[name], value);
+            }
+        }
+        Value::Null => {}
+        value if *value == json!(0) || *value == json!("") || *value == json!([]) => {}
+        value => *under = value.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_spec::check_resources;
+    use serde_json::json;
+
+    use super::{for_guest, overlay};
+
+    #[test]
+    fn what_holds_only_together_comes_together() {
+        let old = br#"{"memory": {"limit": 100, "swap": 300}, "cpu": {"quota": 5, "period": 10}}"#;
+        let change = br#"{"memory": {"limit": 200}, "cpu": {"quota": 7}}"#;
+        let checked = check_resources(change).unwrap();
+        let new = check_resources(old).unwrap().limits.changed(&checked.limits);
+        let guest = for_guest(&checked.guest, &new).unwrap();
+        assert_eq!(guest["memory"], json!({"limit": 200, "swap": 300}));
+        assert_eq!(guest["cpu"], json!({"quota": 7, "period": 10}));
+    }
+
+    #[test]
+    fn zero_changes_nothing() {
+        let mut under = json!({"pids": {"limit": 5}, "cpu": {"cpus": "0"}});
+        overlay(
+            &mut under,
+            &json!({"pids": {"limit": 0}, "cpu": {"cpus": ""}, "memory": {"limit": 7}}),
+        );
+        let expected = json!({"pids": {"limit": 5}, "cpu": {"cpus": "0"}, "memory": {"limit": 7}});
+        assert_eq!(under, expected);
+    }
+}

@@ -1,0 +1,267 @@
+//! What a container uses, and other limits for one that runs.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use kata_guest_tests::{Bundle, Container, HostProcess, Kata, Output, Running, busybox, run};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// Runs a claim on Kata and on runc, each with a root and a bundle of its own, in a group of its own.
+fn on_both(args: &[&str], claim: impl Fn(&Kata, &Bundle, &str)) {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some((bundle, group)) = bundle(&kata, args) else { return };
+        claim(runtime, &bundle, &group);
+    }
+}
+
+fn bundle(kata: &Kata, args: &[&str]) -> Option<(Bundle, String)> {
+    let mut bundle = Bundle::new(kata, busybox()?, args);
+    let name = bundle.path().rsplit('/').next().unwrap().trim_start_matches('.').to_owned();
+    let group = format!("/kata-stats-{}-{name}", std::process::id());
+    bundle.config["linux"]["cgroupsPath"] = json!(group);
+    bundle.config["linux"]["resources"] =
+        json!({"memory": {"limit": 64 * MIB}, "pids": {"limit": 50}});
+    bundle.write();
+    Some((bundle, group))
+}
+
+fn statistics(container: &Container) -> Value {
+    let output = container.call(&["events", "--stats"]);
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    assert_eq!(output.stdout().lines().count(), 1, "one line");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn update(container: &Container, options: &[&str]) -> Output {
+    container.call(&[&["update"], options].concat())
+}
+
+fn must(output: &Output) {
+    assert_eq!(output.code, 0, "{}", output.stderr());
+}
+
+fn host_file(group: &str, controller: &str, file: &str) -> Option<String> {
+    let path = format!("/sys/fs/cgroup/{controller}{group}/{file}");
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+#[test]
+fn events_tell_what_runcs_tell() {
+    const SCRIPT: &str =
+        "dd if=/dev/zero of=/dev/null bs=1M count=20 2>/dev/null; sleep 100 & echo up; wait";
+    on_both(&["sh", "-c", SCRIPT], |runtime, bundle, _| {
+        let container = Container::started(runtime, bundle, "events");
+        container.stdout.until_has("up");
+        let event = statistics(&container);
+        assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(container.id)));
+        let data = &event["data"];
+        let number = |pointer: &str| {
+            data.pointer(pointer)
+                .and_then(Value::as_u64)
+                .unwrap_or_else(|| panic!("{pointer}: {data}"))
+        };
+        assert!(number("/cpu/usage/total") > 1_000_000, "{data}");
+        assert_eq!(number("/memory/usage/limit"), 64 * MIB);
+        assert!((4096..64 * MIB).contains(&number("/memory/usage/usage")), "{data}");
+        assert_eq!((number("/pids/current"), number("/pids/limit")), (2, 50));
+        assert!(data["hugetlb"].is_object() && data["blkio"].is_object(), "{data}");
+    });
+}
+
+#[test]
+fn events_go_on_until_the_end() {
+    // Alone: runc's go on until the container is deleted.
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "events-on");
+    let follow = kata.command(&["events", "--interval", "200ms", &container.id]);
+    let running = Running::start(follow);
+    running.stdout.until("two lines", |text| text.lines().count() >= 2);
+    must(&container.kill("KILL"));
+    let output = running.finish();
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    assert!(output.stdout().lines().all(|line| line.contains(r#""type":"stats""#)));
+}
+
+#[test]
+fn ps_has_the_hosts_pid_for_engines_and_the_guests_for_people() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sh", "-c", "sleep 1234 & echo up; wait"]) else {
+        return;
+    };
+    let container = Container::started(&kata, &bundle, "ps");
+    container.stdout.until_has("up");
+    let engines = kata.call(&["ps", "--format", "json", &container.id]);
+    assert_eq!(serde_json::from_slice::<Value>(&engines.stdout).unwrap(), json!([container.pid]));
+    let people = kata.call(&["ps", &container.id]).stdout();
+    let line = people.lines().find(|line| line.ends_with("sleep 1234")).expect(&people);
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!((words[0], words[3]), (container.pid.to_string().as_str(), "0"), "{people}");
+}
+
+#[test]
+fn a_stopped_container_has_used_what_it_last_used() {
+    let Some(kata) = Kata::installed() else { return };
+    let script = "dd if=/dev/zero of=/dev/null bs=1M count=50 2>/dev/null; exit 3";
+    let Some((bundle, _)) = bundle(&kata, &["sh", "-c", script]) else { return };
+    let container = Container::started(&kata, &bundle, "last-words");
+    assert_eq!(container.wait().0, 3);
+    let event = statistics(&container);
+    assert!(event["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 1_000_000, "{event}");
+}
+
+#[test]
+fn a_guest_that_hangs_hangs_no_caller() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "hung");
+    let before = statistics(&container);
+    container.signal_host(HostProcess::Vmm, Signal::STOP);
+    let started = Instant::now();
+    assert_eq!(statistics(&container), before, "the last that it said");
+    let listed = kata.call(&["ps", "--format", "json", &container.id]);
+    assert_eq!(serde_json::from_slice::<Value>(&listed.stdout).unwrap(), json!([container.pid]));
+    let took = started.elapsed();
+    container.signal_host(HostProcess::Vmm, Signal::CONT);
+    // 2 s and 1 s, and the starts of two programs on a busy host.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+/// Waits in the container until a file of its group has a value, or says what it has instead.
+fn await_file(container: &Container, file: &str, value: &str) {
+    let script = format!(
+        "for i in $(seq 40); do [ \"$(cat /sys/fs/cgroup/{file})\" = '{value}' ] && exit 0; sleep 0.05; done; \
+         cat /sys/fs/cgroup/{file}; exit 1"
+    );
+    let output = container.exec(&["sh", "-c", &script], b"");
+    assert_eq!(output.code, 0, "{file} is {}", output.stdout());
+}
+
+#[test]
+fn an_update_is_seen_inside_and_on_the_host() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, group)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "update");
+    let options = [
+        "--memory=96M",
+        "--memory-swap=128M",
+        "--cpu-quota=30000",
+        "--cpu-period=60000",
+        "--cpu-share=512",
+        "--pids-limit=77",
+    ];
+    let started = Instant::now();
+    must(&update(&container, &options));
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    for (file, value) in [
+        ("memory.max", (96 * MIB).to_string()),
+        ("memory.swap.max", (32 * MIB).to_string()),
+        ("cpu.max", "30000 60000".into()),
+        ("cpu.weight", "20".into()),
+        ("pids.max", "77".into()),
+    ] {
+        await_file(&container, file, &value);
+    }
+    if let Some(limit) = host_file(&group, "memory", "memory.limit_in_bytes") {
+        assert_eq!(limit, (96 * MIB).to_string());
+        assert_eq!(host_file(&group, "cpu", "cpu.cfs_quota_us").unwrap(), "30000");
+        let vm = format!("{group}.kata-vm");
+        assert_eq!(host_file(&vm, "cpu", "cpu.cfs_quota_us").unwrap(), "100000");
+    }
+    let record = kata.state().join(&container.id).join("state.json");
+    let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    assert_eq!(record["resources"]["memory"]["limit"], 96 * MIB);
+    assert_eq!(record["resources"]["pids"]["limit"], 77);
+}
+
+#[test]
+fn an_update_comes_from_a_file_or_stdin_and_changes_no_more() {
+    on_both(&["sleep", "1000"], |runtime, bundle, group| {
+        let container = Container::started(runtime, bundle, "update-file");
+        let command = runtime.command(&["update", "--resources", "-", &container.id]);
+        must(&run(command, br#"{"cpu": {"shares": 300}, "memory": {"limit": 0}}"#));
+        let file = bundle.file("resources.json");
+        fs::write(&file, r#"{"pids": {"limit": 33}}"#).unwrap();
+        must(&update(&container, &["--resources", file.to_str().unwrap()]));
+        must(&update(&container, &[]));
+        if let Some(limit) = host_file(group, "memory", "memory.limit_in_bytes") {
+            assert_eq!(limit, (64 * MIB).to_string());
+            assert_eq!(host_file(group, "cpu", "cpu.shares").unwrap(), "300");
+            assert_eq!(host_file(group, "pids", "pids.max").unwrap(), "33");
+        }
+    });
+}
+
+#[test]
+fn a_created_container_starts_with_its_updated_limits() {
+    let Some(kata) = Kata::installed() else { return };
+    let args = ["sh", "-c", "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max"];
+    let Some((bundle, _)) = bundle(&kata, &args) else { return };
+    let container = Container::create(&kata, &bundle, "update-created");
+    must(&update(&container, &["--pids-limit", "21"]));
+    container.must("start");
+    assert_eq!(container.stdout.until_end(), format!("21\n{}\n", 64 * MIB));
+}
+
+#[test]
+fn processors_come_up_for_an_update() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        println!("SKIP this host has one processor");
+        return;
+    }
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "processors");
+    assert_eq!(container.exec(&["nproc"], b"").stdout(), "1\n");
+    must(&update(&container, &["--cpu-quota", "200000", "--cpu-period", "100000"]));
+    assert_eq!(container.exec(&["nproc"], b"").stdout(), "2\n");
+}
+
+#[test]
+fn updates_that_make_no_sense_are_refused_and_change_nothing() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, group)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "absurd");
+    for (options, word) in [
+        (&["--memory-swap=1M"][..], "memory.swap"),
+        (&["--cpu-quota=1"], "quota"),
+        (&["--cpuset-cpus=abc"], "cpu.cpus"),
+        (&["--cpu-rt-runtime=1000"], "realtimeRuntime"),
+        (&["--memory=lots"], "lots"),
+        (&["--resources=/no/such/file"], "/no/such/file"),
+    ] {
+        let output = update(&container, options);
+        assert_ne!(output.code, 0, "{options:?}");
+        assert!(output.stderr().contains(word), "{options:?}: {}", output.stderr());
+    }
+    let broken = kata.command(&["update", "--resources", "-", &container.id]);
+    run(broken, b"{").assert_one_line(&["resources"]);
+    await_file(&container, "memory.max", &(64 * MIB).to_string());
+    await_file(&container, "cpu.max", "max 100000");
+    if let Some(quota) = host_file(&group, "cpu", "cpu.cfs_quota_us") {
+        assert_eq!(quota, "-1");
+    }
+    must(&container.kill("KILL"));
+    container.wait();
+    update(&container, &["--memory=80M"]).assert_one_line(&["stopped"]);
+}
+
+#[test]
+fn memory_that_the_vm_does_not_have_is_told() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "above");
+    let output = update(&container, &["--memory=1G"]);
+    must(&output);
+    assert!(output.stderr().contains("can't grow"), "{}", output.stderr());
+    await_file(&container, "memory.max", &(1024 * MIB).to_string());
+    must(&update(&container, &["--memory=64M"]));
+    assert!(container.state()["kata"]["memoryNote"].is_null());
+}
