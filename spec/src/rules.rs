@@ -33,6 +33,7 @@ pub(crate) fn check(
     let rootfs = check_rootfs(&document, config, &bundle)?;
     let network = namespaces::check(&mut document, config, &mut guest, neighbours)?;
     check_names(&document, config)?;
+    check_paths(&document, config)?;
     check_sysctls(&document, config)?;
     check_seccomp(&mut document, config)?;
     check_hooks(&document, config)?;
@@ -78,7 +79,7 @@ pub(crate) fn survey(
     document.settle(checked)?;
     let checked = namespaces::check(document, config, &mut guest, &|_, _| None);
     document.settle(checked)?;
-    for rule in [check_names, check_sysctls, check_hooks] {
+    for rule in [check_names, check_paths, check_sysctls, check_hooks] {
         document.settle(rule(document, config))?;
     }
     let checked = check_seccomp(document, config);
@@ -133,6 +134,19 @@ fn check_names(document: &Document, config: &Value) -> Result<(), SpecError> {
         }
         if !name.is_empty() && !namespaces::has(config, "uts") {
             return Err(document.wrong(field, "needs a uts namespace"));
+        }
+    }
+    Ok(())
+}
+
+/// What is masked or protected is named as the container sees it from its root.
+fn check_paths(document: &Document, config: &Value) -> Result<(), SpecError> {
+    for name in ["maskedPaths", "readonlyPaths"] {
+        let paths = elements(&config["linux"][name]).iter().enumerate();
+        let relative = |path: &Value| !path.as_str().unwrap_or_default().starts_with('/');
+        if let Some((index, path)) = paths.into_iter().find(|(_, path)| relative(path)) {
+            let field = format!("linux.{name}[{index}]");
+            return Err(document.wrong(field, format!("must be an absolute path, is {path}")));
         }
     }
     Ok(())

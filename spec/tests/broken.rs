@@ -77,6 +77,11 @@ fn wrong_fields_are_named() {
             "mounts[7].destination: must not contain ..",
         ),
         ("/mounts/-", json!({"destination": "/a"}), "mounts[7].type: is missing"),
+        (
+            "/linux/maskedPaths/-",
+            json!("proc/kcore"),
+            "linux.maskedPaths[10]: must be an absolute path, is \"proc/kcore\"",
+        ),
         ("/hostname", json!("h".repeat(65)), "hostname: must not be longer than 64 bytes"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "linux.namespaces[6]: pid is listed twice"),
         (

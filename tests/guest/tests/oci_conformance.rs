@@ -1,0 +1,305 @@
+//! What the validation programs of the OCI runtime-tools ask, in words of our own: each claim holds on runc, too.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use kata_guest_tests::{Bundle, Container, Kata, Output, busybox, run};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::{Value, json};
+
+/// A bundle as the suite makes it: the root is the bundle itself, and the configuration is in sight of the container.
+struct Case {
+    bundle: Bundle,
+}
+
+impl Case {
+    fn new(kata: &Kata, script: &str) -> Option<Self> {
+        let mut bundle = Bundle::new(kata, busybox()?, &["sh", "-c", script]);
+        let config = &mut bundle.config;
+        let all = config["process"]["capabilities"]["bounding"].clone();
+        for set in ["permitted", "effective", "inheritable", "ambient"] {
+            config["process"]["capabilities"][set] = all.clone();
+        }
+        config["hostname"] = json!("mrsdalloway");
+        config["process"]["noNewPrivileges"] = json!(false);
+        config["process"]["rlimits"] =
+            json!([{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}]);
+        let plain = |list: &Value, name: &str, word: &str| -> Value {
+            list.as_array().unwrap().iter().filter(|it| it[name] != word).cloned().collect()
+        };
+        config["mounts"] = plain(&config["mounts"], "type", "cgroup");
+        config["linux"]["namespaces"] = plain(&config["linux"]["namespaces"], "type", "cgroup");
+        config["linux"]["maskedPaths"] = json!([]);
+        config["linux"]["readonlyPaths"] = json!([]);
+        Some(Self { bundle })
+    }
+
+    fn file(&self, path: &str) -> std::path::PathBuf {
+        self.bundle.root().file(path)
+    }
+
+    fn run(&self, runtime: &Kata, id: &str) -> Output {
+        self.bundle.write();
+        let id = format!("{id}-{}", std::process::id());
+        run(runtime.command(&["run", "--bundle", self.bundle.path(), &id]), b"")
+    }
+}
+
+/// Runs a script on runc and on Kata; what it prints must be this, and it must print the same on both.
+fn says(id: &str, script: &str, expected: &str, prepare: impl Fn(&mut Case)) {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(mut case) = Case::new(&kata, script) else { return };
+        prepare(&mut case);
+        let output = case.run(runtime, id);
+        let said = (output.code, output.stdout());
+        assert_eq!(said, (0, expected.to_owned()), "{:?}: {}", runtime.program(), output.stderr());
+    }
+}
+
+#[test]
+fn devices_links_and_mounts_of_every_container_are_there() {
+    let script = "
+for link in fd stdin stdout stderr; do echo $link $(readlink /dev/$link); done
+for node in null zero full random urandom tty ptmx; do test -c /dev/$node && echo $node; done
+while read id parent device root place options rest; do
+    set -- ${rest#*- }
+    case $place in /proc|/dev|/dev/pts|/dev/shm|/dev/mqueue|/sys) echo $place $1 $2;; esac
+done </proc/self/mountinfo
+hostname; ulimit -n; ulimit -Hn
+grep -E '^(Cap|NoNewPrivs)' /proc/self/status";
+    let expected = "fd /proc/self/fd\nstdin /proc/self/fd/0\nstdout /proc/self/fd/1\n\
+        stderr /proc/self/fd/2\nnull\nzero\nfull\nrandom\nurandom\ntty\nptmx\n/proc proc proc\n\
+        /dev tmpfs tmpfs\n/dev/pts devpts devpts\n/dev/shm tmpfs shm\n/dev/mqueue mqueue mqueue\n\
+        /sys sysfs sysfs\nmrsdalloway\n1024\n1024\nCapInh:\t00000000a80425fb\n\
+        CapPrm:\t00000000a80425fb\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n\
+        CapAmb:\t00000000a80425fb\nNoNewPrivs:\t0\n";
+    says("suite-default", script, expected, |_| ());
+}
+
+#[test]
+fn a_bundle_can_be_its_own_root() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(case) = Case::new(&kata, "cat /config.json && pwd") else { return };
+        let mut config = case.bundle.config.clone();
+        config["root"]["path"] = json!(".");
+        config["process"]["cwd"] = json!("/test");
+        fs::create_dir(case.file("/test")).unwrap();
+        fs::set_permissions(case.file("/test"), PermissionsExt::from_mode(0o700)).unwrap();
+        fs::write(case.file("/config.json"), config.to_string()).unwrap();
+        let id = format!("suite-root-{}", std::process::id());
+        let root = case.bundle.root().path();
+        let output = run(runtime.command(&["run", "--bundle", root, &id]), b"");
+        assert_eq!(output.stdout(), format!("{config}/test\n"), "{}", output.stderr());
+    }
+}
+
+/// Puts files, directories and nodes where paths are masked or protected.
+fn furnish(case: &Case) {
+    fs::create_dir_all(case.file("/top/sub")).unwrap();
+    for path in ["/file", "/top/file", "/top/sub/file"] {
+        fs::write(case.file(path), "secrets").unwrap();
+    }
+    let nodes = [
+        ("block", FileType::BlockDevice),
+        ("char", FileType::CharacterDevice),
+        ("fifo", FileType::Fifo),
+    ];
+    for (name, kind) in nodes {
+        mknodat(CWD, case.file(name), kind, Mode::from_raw_mode(0o666), 0).unwrap();
+    }
+}
+
+#[test]
+fn masked_paths_can_not_be_read_whatever_they_are() {
+    let script = "cat /file; ls /top /top/sub /top/file 2>&1; cat /block /char /fifo; echo end";
+    let missing = "ls: /top/sub: No such file or directory\n";
+    let expected = format!("{missing}ls: /top/file: No such file or directory\n/top:\nend\n");
+    says("suite-masked", script, &expected, |case| {
+        furnish(case);
+        case.bundle.config["linux"]["maskedPaths"] = json!([
+            "/top",
+            "/file",
+            "/top/sub",
+            "/top/file",
+            "/top/sub/file",
+            "/block",
+            "/char",
+            "/fifo",
+            "/not/there"
+        ]);
+    });
+}
+
+#[test]
+fn protected_paths_can_not_be_written_whatever_they_are() {
+    let script = "
+for place in /top /top/sub; do touch $place/new 2>/dev/null || echo $place; done
+for file in /file /top/file /top/sub/file; do echo x 2>/dev/null >>$file || echo $file; done
+grep -cE ' /(block|char|fifo) ro' /proc/self/mountinfo; touch /writable && echo end";
+    let expected = "/top\n/top/sub\n/file\n/top/file\n/top/sub/file\n3\nend\n";
+    says("suite-protected", script, expected, |case| {
+        furnish(case);
+        case.bundle.config["linux"]["readonlyPaths"] = json!([
+            "/top",
+            "/file",
+            "/top/sub",
+            "/top/file",
+            "/top/sub/file",
+            "/block",
+            "/char",
+            "/fifo",
+            "/not/there"
+        ]);
+    });
+}
+
+#[test]
+fn a_relative_path_to_mask_or_protect_is_an_error() {
+    let Some(kata) = Kata::installed() else { return };
+    for name in ["maskedPaths", "readonlyPaths"] {
+        let Some(mut case) = Case::new(&kata, "true") else { return };
+        case.bundle.config["linux"][name] = json!(["relative"]);
+        case.run(&kata, "suite-relative").assert_one_line(&[name, "must be an absolute path"]);
+    }
+}
+
+#[test]
+fn nodes_of_a_specification_are_made() {
+    let script = "stat -c '%n %A %u %g %t:%T' /dev/test1 /dev/test2 /dev/test3";
+    let expected = "/dev/test1 crw-rw-rw- 0 0 a:29a\n/dev/test2 brw-r--r-- 1 2 8:29a\n\
+        /dev/test3 prw------- 0 0 0:0\n";
+    says("suite-devices", script, expected, |case| {
+        case.bundle.config["linux"]["devices"] = json!([
+            {"path": "/dev/test1", "type": "c", "major": 10, "minor": 666, "fileMode": 0o666, "uid": 0, "gid": 0},
+            {"path": "/dev/test2", "type": "b", "major": 8, "minor": 666, "fileMode": 0o644, "uid": 1, "gid": 2},
+            {"path": "/dev/test3", "type": "p", "fileMode": 0o600, "uid": 0, "gid": 0},
+        ]);
+    });
+}
+
+/// Whether a mount below the root shows in a copy of the root that was made before, and whether such a copy can be made.
+const PROPAGATION: &str = "
+mkdir /copy /source /place; touch /source/file
+mount --rbind / /copy 2>/dev/null || { echo unbindable; exit; }
+mount --bind /source /place
+test -e /copy/place/file && echo shared || echo private";
+
+fn propagates(word: &str, expected: &str) {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(mut case) = Case::new(&kata, PROPAGATION) else { return };
+    let config = &mut case.bundle.config;
+    config["linux"]["rootfsPropagation"] = json!(word);
+    for set in ["bounding", "permitted", "effective", "inheritable", "ambient"] {
+        let names = config["process"]["capabilities"][set].as_array_mut().unwrap();
+        names.push(json!("CAP_SYS_ADMIN"));
+    }
+    config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let output = case.run(&kata, &format!("suite-{word}"));
+    assert_eq!(output.stdout(), format!("{expected}\n"), "{word}: {}", output.stderr());
+}
+
+#[test]
+fn a_shared_root_propagates_mounts() {
+    propagates("shared", "shared");
+}
+
+#[test]
+fn a_private_or_slave_root_does_not() {
+    propagates("private", "private");
+    propagates("slave", "private");
+}
+
+#[test]
+fn an_unbindable_root_can_not_be_bound() {
+    propagates("unbindable", "unbindable");
+}
+
+#[test]
+fn a_user_namespace_has_its_maps_on_a_root_that_is_not_its_own() {
+    let script = "cat /proc/self/uid_map /proc/self/gid_map | tr -s ' '; stat -c %u /bin/busybox";
+    let expected = " 0 1000 3200\n 0 2000 3200\n65534\n";
+    says("suite-maps", script, expected, |case| {
+        // The suite's is an archive, which everybody may enter.
+        fs::set_permissions(case.file("/"), PermissionsExt::from_mode(0o755)).unwrap();
+        let linux = &mut case.bundle.config["linux"];
+        linux["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 3200}]);
+        linux["gidMappings"] = json!([{"containerID": 0, "hostID": 2000, "size": 3200}]);
+        linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    });
+}
+
+#[test]
+fn annotations_and_properties_that_nobody_knows_are_no_error() {
+    says("suite-unknown", "echo runs", "runs\n", |case| {
+        case.bundle.config["annotations"] = json!({"org.3f2a": ""});
+        case.bundle.config["unknown"] = json!("unknown");
+        case.bundle.config["ociVersion"] = json!("1.0.99-dev");
+    });
+}
+
+#[test]
+fn what_becomes_of_config_json_after_create_has_no_effect() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let script = "cat /proc/sys/net/ipv4/ip_forward /proc/self/oom_score_adj";
+        let Some(mut case) = Case::new(&kata, script) else { return };
+        case.bundle.config["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+        case.bundle.config["process"]["oomScoreAdj"] = json!(100);
+        case.bundle.config["linux"]["rootfsPropagation"] = json!("shared");
+        case.bundle.write();
+        let container = Container::create(runtime, &case.bundle, "suite-updates");
+        case.bundle.config = json!({"ociVersion": "1.0.0"});
+        case.bundle.write();
+        container.must("start");
+        assert_eq!(container.stdout.until_end(), "1\n100\n", "{:?}", runtime.program());
+        assert_eq!(container.wait().0, 0);
+        container.must("delete");
+    }
+}
+
+#[test]
+fn a_call_that_a_filter_names_fails_as_it_says() {
+    says(
+        "suite-seccomp",
+        "chmod 1 /tmp 2>&1; echo $?",
+        "chmod: /tmp: Operation not permitted\n1\n",
+        |case| {
+            case.bundle.config["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"}],
+            });
+        },
+    );
+}
+
+#[test]
+fn a_tmpfs_has_the_options_that_it_was_given() {
+    let script = "grep ' /tmp ' /proc/self/mountinfo | cut -d' ' -f6 | tr , '\\n' | sort | tr '\\n' ' '; stat -c %a /tmp";
+    says("suite-mounts", script, "nosuid rw 755\n", |case| {
+        fs::create_dir_all(case.file("/tmp")).unwrap();
+        fs::set_permissions(case.file("/tmp"), PermissionsExt::from_mode(0o755)).unwrap();
+        let options = ["nosuid", "strictatime", "mode=755", "size=1k"];
+        let mount =
+            json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options});
+        case.bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+    });
+}
+
+#[test]
+fn a_masked_link_covers_what_it_leads_to_inside() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(mut case) = Case::new(&kata, "cat /file; echo end") else { return };
+    furnish(&case);
+    symlink("../../../file", case.file("/link")).unwrap();
+    symlink("../loop", case.file("/loop")).unwrap();
+    case.bundle.config["linux"]["maskedPaths"] = json!(["/link", "/loop"]);
+    let output = case.run(&kata, "suite-link");
+    assert_eq!(output.stdout(), "end\n", "{}", output.stderr());
+    assert!(Path::new(&case.file("/file")).exists());
+}
