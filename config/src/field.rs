@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{
     nearest,
-    settings::{Accelerator, Config, LogLevel, Machine, UnknownAnnotations, Word},
+    settings::{Accelerator, Config, LogLevel, Machine, Pages, UnknownAnnotations, Word},
 };
 
 /// A place in [`Config`] with its type and bounds.
@@ -22,6 +22,8 @@ pub enum Field {
     Accelerator(fn(&mut Config) -> &mut Accelerator),
     /// A word of [`Machine`].
     Machine(fn(&mut Config) -> &mut Machine),
+    /// A word of [`Pages`].
+    Pages(fn(&mut Config) -> &mut Pages),
     /// A word of [`LogLevel`].
     LogLevel(fn(&mut Config) -> &mut LogLevel),
     /// A word of [`UnknownAnnotations`].
@@ -64,6 +66,7 @@ impl Field {
             Self::Milliseconds(most, _) => format!("whole milliseconds from 0 to {most}"),
             Self::Accelerator(_) => list::<Accelerator>(),
             Self::Machine(_) => list::<Machine>(),
+            Self::Pages(_) => list::<Pages>(),
             Self::LogLevel(_) => list::<LogLevel>(),
             Self::UnknownAnnotations(_) => list::<UnknownAnnotations>(),
         }
@@ -93,6 +96,7 @@ impl Field {
             }
             Self::Accelerator(place) => *place(config) = word(given)?,
             Self::Machine(place) => *place(config) = word(given)?,
+            Self::Pages(place) => *place(config) = word(given)?,
             Self::LogLevel(place) => *place(config) = word(given)?,
             Self::UnknownAnnotations(place) => *place(config) = word(given)?,
         }
@@ -110,6 +114,7 @@ impl Field {
             Self::Milliseconds(_, place) => place(config).as_millis().to_string(),
             Self::Accelerator(place) => place(config).name().into(),
             Self::Machine(place) => place(config).name().into(),
+            Self::Pages(place) => place(config).name().into(),
             Self::LogLevel(place) => place(config).name().into(),
             Self::UnknownAnnotations(place) => place(config).name().into(),
         })

@@ -33,6 +33,8 @@ pub struct Hypervisor {
 pub struct Vm {
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// What memory is made of.
+    pub pages: Pages,
     /// Virtual processors.
     pub vcpus: u32,
     /// Most that it may ever have.
@@ -41,7 +43,7 @@ pub struct Vm {
 
 impl Default for Vm {
     fn default() -> Self {
-        Self { memory_mib: 256, vcpus: 1, max_vcpus: 255 }
+        Self { memory_mib: 256, pages: Pages::default(), vcpus: 1, max_vcpus: 255 }
     }
 }
 
@@ -137,6 +139,17 @@ pub enum Machine {
     Q35,
 }
 words!(Machine: "auto" = Auto, "microvm" = Microvm, "q35" = Q35);
+
+/// Pages of the host that guest memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Of the ordinary size, taken when the guest first touches them.
+    #[default]
+    Normal,
+    /// Of 2 MiB, from the host's pool, reserved at boot.
+    Huge,
+}
+words!(Pages: "normal" = Normal, "huge" = Huge);
 
 /// Least important messages that are still logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

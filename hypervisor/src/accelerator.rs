@@ -1,12 +1,11 @@
 //! What executes the guest's instructions.
 
-use std::{
-    fs::{self, OpenOptions},
-    io,
-    path::Path,
-};
-
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    KvmUnusable, MemoryMib,
+    kvm::{self, Proof},
+};
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,20 +30,6 @@ pub enum AcceleratorSetting {
     Tcg,
 }
 
-/// Why KVM can't run a stock guest here.
-#[derive(Debug, thiserror::Error)]
-pub enum KvmUnusable {
-    /// No device, or no right to it.
-    #[error("/dev/kvm cannot be opened")]
-    Device(#[source] io::Error),
-    /// The device alone proves nothing: some hosts have one that starts no ordinary guest.
-    #[error("the processor shows neither vmx nor svm in /proc/cpuinfo")]
-    Processor,
-    /// What the processor can do is not known.
-    #[error("/proc/cpuinfo cannot be read")]
-    Cpuinfo(#[source] io::Error),
-}
-
 /// An accelerator, and why this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceleratorChoice {
@@ -54,13 +39,24 @@ pub struct AcceleratorChoice {
     pub reason: String,
 }
 
+impl Accelerator {
+    /// What VMM and proxy take of the host beside the guest's memory, at most: under TCG its translations are the
+    /// largest part (docs/performance.md has what was measured).
+    pub fn overhead(self) -> MemoryMib {
+        match self {
+            Self::Kvm => MemoryMib(128),
+            Self::Tcg => MemoryMib(256),
+        }
+    }
+}
+
 impl AcceleratorSetting {
-    /// Looks at this host.
+    /// Looks at this host; `proof` is what a short boot has shown, if there was one.
     ///
     /// # Errors
     /// [`KvmUnusable`] when KVM was asked for by name.
-    pub fn choose(self) -> Result<AcceleratorChoice, KvmUnusable> {
-        self.choose_with(|| probe(Path::new("/dev/kvm"), Path::new("/proc/cpuinfo")))
+    pub fn choose(self, proof: Option<&Proof>) -> Result<AcceleratorChoice, KvmUnusable> {
+        self.choose_with(|| kvm::probe().and_then(|()| proof.map_or(Ok(()), Proof::judge)))
     }
 
     fn choose_with(
@@ -76,63 +72,30 @@ impl AcceleratorSetting {
             }
             Self::Auto => Ok(match probe() {
                 Ok(()) => choice(Accelerator::Kvm, "the host can run it".into()),
-                Err(why) => choice(Accelerator::Tcg, format!("no KVM: {}", chain(&why))),
+                Err(why) => choice(Accelerator::Tcg, format!("no KVM: {why}")),
             }),
         }
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),
         None => error.to_string(),
     }
 }
 
-fn probe(device: &Path, cpuinfo: &Path) -> Result<(), KvmUnusable> {
-    OpenOptions::new().read(true).write(true).open(device).map_err(KvmUnusable::Device)?;
-    let cpuinfo = fs::read_to_string(cpuinfo).map_err(KvmUnusable::Cpuinfo)?;
-    let mut flags =
-        cpuinfo.lines().filter(|line| line.starts_with("flags")).flat_map(str::split_whitespace);
-    if cfg!(target_arch = "x86_64") && !flags.any(|flag| flag == "vmx" || flag == "svm") {
-        return Err(KvmUnusable::Processor);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, io, path::Path};
-
-    use super::{Accelerator, AcceleratorSetting, KvmUnusable, probe};
-
-    fn probe_with(flags: &str) -> Result<(), KvmUnusable> {
-        let cpuinfo = tempfile::NamedTempFile::new().unwrap();
-        fs::write(cpuinfo.path(), format!("model name\t: vmx svm\nflags\t\t: fpu {flags} sse\n"))
-            .unwrap();
-        probe(Path::new("/dev/null"), cpuinfo.path())
-    }
-
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn a_device_alone_is_not_kvm() {
-        assert!(matches!(probe_with("avx"), Err(KvmUnusable::Processor)));
-        assert!(probe_with("vmx").is_ok());
-        assert!(probe_with("svm").is_ok());
-    }
-
-    #[test]
-    fn an_absent_device_is_not_kvm() {
-        let error = probe(Path::new("/no/such/device"), Path::new("/proc/cpuinfo"));
-        assert!(matches!(error, Err(KvmUnusable::Device(_))));
-    }
+    use super::{Accelerator, AcceleratorSetting, KvmUnusable};
 
     #[test]
     fn auto_falls_back_and_says_why() {
-        let gone = || Err(KvmUnusable::Device(io::ErrorKind::NotFound.into()));
+        let gone = || Err(KvmUnusable::Absent);
         let choice = AcceleratorSetting::Auto.choose_with(gone).unwrap();
         assert_eq!(choice.accelerator, Accelerator::Tcg);
-        assert_eq!(choice.reason, "no KVM: /dev/kvm cannot be opened: entity not found");
+        assert_eq!(choice.reason, "no KVM: there is no /dev/kvm");
     }
 
     #[test]

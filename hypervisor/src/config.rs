@@ -59,6 +59,8 @@ pub struct Nic {
     pub mac: MacAddress,
     /// Largest packet without the Ethernet header.
     pub mtu: u16,
+    /// `/dev/vhost-net`, for the kernel to move the packets; without it the VMM does. Only under KVM.
+    pub vhost: Option<OwnedFd>,
 }
 
 /// Raw image or block device.
@@ -72,6 +74,26 @@ pub struct Disk {
     pub serial: String,
 }
 
+/// Pages of the host that guest memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Of the ordinary size, taken when the guest first touches them.
+    #[default]
+    Normal,
+    /// Of 2 MiB, from the host's pool (`vm.nr_hugepages`), reserved when the VM is made.
+    Huge,
+}
+
+impl Pages {
+    /// Guest memory is a multiple of this.
+    pub fn granularity(self) -> MemoryMib {
+        match self {
+            Self::Normal => MemoryMib(1),
+            Self::Huge => MemoryMib(2),
+        }
+    }
+}
+
 /// Everything that a VM is made of; the descriptors are handed to the VMM.
 #[derive(Debug)]
 pub struct VmConfig {
@@ -79,10 +101,12 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: PathBuf,
-    /// Kernel parameters of the caller's own; the driver adds console, panic, reset and TSC.
+    /// Kernel parameters of the caller's own; the driver adds what machine and accelerator need.
     pub command_line: String,
     /// Guest memory; shared with the vhost-user backends.
     pub memory: MemoryMib,
+    /// What guest memory is made of.
+    pub pages: Pages,
     /// Virtual processors.
     pub vcpus: NonZeroU8,
     /// Machine type, see [`MachineType::choose`].
@@ -110,6 +134,7 @@ impl VmConfig {
             initrd,
             command_line: String::new(),
             memory: MemoryMib(128),
+            pages: Pages::default(),
             vcpus: NonZeroU8::MIN,
             machine: MachineType::Microvm,
             accelerator: Accelerator::Tcg,

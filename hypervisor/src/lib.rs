@@ -17,20 +17,24 @@ mod elf;
 mod end;
 pub mod fake;
 pub mod jail;
+pub mod kvm;
 mod machine;
 pub mod qemu;
 pub mod qmp;
 mod tsc;
+mod vhost;
 
 use async_trait::async_trait;
 
-pub use accelerator::{Accelerator, AcceleratorChoice, AcceleratorSetting, KvmUnusable};
-pub use config::{Access, Disk, MacAddress, MemoryMib, Nic, Share, VmConfig, Vsock};
+pub use accelerator::{Accelerator, AcceleratorChoice, AcceleratorSetting};
+pub use config::{Access, Disk, MacAddress, MemoryMib, Nic, Pages, Share, VmConfig, Vsock};
 pub use console::{Console, Fatal};
 pub use elf::{ElfError, closure as elf_closure};
 pub use end::{HypervisorError, VmEnd};
+pub use kvm::KvmUnusable;
 pub use machine::{MachineChoice, MachineDemand, MachineType};
 pub use tsc::TscClock;
+pub use vhost::Vhost;
 
 /// A VM of some hypervisor, from before its boot to after its end.
 #[async_trait]

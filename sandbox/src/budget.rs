@@ -5,15 +5,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use kata_hypervisor::MemoryMib;
+use kata_hypervisor::{Accelerator, MemoryMib};
 use kata_spec::{CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits};
 
 use crate::cgroup::{CgroupError, Group};
 
 const MIB: u64 = 1024 * 1024;
-
-/// What VMM and proxy take beside the guest's memory: measured under TCG, whose translations are the largest part.
-const OVERHEAD_MIB: u64 = 256;
 
 /// Part of a processor, in hundredths, that VMM and proxy take for devices, beside the guest's own: without it a container
 /// with a tenth of a processor would take a minute to boot.
@@ -31,14 +28,17 @@ pub struct Budget {
     group: Group,
     /// Of the VM; as large as it is for its life.
     memory: MemoryMib,
+    /// What VMM and proxy take beside it.
+    overhead: MemoryMib,
     /// By container.
     containers: Mutex<BTreeMap<String, Limits>>,
 }
 
 impl Budget {
     /// That of a VM of this size.
-    pub fn new(group: Group, memory: MemoryMib) -> Self {
-        Self { group, memory, containers: Mutex::default() }
+    pub fn new(group: Group, memory: MemoryMib, accelerator: Accelerator) -> Self {
+        let overhead = accelerator.overhead();
+        Self { group, memory, overhead, containers: Mutex::default() }
     }
 
     /// The group of VMM and proxy.
@@ -74,7 +74,7 @@ impl Budget {
     /// # Errors
     /// As [`Budget::admit`].
     pub fn bound(&self) -> Result<(), CgroupError> {
-        let sum = vm_limits(self.memory, self.containers().values());
+        let sum = vm_limits([self.memory, self.overhead], self.containers().values());
         self.group.bound(&sum)
     }
 
@@ -85,10 +85,10 @@ impl Budget {
 
 /// What VMM and proxy may take together: the sum of the containers' limits, and what running a VM takes.
 fn vm_limits<'a>(
-    memory: MemoryMib,
+    [memory, overhead]: [MemoryMib; 2],
     containers: impl Iterator<Item = &'a Limits> + Clone,
 ) -> Limits {
-    let bytes = (u64::from(memory.0) + OVERHEAD_MIB) * MIB;
+    let bytes = (u64::from(memory.0) + u64::from(overhead.0)) * MIB;
     let limit = i64::try_from(bytes).ok();
     // Swap beyond what every container may have is nobody's.
     let swap = containers.clone().map(|limits| swap_bytes(&limits.memory)).sum::<Option<i64>>();
@@ -149,7 +149,7 @@ mod tests {
     use kata_hypervisor::MemoryMib;
     use kata_spec::{Limits, check_resources};
 
-    use super::{MIB, OVERHEAD_MIB, vm_limits};
+    use super::{MIB, vm_limits};
 
     fn limits(json: &str) -> Limits {
         check_resources(json.as_bytes()).unwrap().limits
@@ -161,12 +161,12 @@ mod tests {
             limits(r#"{"cpu": {"quota": 50000, "shares": 512, "cpus": "0"}}"#),
             limits(r#"{"cpu": {"quota": 20000, "period": 20000, "cpus": "2-3"}}"#),
         ];
-        let vm = vm_limits(MemoryMib(100), some.iter());
-        assert_eq!(vm.memory_bytes(), Some((100 + OVERHEAD_MIB) * MIB));
+        let vm = vm_limits([MemoryMib(100), MemoryMib(30)], some.iter());
+        assert_eq!(vm.memory_bytes(), Some(130 * MIB));
         assert_eq!((vm.cpu.quota, vm.cpu.period), (Some(200_000), Some(100_000)));
         assert_eq!((vm.cpu.shares, vm.cpu.cpus.as_deref()), (Some(1536), Some("0,2-3")));
         let unlimited = [some[0].clone(), Limits::default()];
-        let vm = vm_limits(MemoryMib(100), unlimited.iter());
+        let vm = vm_limits([MemoryMib(100), MemoryMib(30)], unlimited.iter());
         assert_eq!((vm.cpu.quota, vm.cpu.cpus), (Some(-1), None));
     }
 }

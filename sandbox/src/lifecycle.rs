@@ -183,7 +183,11 @@ impl Sandbox {
         groups.iter().try_for_each(|group| group.make())?;
         steps.enter(Step::LimitCgroup)?;
         settings.group.limit(&settings.limits)?;
-        let budget = Budget::new(settings.vm_group.clone(), settings.vm.memory);
+        let budget = Budget::new(
+            settings.vm_group.clone(),
+            settings.vm.memory,
+            settings.vm.accelerator.accelerator,
+        );
         match &settings.container_id {
             Some(id) => budget.admit(id, &settings.limits)?,
             None => budget.bound()?,

@@ -5,8 +5,8 @@ use std::{
 };
 
 use kata_hypervisor::{
-    Accelerator, AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice,
-    MachineDemand, MachineType, MemoryMib, Nic as VmNic, Share, TscClock, VmConfig, Vsock,
+    AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice, MachineDemand,
+    MachineType, MemoryMib, Nic as VmNic, Pages, Share, TscClock, Vhost, VmConfig, Vsock,
     qemu::{JailSettings, Kernel, Qemu, QemuSettings},
 };
 use kata_protocol::{NONCE_PARAMETER, ROOTS, VOLUMES, hello::BootNonce};
@@ -43,6 +43,8 @@ pub struct VmSettings {
     pub initrd: PathBuf,
     /// Guest memory.
     pub memory: MemoryMib,
+    /// What it is made of.
+    pub pages: Pages,
     /// Virtual processors that are up at boot.
     pub vcpus: NonZeroU8,
     /// Virtual processors that there are; the guest brings the others up when they are needed.
@@ -93,6 +95,7 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
     let mut config = VmConfig::new(settings.kernel.clone(), settings.initrd.clone());
     config.command_line = command_line(nonce, settings);
     config.memory = settings.memory;
+    config.pages = settings.pages;
     config.vcpus = settings.max_vcpus;
     config.accelerator = settings.accelerator.accelerator;
     config.tsc_khz = settings.tsc.khz();
@@ -101,9 +104,11 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         Share { tag: ROOTS.0.into(), socket: devices.ends.roots },
         Share { tag: VOLUMES.0.into(), socket: devices.ends.volumes },
     ];
+    let vhost = Vhost::look(config.accelerator);
     for nic in devices.nics {
         let mtu = u16::try_from(nic.mtu).map_err(|_| VmError::Mtu(nic.mtu))?;
-        config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), mtu });
+        let vhost = vhost.open();
+        config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), mtu, vhost });
     }
     let kernel = Kernel::look(&settings.kernel).map_err(VmError::Boot)?;
     let demand = MachineDemand {
@@ -116,7 +121,8 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         None => MachineType::choose(demand),
     };
     config.machine = machine.machine;
-    let notes = notes(settings, &machine);
+    let mut notes = notes(settings, &machine);
+    notes.insert("packets".into(), vhost.to_string());
     let qemu = QemuSettings {
         binary: settings.vmm.clone(),
         jail: Some(JailSettings { launcher: settings.launcher.clone(), user: settings.user }),
@@ -130,12 +136,6 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
 fn command_line(nonce: &BootNonce, settings: &VmSettings) -> String {
     // The dummy driver makes a link of its own accord, which containers would see.
     let mut line = format!("dummy.numdummies=0 maxcpus={} ", settings.vcpus);
-    if settings.accelerator.accelerator == Accelerator::Tcg {
-        // The counter is the host's own. The kernel would check it by timer interrupts, which come late on a busy host,
-        // and give it up for a clock that counts those: wrong by as much as they were late.
-        // The same lateness makes the kernel's test of the timer fail, upon which it panics; under KVM it does not test.
-        line.push_str("tsc=reliable no_timer_check ");
-    }
     line.push_str(NONCE_PARAMETER);
     line.push('=');
     for byte in nonce {

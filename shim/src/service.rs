@@ -15,13 +15,13 @@ use std::{
     time::SystemTime,
 };
 
-use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix, find_vmm};
+use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix};
 use kata_engine_api::{
     handover::{FailureKind, TerminalSize},
     record::{HOOKS_FILE, Record, Status},
     timestamp::rfc3339,
 };
-use kata_hypervisor::{Accelerator, AcceleratorSetting, MachineType, TscClock};
+use kata_hypervisor::{Accelerator, MachineType, MemoryMib, TscClock};
 use kata_protocol::{ROOTS, VOLUMES};
 use kata_sandbox::{
     cgroup::Group,
@@ -43,11 +43,8 @@ use crate::{
     mounts,
     process::Process,
     sizing::{self, Capacity, Size},
+    vmm,
 };
-
-/// First of the user ids that VMMs run under. The shim's pid picks one: no two live shims have the same, and a VMM never
-/// outlives its shim, so nothing has to be allocated, locked or given back.
-const FIRST_VMM_USER: u32 = 2_000_000_000;
 
 /// A container to be made, with everything that only its creator could see.
 pub struct Creation {
@@ -391,21 +388,18 @@ fn vm_settings(
     cgroup_procs: Vec<PathBuf>,
 ) -> Result<VmSettings, Refusal> {
     let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-    let setting = match config.hypervisor.accelerator {
-        kata_config::Accelerator::Auto => AcceleratorSetting::Auto,
-        kata_config::Accelerator::Kvm => AcceleratorSetting::Kvm,
-        kata_config::Accelerator::Tcg => AcceleratorSetting::Tcg,
-    };
-    let accelerator = setting.choose().map_err(|e| internal(&e))?;
-    let shim = prefix.find(Artefact::Shim).map_err(|e| internal(&e))?;
+    let parts = vmm::Parts::find(config, prefix).map_err(|e| internal(&e))?;
+    let accelerator = parts.choose(config).map_err(|e| internal(&e))?;
+    let pages = vmm::pages(config);
     Ok(VmSettings {
-        vmm: find_vmm(config).map_err(|e| internal(&e))?,
-        launcher: vec![shim.to_string_lossy().into_owned(), "vmm-jail".into()],
-        user: FIRST_VMM_USER + std::process::id(),
+        vmm: parts.vmm,
+        launcher: parts.launcher,
+        user: vmm::user(),
         cgroup_procs,
-        kernel: prefix.kernel(config).map_err(|e| internal(&e))?,
-        initrd: prefix.initrd(config).map_err(|e| internal(&e))?,
-        memory: size.memory,
+        kernel: parts.kernel,
+        initrd: parts.initrd,
+        memory: MemoryMib(size.memory.0.next_multiple_of(pages.granularity().0)),
+        pages,
         vcpus: size.vcpus,
         max_vcpus: size.max_vcpus,
         notes: size.notes.into_iter().map(|(name, note)| (name.into(), note)).collect(),

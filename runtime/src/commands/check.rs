@@ -1,5 +1,7 @@
 //! `check`: whether this host can run Kata, why not, and what to do about it.
 
+mod accelerator;
+
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io,
@@ -9,8 +11,10 @@ use std::{
     time::Instant,
 };
 
-use kata_config::{Accelerator, Artefact, Loaded, find_vmm};
+use kata_config::{Artefact, Loaded};
 use serde::Serialize;
+
+use accelerator::Verified;
 
 use super::{Context, print, print_json, repair::Repaired, version};
 use crate::{
@@ -18,9 +22,6 @@ use crate::{
     failure::{Failure, one_line},
     id::ContainerId,
 };
-
-/// Memory of the host that one VM takes beside its guest's.
-const OVERHEAD_MIB: u64 = 128;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -75,8 +76,12 @@ impl Context<'_> {
             Ok(loaded) => {
                 findings.push(Finding::ok("configuration", self.config.display().to_string()));
                 findings.extend(self.installation(&loaded));
-                findings.push(accelerator(loaded.config.hypervisor.accelerator));
-                findings.push(memory(loaded.config.vm.memory_mib.into()));
+                let (devices, verified) = self.verify();
+                findings.push(devices);
+                if let Some(verified) = verified {
+                    findings.extend(verified.findings(loaded.config.hypervisor.accelerator));
+                    findings.push(memory(loaded.config.vm.memory_mib.into(), &verified));
+                }
             }
             Err(failure) => {
                 findings.push(Finding::of("configuration", Err::<String, _>(failure.line())))
@@ -104,25 +109,27 @@ impl Context<'_> {
             Finding::of("proxy", artefact(Artefact::Proxy)),
             Finding::of("guest kernel", self.prefix.kernel(config).map(shown)),
             Finding::of("guest initrd", self.prefix.initrd(config).map(shown)),
-            Finding::of("QEMU", find_vmm(config).map(shown)),
-            self.devices(),
         ]
     }
 
-    /// The shim knows which devices its driver uses.
-    fn devices(&self) -> Finding {
-        const WHAT: &str = "QEMU's devices";
+    /// The shim knows what its driver uses, and whether KVM runs guests here.
+    fn verify(&self) -> (Finding, Option<Verified>) {
+        const WHAT: &str = "QEMU";
         const FIX: &str = "install Debian's qemu-system-x86, 10.0 or later";
         let Ok(shim) = self.prefix.find(Artefact::Shim) else {
-            return Finding::warning(WHAT, "not looked at: there is no shim", FIX);
+            return (Finding::warning(WHAT, "not looked at: there is no shim", FIX), None);
         };
         let mut command = Command::new(shim);
         command.arg("verify").stdin(Stdio::null());
         command.envs(self.shim_environment.iter().filter_map(|pair| pair.split_once('=')));
-        match command.output() {
-            Ok(output) if output.status.success() => Finding::ok(WHAT, said(&output.stdout)),
-            Ok(output) => Finding::failed(WHAT, said(&output.stderr), FIX),
-            Err(error) => Finding::failed(WHAT, error.to_string(), FIX),
+        let output = match command.output() {
+            Ok(output) if output.status.success() => output,
+            Ok(output) => return (Finding::failed(WHAT, said(&output.stderr), FIX), None),
+            Err(error) => return (Finding::failed(WHAT, error.to_string(), FIX), None),
+        };
+        match serde_json::from_slice::<Verified>(&output.stdout) {
+            Ok(verified) => (Finding::ok(WHAT, verified.to_string()), Some(verified)),
+            Err(error) => (Finding::failed(WHAT, error.to_string(), FIX), None),
         }
     }
 
@@ -226,45 +233,8 @@ fn architecture() -> Finding {
     }
 }
 
-fn accelerator(wanted: Accelerator) -> Finding {
-    const WHAT: &str = "accelerator";
-    const TCG: &str = "TCG: guests are emulated: slow, and no security boundary";
-    let kvm = usable_kvm();
-    match (wanted, kvm) {
-        (Accelerator::Auto | Accelerator::Kvm, Ok(())) => Finding::ok(WHAT, "KVM"),
-        (Accelerator::Kvm, Err(reason)) => Finding::failed(
-            WHAT,
-            format!("KVM is configured, but {reason}"),
-            "enable virtualisation in the firmware (or nested virtualisation), or configure another accelerator",
-        ),
-        (Accelerator::Auto, Err(reason)) => Finding::warning(
-            WHAT,
-            format!("{TCG} ({reason})"),
-            "enable virtualisation in the firmware, or nested virtualisation",
-        ),
-        (Accelerator::Tcg, _) => {
-            Finding::warning(WHAT, TCG, "configure hypervisor.accelerator = \"auto\"")
-        }
-    }
-}
-
-/// A device node is not enough: without the processor's extension it only works for special guests.
-fn usable_kvm() -> Result<(), String> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|error| format!("/dev/kvm: {error}"))?;
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = processors.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    match flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") {
-        true => Ok(()),
-        false => Err("the processor shows neither vmx nor svm".to_owned()),
-    }
-}
-
-fn memory(guest_mib: u64) -> Finding {
-    let needed = guest_mib + OVERHEAD_MIB;
+fn memory(guest_mib: u64, verified: &Verified) -> Finding {
+    let needed = guest_mib + verified.overhead_mib;
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     match available_mib(&text) {
         Some(mib) if mib >= needed => Finding::ok("memory", format!("{mib} MiB available")),

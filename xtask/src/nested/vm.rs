@@ -42,6 +42,8 @@ pub struct Outcome {
     /// What the host has to have and has not, with the reason.
     pub missing: Vec<(String, String)>,
     pub programs: Vec<Ended>,
+    /// The end of the host's console, when it went off in the midst of its job.
+    pub died: Option<String>,
     /// Files that were handed out: below this directory.
     pub files: PathBuf,
 }
@@ -93,10 +95,7 @@ impl Machine<'_> {
             let text = fs::read_to_string(&console).unwrap_or_default();
             let mut tail: Vec<&str> = text.lines().rev().take(20).collect();
             tail.reverse();
-            bail!(
-                "the nested host went off in the midst of its job; its console:\n{}",
-                tail.join("\n")
-            );
+            reading.outcome.died = Some(tail.join("\n"));
         }
         if let (Some(why), true) = (&reading.failure, reading.outcome.missing.is_empty()) {
             bail!("the nested host could not do its job: {why}");

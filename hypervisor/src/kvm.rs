@@ -1,0 +1,245 @@
+//! Whether KVM runs guests here: the one place that looks.
+//!
+//! Three questions, each cheaper than the next: does `/dev/kvm` open, does the processor show the extension, and does a
+//! guest come up? The last one takes a short boot ([`Proof`]), whose answer is kept until host, VMM or guest change:
+//! there are hosts on which all looks well and no guest ever starts.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Hypervisor, VmEnd};
+
+const DEVICE: &str = "/dev/kvm";
+const CPUINFO: &str = "/proc/cpuinfo";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Why KVM can't run a stock guest here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KvmUnusable {
+    /// The kernel has none, or its module is not loaded.
+    #[error("there is no /dev/kvm")]
+    Absent,
+    /// It is there, and not for us.
+    #[error("/dev/kvm may not be opened ({0})")]
+    Permission(String),
+    /// Anything else that can be wrong with the device.
+    #[error("/dev/kvm cannot be opened ({0})")]
+    Device(String),
+    /// The device alone proves nothing: some hosts have one that starts no ordinary guest.
+    #[error("the processor shows neither vmx nor svm in /proc/cpuinfo")]
+    Processor,
+    /// What the processor can do is not known.
+    #[error("/proc/cpuinfo cannot be read ({0})")]
+    Cpuinfo(String),
+    /// All looked well, and a guest was tried.
+    #[error("KVM does not run a stock guest: {0}")]
+    Guest(String),
+}
+
+/// The first two questions.
+///
+/// # Errors
+/// [`KvmUnusable`].
+pub fn probe() -> Result<(), KvmUnusable> {
+    look(Path::new(DEVICE), Path::new(CPUINFO))
+}
+
+fn look(device: &Path, cpuinfo: &Path) -> Result<(), KvmUnusable> {
+    OpenOptions::new().read(true).write(true).open(device).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => KvmUnusable::Absent,
+        io::ErrorKind::PermissionDenied => KvmUnusable::Permission(error.to_string()),
+        _ => KvmUnusable::Device(error.to_string()),
+    })?;
+    let cpuinfo =
+        fs::read_to_string(cpuinfo).map_err(|error| KvmUnusable::Cpuinfo(error.to_string()))?;
+    let mut flags =
+        cpuinfo.lines().filter(|line| line.starts_with("flags")).flat_map(str::split_whitespace);
+    if cfg!(target_arch = "x86_64") && !flags.any(|flag| flag == "vmx" || flag == "svm") {
+        return Err(KvmUnusable::Processor);
+    }
+    Ok(())
+}
+
+/// What a proof is about; it holds for nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// This boot of the host.
+    boot: String,
+    files: Vec<Identity>,
+}
+
+/// A file as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed_ns: i128,
+}
+
+impl Subject {
+    /// This host, with this VMM, kernel and initrd.
+    ///
+    /// # Errors
+    /// Those of looking at the files.
+    pub fn now(files: [&Path; 3]) -> io::Result<Self> {
+        let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
+        let files = files.into_iter().map(Identity::of).collect::<io::Result<_>>()?;
+        Ok(Self { boot, files })
+    }
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            path: path.into(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed_ns: i128::from(metadata.ctime()) * 1_000_000_000
+                + i128::from(metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// What came of a short boot under KVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    subject: Subject,
+    /// Why no guest came up; none when one did.
+    failure: Option<String>,
+}
+
+impl Proof {
+    /// Boots `vm` until the guest's process 1 runs: without a nonce the agent ends at once, upon which the kernel says so.
+    pub async fn by_boot(vm: &dyn Hypervisor, subject: Subject, limit: Duration) -> Self {
+        let failure = match vm.boot().await {
+            Err(error) => Some(crate::accelerator::chain(&error)),
+            Ok(()) => match tokio::time::timeout(limit, vm.wait()).await {
+                Ok(VmEnd::AgentDied(_)) => None,
+                Ok(end) => Some(end.to_string()),
+                Err(_) => Some(format!("it was not up within {} s", limit.as_secs())),
+            },
+        };
+        // It has ended, or is of no use any more; one that can't be killed is killed when it is dropped.
+        vm.stop().await.ok();
+        Self { subject, failure }
+    }
+
+    /// The proof that was kept, if it is about this subject.
+    pub fn kept(place: &Path, subject: &Subject) -> Option<Self> {
+        let text = fs::read(place).ok()?;
+        let proof: Self = serde_json::from_slice(&text).ok()?;
+        (proof.subject == *subject).then_some(proof)
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// Those of writing a file beside `place` and renaming it.
+    pub fn keep(&self, place: &Path) -> io::Result<()> {
+        let draft = place.with_extension(format!("{}.new", std::process::id()));
+        fs::write(&draft, serde_json::to_vec(self)?)?;
+        fs::rename(&draft, place)
+    }
+
+    /// What it says about KVM.
+    ///
+    /// # Errors
+    /// [`KvmUnusable::Guest`].
+    pub fn judge(&self) -> Result<(), KvmUnusable> {
+        match &self.failure {
+            None => Ok(()),
+            Some(why) => Err(KvmUnusable::Guest(why.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, time::Duration};
+
+    use super::{KvmUnusable, Proof, Subject, look};
+    use crate::{
+        VmConfig, VmEnd,
+        fake::{Fake, FakeState},
+    };
+
+    fn look_with(flags: &str) -> Result<(), KvmUnusable> {
+        let cpuinfo = tempfile::NamedTempFile::new().unwrap();
+        fs::write(cpuinfo.path(), format!("model name\t: vmx svm\nflags\t\t: fpu {flags} sse\n"))
+            .unwrap();
+        look(Path::new("/dev/null"), cpuinfo.path())
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_device_alone_is_not_kvm() {
+        assert_eq!(look_with("avx"), Err(KvmUnusable::Processor));
+        assert_eq!(look_with("vmx"), Ok(()));
+        assert_eq!(look_with("svm"), Ok(()));
+    }
+
+    #[test]
+    fn an_absent_device_is_told_from_one_that_does_not_open() {
+        let cpuinfo = Path::new("/proc/cpuinfo");
+        assert_eq!(look(Path::new("/no/such/device"), cpuinfo), Err(KvmUnusable::Absent));
+        let directory = look(Path::new("/"), cpuinfo);
+        assert!(matches!(directory, Err(KvmUnusable::Device(_))), "{directory:?}");
+    }
+
+    fn subject() -> Subject {
+        Subject::now([Path::new("/proc/self/exe"); 3]).unwrap()
+    }
+
+    fn prove(ends: Option<VmEnd>) -> Result<(), KvmUnusable> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let file = || "/proc/self/exe".into();
+        let (vm, guest) = Fake::new(VmConfig::new(file(), file()));
+        let proof = Proof::by_boot(&vm, subject(), Duration::from_millis(10));
+        let play = async {
+            guest.reached(&FakeState::Running).await;
+            if let Some(end) = ends {
+                guest.end(end);
+            }
+        };
+        runtime.block_on(async { tokio::join!(proof, play).0 }).judge()
+    }
+
+    #[test]
+    fn a_guest_whose_process_1_ran_proves_it() {
+        assert_eq!(prove(Some(VmEnd::AgentDied("exitcode=0x100".into()))), Ok(()));
+    }
+
+    #[test]
+    fn any_other_end_and_none_at_all_disprove_it() {
+        let exited = VmEnd::VmmExited { code: 1, stderr: "failed to set MSR 0x10a".into() };
+        let told = prove(Some(exited)).unwrap_err().to_string();
+        assert!(told.starts_with("KVM does not run a stock guest: ") && told.contains("0x10a"));
+        assert!(prove(Some(VmEnd::GuestPanic("no root".into()))).is_err());
+        assert!(prove(None).is_err());
+    }
+
+    #[test]
+    fn a_proof_is_kept_for_its_subject_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("kvm.json");
+        assert_eq!(Proof::kept(&place, &subject()), None);
+        let proof = Proof { subject: subject(), failure: Some("x".into()) };
+        proof.keep(&place).unwrap();
+        assert_eq!(Proof::kept(&place, &subject()), Some(proof));
+        let other = Subject::now([Path::new("/proc/cpuinfo"); 3]).unwrap();
+        assert_eq!(Proof::kept(&place, &other), None);
+        fs::write(&place, "{").unwrap();
+        assert_eq!(Proof::kept(&place, &subject()), None);
+    }
+}
