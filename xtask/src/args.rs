@@ -90,6 +90,12 @@ pub struct BenchOptions {
     /// Only these measurements
     #[arg(long = "only", value_name = "MEASUREMENT")]
     pub only: Vec<Measurement>,
+    /// Measure cold start and memory under KVM, in the nested host
+    #[arg(long, conflicts_with = "only")]
+    pub kvm: bool,
+    /// Build nothing: measure what was built
+    #[arg(long)]
+    pub prebuilt: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -57,6 +57,6 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Image => image::build_all(&workspace),
         Command::Install(place) => install::install(&workspace, &place),
         Command::Uninstall(place) => install::uninstall(&place),
-        Command::Bench(options) => bench::run(&workspace, &options.only),
+        Command::Bench(options) => bench::run(&workspace, &options),
     }
 }

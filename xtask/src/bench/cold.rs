@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::bare::Prepared;
 use super::container::{Container, Source};
+use super::first;
 use super::patience;
 use super::report::{Report, Target};
 use super::sample::{Pair, Sample};
@@ -43,13 +44,20 @@ impl Start {
 
 /// Measures, and notes what came of it.
 pub fn measure(stand: &Stand, line: &VmmLine, report: &mut Report) -> Result<()> {
+    let kernel = stand.place("first.elf");
+    fs::write(&kernel, first::elf()).with_context(|| format!("write {}", kernel.display()))?;
+    let first_line = line.clone().with_kernel(&kernel);
     let line = line.clone().with_task("byte");
     let (mut bare, mut kata, mut traced) = (Vec::new(), Vec::new(), Vec::new());
+    let mut first = Vec::new();
     for _ in 0..ROUNDS {
+        first.push(milliseconds(start_bare(stand, &first_line)?.wall));
         bare.push(start_bare(stand, &line)?);
         kata.push(start_kata(stand)?);
         traced.push(trace(stand)?);
     }
+    let first = Sample::new(first).context("no rounds")?;
+    report.add("first instruction of a kernel, from the execution of QEMU", "ms", &first);
     note_wall(&bare, &kata, report)?;
     note_cpu(&bare, &kata, report)?;
     for (number, (name, _)) in traced[0].iter().enumerate() {

@@ -6,12 +6,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::bare::Prepared;
 use super::container::{Container, Source};
 use super::patience;
 use super::report::{Report, Target};
 use super::sample::Sample;
 use super::stand::Stand;
 use super::usage::Memory;
+use super::vmm_line::VmmLine;
 
 const EXECS: usize = 20;
 const MEMORY: &str = "128";
@@ -19,7 +21,8 @@ const MEMORY: &str = "128";
 /// What the issue counts together.
 const COUNTED: [&str; 3] = ["shim", "proxy", "monitor"];
 
-pub fn measure(stand: &Stand, report: &mut Report) -> Result<()> {
+pub fn measure(stand: &Stand, line: &VmmLine, report: &mut Report) -> Result<()> {
+    weigh_bare(stand, line, report)?;
     let bundle = stand.bundle("idle", &["byte"], |spec| {
         spec["annotations"] = json!({ "io.katacontainers.vm.memory_mib": MEMORY });
     })?;
@@ -38,8 +41,26 @@ pub fn measure(stand: &Stand, report: &mut Report) -> Result<()> {
     weigh_agent(stand, report)
 }
 
+/// QEMU and a proxy of its own, of the same size.
+fn weigh_bare(stand: &Stand, line: &VmmLine, report: &mut Report) -> Result<()> {
+    let line = line.clone().with_task("byte").with_memory(MEMORY);
+    let vm = Prepared::new(stand, &line)?.boot(stand)?;
+    patience::read_line(&vm.console, "!")?;
+    for (name, pid) in ["VMM", "proxy"].into_iter().zip(vm.pids()) {
+        let memory = Memory::of(pid)?;
+        report.add(format!("PSS, idle {MEMORY} MiB bare VM: {name}"), "MB", &megabytes(memory.own));
+        if name == "VMM" {
+            report.add("  guest memory in use, bare", "MB", &megabytes(memory.guest));
+        }
+    }
+    Ok(())
+}
+
+fn megabytes(kibibytes: u64) -> Sample {
+    Sample::one(kibibytes as f64 * 1024.0 / 1e6)
+}
+
 fn weigh(container: &Container<'_>, report: &mut Report) -> Result<()> {
-    let megabytes = |kibibytes: u64| Sample::one(kibibytes as f64 * 1024.0 / 1e6);
     let (mut counted, mut guest) = (0, 0);
     for (name, pid) in container.pids()?.named() {
         let memory = Memory::of(pid)?;

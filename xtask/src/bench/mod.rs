@@ -5,7 +5,9 @@ mod bare;
 mod cold;
 mod container;
 mod files;
+mod first;
 mod idle;
+mod nested;
 mod patience;
 mod report;
 mod sample;
@@ -17,7 +19,6 @@ mod vmm_line;
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
@@ -26,7 +27,7 @@ use self::container::{Container, Source};
 use self::report::Report;
 use self::stand::Stand;
 use self::vmm_line::VmmLine;
-use crate::args::Measurement;
+use crate::args::{BenchOptions, Measurement};
 use crate::build::{self, replace_file};
 use crate::layout::Workspace;
 use crate::process::Run;
@@ -35,11 +36,19 @@ use crate::setup::{self, Purpose};
 
 const GUEST_PACKAGE: &str = "kata-bench-guest";
 
-/// Builds, measures, prints the table and writes `target/kata/bench.json`; everything, unless `only` names some.
-pub fn run(workspace: &Workspace, only: &[Measurement]) -> Result<()> {
+/// Builds, measures, prints the table and writes `target/kata/bench.json`; everything, unless options name some.
+pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     setup::prepare(Purpose::Bench)?;
-    build::everything(workspace, None)?;
-    let stand = Stand::new(workspace, &build_guest(workspace)?)?;
+    let guest = workspace.built("agent").join(GUEST_PACKAGE);
+    if !options.prebuilt {
+        build::everything(workspace, None)?;
+        build_guest(workspace)?;
+    }
+    if options.kvm {
+        return nested::run(workspace, &guest);
+    }
+    let only = &options.only;
+    let stand = Stand::new(workspace, &guest)?;
     let mut report = Report::default();
     let line = look_at_vmm(&stand, &mut report)?;
     for (measurement, what) in MEASUREMENTS {
@@ -51,7 +60,7 @@ pub fn run(workspace: &Workspace, only: &[Measurement]) -> Result<()> {
             Measurement::Cold => cold::measure(&stand, &line, &mut report),
             Measurement::Files => files::measure(&stand, &line, &mut report),
             Measurement::Streams => throughput::measure(&stand, &line, &mut report),
-            Measurement::Idle => idle::measure(&stand, &mut report),
+            Measurement::Idle => idle::measure(&stand, &line, &mut report),
             Measurement::Sizes => sizes::measure(workspace, &mut report),
         };
         measured.with_context(|| format!("measure {what}"))?;
@@ -72,12 +81,11 @@ const MEASUREMENTS: &[(Measurement, &str)] = &[
     (Measurement::Sizes, "sizes"),
 ];
 
-fn build_guest(workspace: &Workspace) -> Result<PathBuf> {
+fn build_guest(workspace: &Workspace) -> Result<()> {
     Run::new("cargo")
         .args(["build", "--quiet", "--locked", "--profile", "agent", "-p", GUEST_PACKAGE])
         .cwd(workspace.root())
-        .attached()?;
-    Ok(workspace.built("agent").join(GUEST_PACKAGE))
+        .attached()
 }
 
 /// Runs one container, to see which VMM it gets.

@@ -64,6 +64,27 @@ impl VmmLine {
         self
     }
 
+    /// Boots another kernel.
+    pub fn with_kernel(mut self, kernel: &Path) -> Self {
+        if let Some(at) = self.words.iter().position(|word| word == "-kernel") {
+            self.words[at + 1] = kernel.display().to_string();
+        }
+        self
+    }
+
+    /// Gives the guest as much memory as another one has.
+    pub fn with_memory(mut self, mebibytes: &str) -> Self {
+        let Some(at) = self.words.iter().position(|word| word == "-m") else { return self };
+        let (old, new) = (self.words[at + 1].clone(), format!("{mebibytes}M"));
+        for word in &mut self.words {
+            if *word == old {
+                word.clone_from(&new);
+            }
+            *word = word.replace(&format!("size={old}"), &format!("size={new}"));
+        }
+        self
+    }
+
     /// Attaches a disk image.
     pub fn with_disk(mut self, image: &Path) -> Self {
         let pci = self.words.iter().any(|word| word.starts_with("vhost-user-fs-pci"));
@@ -124,6 +145,17 @@ mod tests {
         let line = VmmLine::new(&words(), "/k".as_ref(), "/i".as_ref()).unwrap();
         let text = line.with_disk("/d".as_ref()).words().join(" ");
         assert!(text.ends_with("-device virtio-blk-device,drive=disk"), "{text}");
+    }
+
+    #[test]
+    fn kernel_and_memory_can_be_exchanged() {
+        let mut words = words();
+        words
+            .extend(["-object".into(), "memory-backend-memfd,id=memory,size=256M,share=on".into()]);
+        let line = VmmLine::new(&words, "/k".as_ref(), "/i".as_ref()).unwrap();
+        let text = line.with_kernel("/other".as_ref()).with_memory("128").words().join(" ");
+        assert!(text.contains(" -m 128M -kernel /other -initrd /i "), "{text}");
+        assert!(text.ends_with("size=128M,share=on"), "{text}");
     }
 
     #[test]
