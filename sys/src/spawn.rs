@@ -24,6 +24,7 @@ use std::{
 
 use child::{Plan, REPORT, Step};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
     pipe::{PipeFlags, pipe_with},
     process::{
@@ -188,6 +189,16 @@ pub struct Child {
 }
 
 impl Child {
+    /// Whether the child has ended, reaped or not.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn has_ended(&self) -> io::Result<bool> {
+        let mut watched = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        Ok(rustix::io::retry_on_intr(|| poll(&mut watched, Some(&now)))? > 0)
+    }
+
     /// Blocks until the child has ended, and reaps it.
     ///
     /// # Errors

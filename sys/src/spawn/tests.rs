@@ -169,6 +169,19 @@ fn a_child_with_a_life_of_its_own_outlives_the_thread() {
 }
 
 #[test]
+fn an_ended_child_is_known_before_and_after_it_is_reaped() {
+    let child = shell("read line").start().unwrap();
+    child.wait().unwrap();
+    assert!(child.has_ended().unwrap());
+    let (_reader, writer) = pipe();
+    let idle = Spawn { fds: vec![writer.as_fd()], ..shell("exec sleep 1000") }.start().unwrap();
+    assert!(!idle.has_ended().unwrap());
+    idle.kill().unwrap();
+    idle.wait().unwrap();
+    assert!(idle.has_ended().unwrap());
+}
+
+#[test]
 fn a_killed_child_is_reaped_once() {
     let child = shell("exec cat /dev/zero").start().unwrap();
     assert_eq!(child.try_wait().unwrap(), None);
