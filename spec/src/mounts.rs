@@ -40,6 +40,9 @@ pub(crate) const GUEST_TYPES: &[&str] = &[
 ];
 
 const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+/// Each costs a guest some milliseconds, and engines make some dozens; a kernel would take 100,000.
+const MOST_MOUNTS: usize = 2048;
+
 const SHARED_MEMORY: &str = "/dev/shm";
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const PROC_MAGIC: u64 = 0x9fa0;
@@ -61,7 +64,13 @@ pub(crate) fn check(
     bundle: &Path,
 ) -> Result<Mounts, SpecError> {
     let mut mounts = Mounts { volumes: Vec::new(), points: Vec::new() };
-    for (index, value) in elements(&config["mounts"]).iter().enumerate() {
+    let list = elements(&config["mounts"]);
+    if list.len() > MOST_MOUNTS {
+        let why = format!("has {} mounts; a guest makes at most {MOST_MOUNTS}", list.len());
+        let checked = Err::<(), _>(document.wrong("mounts", why));
+        document.settle(checked)?;
+    }
+    for (index, value) in list.iter().enumerate() {
         let checked = Mount::checked(document, config, (index, value), bundle);
         let Some((mount, class)) = document.settle(checked)? else { continue };
         let for_guest = &mut guest["mounts"][index];
