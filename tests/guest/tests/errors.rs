@@ -304,7 +304,6 @@ fn words_that_are_no_command() {
     for (words, named) in [
         (&["strat", "c1"][..], "strat"),
         (&["state"], "<ID>"),
-        (&["kill", "c1", "TURM"], "TURM"),
         (&["run", "--no-such-option", "c1"], "--no-such-option"),
     ] {
         kata.call(words).assert_one_line(&[named]);
