@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod compare;
+pub mod containerd;
 mod docker;
 mod engine;
 mod netns;

@@ -1,0 +1,232 @@
+//! A containerd of our own.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kata_guest_tests::image::{Image, Layer, packed};
+use serde_json::json;
+
+use super::{
+    Cri,
+    runtime::{RemovePodSandboxRequest, StopPodSandboxRequest},
+};
+use crate::Netns;
+
+/// A runtime handler, and the name of its shim.
+pub type Handler = (&'static str, &'static str);
+
+/// Ours.
+pub const KATA: Handler = ("kata", "io.containerd.kata.v2");
+
+/// What holds for it tests the test.
+pub const RUNC: Handler = ("runc", "io.containerd.runc.v2");
+
+/// The image of containers.
+pub const BUSYBOX: &str = "localhost/busybox:1";
+
+/// The image of sandboxes, for the runtime that runs them.
+const PAUSE: &str = "localhost/pause:1";
+
+const PROGRAM: &str = "/usr/bin/containerd";
+
+/// An engine, ended with all that it runs when dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    directory: tempfile::TempDir,
+    prefix: PathBuf,
+    process: Child,
+    network: Netns,
+}
+
+impl Containerd {
+    /// Starts one that knows [`KATA`] and [`RUNC`], with [`BUSYBOX`]; `None`, after a word on why, when it can't be.
+    pub fn start() -> Option<Self> {
+        let prefix = env::var_os("KATA_PREFIX").map(PathBuf::from);
+        let root = env::var_os("KATA_TEST_ROOT_BUSYBOX").map(PathBuf::from);
+        let (Some(prefix), Some(root)) = (prefix, root) else {
+            println!("SKIP KATA_PREFIX or KATA_TEST_ROOT_BUSYBOX is not set; run cargo xtask test");
+            return None;
+        };
+        if !Path::new(PROGRAM).exists() {
+            println!("SKIP {PROGRAM} is not installed");
+            return None;
+        }
+        let directory = tempfile::Builder::new().prefix("ke").tempdir().unwrap();
+        let name = directory.path().file_name().unwrap().to_string_lossy().into_owned();
+        write_configuration(directory.path(), &name);
+        let network = Netns::new();
+        let process = spawn(directory.path(), &prefix, &network);
+        let engine = Self { directory, prefix, process, network };
+        engine.await_ready();
+        engine.import(&root);
+        Some(engine)
+    }
+
+    /// A file of this engine.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Its CRI.
+    pub fn cri(&self) -> Cri {
+        Cri::new(self.file("c.sock"))
+    }
+
+    /// `ctr`, in containerd's default namespace.
+    pub fn ctr(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(self.file("c.sock")).args(words);
+        command
+    }
+
+    /// Kills it as a crash would, and starts it again.
+    pub fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = spawn(self.directory.path(), &self.prefix, &self.network);
+        self.await_ready();
+    }
+
+    /// A command in its network namespace.
+    pub fn inside(&self, program: &str) -> Command {
+        self.network.command(program)
+    }
+
+    fn await_ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.ctr(&["version"]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "containerd does not answer: {}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.file("log")).unwrap_or_default()
+    }
+
+    fn import(&self, root: &Path) {
+        let busybox = packed(root);
+        let pause = Layer::new().directory("proc", 0o755);
+        for (name, layers, entry) in [
+            (BUSYBOX, vec![busybox.clone()], json!([])),
+            (PAUSE, vec![busybox, pause.end()], json!(["sleep", "1000000"])),
+        ] {
+            let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+            let mut image = Image::empty();
+            let mut manifest = image.manifest(&layers, json!({"Env": [path], "Entrypoint": entry}));
+            manifest["annotations"] = json!({"io.containerd.image.name": name});
+            image.list(manifest);
+            let archive = image.archive(self.directory.path());
+            for namespace in ["default", "k8s.io"] {
+                let mut import = self.ctr(&["-n", namespace, "images", "import"]);
+                let done = import.arg(&archive).output().unwrap();
+                assert!(done.status.success(), "{}", text(&done));
+            }
+        }
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("containerd said:\n{}", self.log());
+        }
+        // What a failed test has left: pods by CRI, containers by their tasks.
+        let cri = self.cri();
+        let pods = cri.list_pod_sandbox(&Default::default()).unwrap_or_default();
+        for pod in pods.items {
+            let id = pod.id.clone();
+            let stop = StopPodSandboxRequest { pod_sandbox_id: id, ..Default::default() };
+            cri.stop_pod_sandbox(&stop).ok();
+            let id = pod.id;
+            let remove = RemovePodSandboxRequest { pod_sandbox_id: id, ..Default::default() };
+            cri.remove_pod_sandbox(&remove).ok();
+        }
+        let tasks = self.ctr(&["tasks", "ls", "-q"]).output().unwrap();
+        for id in String::from_utf8_lossy(&tasks.stdout).lines() {
+            self.ctr(&["tasks", "rm", "-f", id]).output().ok();
+            self.ctr(&["containers", "rm", id]).output().ok();
+        }
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+fn spawn(directory: &Path, prefix: &Path, network: &Netns) -> Child {
+    let log = fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
+    let path = env::var("PATH").unwrap_or_default();
+    network
+        .command(PROGRAM)
+        .arg("-c")
+        .arg(directory.join("config.toml"))
+        .env("PATH", format!("{}:{path}", prefix.join("bin").display()))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+fn write_configuration(directory: &Path, bridge: &str) {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let handlers: String = [KATA, RUNC]
+        .iter()
+        .map(|(name, kind)| {
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]\n\
+                 runtime_type = \"{kind}\"\nprivileged_without_host_devices = true\n"
+            )
+        })
+        .collect();
+    let configuration = format!(
+        r#"version = 2
+root = "{root}"
+state = "{state}"
+[grpc]
+address = "{socket}"
+[ttrpc]
+address = "{socket}.ttrpc"
+[debug]
+level = "warn"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{opt}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{PAUSE}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "{cni}"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "kata"
+{handlers}"#,
+        root = at("root"),
+        state = at("state"),
+        socket = at("c.sock"),
+        opt = at("opt"),
+        cni = at("cni"),
+    );
+    fs::write(directory.join("config.toml"), configuration).unwrap();
+    fs::create_dir(directory.join("cni")).unwrap();
+    let ranges = json!([[{"subnet": "10.88.0.0/16"}]]);
+    let ipam = json!({
+        "type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}],
+        "dataDir": at("ipam"),
+    });
+    let list = json!({
+        "cniVersion": "0.4.0", "name": bridge,
+        "plugins": [
+            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    });
+    fs::write(directory.join("cni/10.conflist"), list.to_string()).unwrap();
+}

@@ -1,0 +1,17 @@
+//! containerd, spoken to as `ctr` and as a kubelet.
+
+mod cri;
+mod daemon;
+mod grpc;
+mod pod;
+
+pub use cri::Cri;
+pub use daemon::{BUSYBOX, Containerd, Handler, KATA, RUNC};
+pub use grpc::Status;
+pub use pod::{Container, Pod, config, resources, security};
+
+/// CRI's messages, generated from `proto/`.
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod runtime {
+    include!(concat!(env!("OUT_DIR"), "/cri.rs"));
+}
