@@ -52,9 +52,15 @@ pub struct Global {
     /// Directory of the configuration
     #[arg(long, global = true, value_name = "DIR", default_value_os_t = kata_config::directory())]
     pub config: PathBuf,
-    /// Not supported yet: cgroups made by systemd
+    /// Accepted for runc's sake: control groups are made where systemd would make them, without it
     #[arg(long, global = true, hide = true)]
     pub systemd_cgroup: bool,
+    /// Accepted for runc's sake: whether there is root is seen
+    #[arg(long, global = true, hide = true, value_name = "WORD")]
+    pub rootless: Option<String>,
+    /// Accepted for runc's sake: nothing uses it
+    #[arg(long, global = true, hide = true, value_name = "FILE")]
+    pub criu: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,7 +78,7 @@ pub enum Command {
     /// Remove a container that has ended
     Delete(Delete),
     /// Run another process in a running container
-    Exec(Exec),
+    Exec(Box<Exec>),
     /// List the containers of this root
     List(List),
     /// Show the processes of a container
@@ -140,6 +146,9 @@ pub struct Creating {
     /// Not supported: descriptors beyond stderr can't enter a VM
     #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
     pub preserve_fds: u32,
+    /// Socket that gets a pidfd of the process that stands for the container
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -298,9 +307,24 @@ pub struct Exec {
     /// Forbid new privileges
     #[arg(long)]
     pub no_new_privs: bool,
+    /// Accepted for runc's sake: where it would matter, the process could not run before the container is resumed
+    #[arg(long, hide = true)]
+    pub ignore_paused: bool,
+    /// AppArmor profile; without a meaning in the guest, as in a spec
+    #[arg(long, value_name = "PROFILE", hide = true)]
+    pub apparmor: Option<String>,
+    /// SELinux label; without a meaning in the guest, as in a spec
+    #[arg(long, value_name = "LABEL", hide = true)]
+    pub process_label: Option<String>,
+    /// Not supported: the process is in the control group of its container
+    #[arg(long, value_name = "GROUP", hide = true)]
+    pub cgroup: Vec<String>,
     /// Not supported: descriptors beyond stderr can't enter a VM
     #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
     pub preserve_fds: u32,
+    /// Socket that gets a pidfd of the process that stands for the new one
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Id of the container
     pub id: ContainerId,
     /// Command to run, unless --process is given

@@ -19,11 +19,12 @@ use std::{
 use kata_config::Prefix;
 use kata_engine_api::handover::{Create, Request, TerminalSize, Volume};
 use kata_spec::{Checked, Network, Trees};
-use kata_sys::spawn::Child;
+use kata_sys::{scm, spawn::Child};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde_json::Value;
 
 use crate::{
+    args::Creating,
     bundle::Bundle,
     failure::Failure,
     handover::{ask, sealed},
@@ -82,10 +83,38 @@ pub struct Creation<'a> {
     pub prefix: &'a Prefix,
     pub id: &'a ContainerId,
     pub console: Console,
-    pub pid_file: Option<&'a Path>,
+    pub told: Told<'a>,
     /// What the shim is told by its environment.
     pub shim_environment: &'a [String],
     pub journal: &'a Journal,
+}
+
+/// Who is told of the process that stands for another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    pub pid_file: Option<&'a Path>,
+    pub pidfd_socket: Option<&'a Path>,
+}
+
+impl<'a> Told<'a> {
+    /// As it was typed.
+    pub fn of(typed: &'a Creating) -> Self {
+        let Creating { pid_file, pidfd_socket, .. } = typed;
+        Self { pid_file: pid_file.as_deref(), pidfd_socket: pidfd_socket.as_deref() }
+    }
+
+    /// Tells them; `kind` is runc's word for the kind of process.
+    pub fn tell(&self, monitor: &Monitor, kind: &str) -> Result<(), Failure> {
+        if let Some(path) = self.pidfd_socket {
+            let failed = || Failure::host(format!("send a pidfd to {}", path.display()));
+            let socket = UnixStream::connect(path).map_err(failed())?;
+            scm::send(&socket, kind.as_bytes(), &[monitor.child.pidfd.as_fd()]).map_err(failed())?;
+        }
+        match self.pid_file {
+            Some(path) => pid_file::write(path, monitor.pid()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A container that is created.
@@ -179,9 +208,7 @@ fn make(
     if let Some(owed) = owed.filter(|owed| !owed.survives_creation()) {
         owed.keep(dir)?;
     }
-    if let Some(path) = creation.pid_file {
-        pid_file::write(path, monitor.pid())?;
-    }
+    creation.told.tell(&monitor, "standard")?;
     Ok(monitor.child)
 }
 

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{args::Exec, bundle::BundleError, failure::Failure, made_spec::set_variable};
 
-/// The sets that `--cap` adds to, as runc does.
-const CAPABILITY_SETS: [&str; 5] = ["bounding", "effective", "permitted", "inheritable", "ambient"];
+/// The sets that `--cap` adds to, as runc does: what is inheritable stays as it is, and only with that something can be
+/// ambient.
+const CAPABILITY_SETS: [&str; 3] = ["bounding", "effective", "permitted"];
 
 /// The process to run. `bundle` is the container's.
 pub fn build(exec: &Exec, bundle: &Path) -> Result<Value, Failure> {
@@ -79,6 +80,12 @@ fn adapt(mut process: Map<String, Value>, exec: &Exec) -> Map<String, Value> {
         gids.extend(exec.additional_gids.iter().map(|gid| json!(gid)));
         user["additionalGids"] = json!(gids);
     }
+    let labels = [("apparmorProfile", &exec.apparmor), ("selinuxLabel", &exec.process_label)];
+    for (field, label) in labels {
+        if let Some(label) = label {
+            process.insert(field.into(), json!(label));
+        }
+    }
     for capability in &exec.cap {
         add_capability(&mut process, capability);
     }
@@ -89,7 +96,8 @@ fn add_capability(process: &mut Map<String, Value>, capability: &str) {
     let capabilities = process.entry("capabilities").or_insert_with(|| json!({}));
     let name = capability.to_ascii_uppercase();
     let name = if name.starts_with("CAP_") { name } else { format!("CAP_{name}") };
-    for set in CAPABILITY_SETS {
+    let inherits = capabilities["inheritable"].as_array().is_some_and(|names| !names.is_empty());
+    for set in CAPABILITY_SETS.into_iter().chain(inherits.then_some("ambient")) {
         let own = capabilities.get(set).and_then(Value::as_array).cloned();
         let mut names = own.unwrap_or_default();
         if !names.iter().any(|other| other.as_str() == Some(name.as_str())) {
@@ -112,7 +120,7 @@ mod tests {
     fn exec(line: &str) -> Exec {
         let words = ["kata-runtime", "exec"].into_iter().chain(line.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Exec(exec) => exec,
+            Command::Exec(exec) => *exec,
             other => panic!("{other:?}"),
         }
     }
@@ -154,6 +162,7 @@ mod tests {
         assert_eq!(process["user"], json!({ "uid": 1, "gid": 2, "additionalGids": [7, 8] }));
         assert_eq!(process["capabilities"]["bounding"], json!(["CAP_CHOWN", "CAP_SYS_ADMIN"]));
         assert_eq!(process["capabilities"]["effective"], json!(["CAP_SYS_ADMIN", "CAP_CHOWN"]));
+        assert_eq!(process["capabilities"].get("ambient"), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod files;
 mod hierarchies;
 mod remove;
+mod systemd;
 
 use std::{
     fs,
@@ -43,7 +44,7 @@ pub enum CgroupError {
     #[error("read /proc/self/mountinfo")]
     Mounts(#[source] io::Error),
     #[error(
-        "cgroupsPath {0:?} is in systemd's slice:prefix:name form, which needs --systemd-cgroup"
+        "cgroupsPath {0:?} is neither a path nor systemd's slice:prefix:name with a slice that there can be"
     )]
     SystemdPath(String),
     #[error("cgroupsPath {0:?} leaves the cgroup file system, or is its root")]
@@ -103,7 +104,7 @@ impl Group {
     pub fn plan(cgroups_path: Option<&str>, id: &str) -> Result<Self, CgroupError> {
         let path = match cgroups_path.filter(|path| !path.is_empty()) {
             Some(path) if path.matches(':').count() == 2 && !path.contains('/') => {
-                return Err(CgroupError::SystemdPath(path.into()));
+                systemd::path(path).ok_or_else(|| CgroupError::SystemdPath(path.into()))?
             }
             Some(path) => path.to_owned(),
             None => {

@@ -93,6 +93,8 @@ pub struct Container {
     shares_pids: bool,
     /// Of its init; 0 before it is in the guest.
     guest_pid: AtomicU32,
+    /// It is in the guest, though it may not run yet; locked while it enters.
+    entered: tokio::sync::Mutex<bool>,
     volumes: Range<usize>,
     network: Mutex<Option<Namespace>>,
     grace: Duration,
@@ -115,6 +117,7 @@ impl Container {
             guest_root: parts.guest_root,
             shares_pids: parts.shares_pids,
             guest_pid: AtomicU32::new(0),
+            entered: tokio::sync::Mutex::new(false),
             volumes: parts.volumes,
             network: Mutex::new(parts.network),
             grace: parts.grace,
@@ -181,13 +184,7 @@ impl Container {
                 }
                 // Before anything can fail: whatever happens from here on, its end is seen.
                 tokio::spawn(self.clone().supervise(self.init.clone()));
-                let facts = self.sandbox.facts();
-                self.update_record(|record| {
-                    record.status = Status::Running;
-                    record.vmm_pid = facts.vmm_pid;
-                    record.proxy_pid = facts.proxy_pid;
-                    record.sandbox.extend(facts.notes);
-                })?;
+                self.record_facts(|record| record.status = Status::Running)?;
                 self.deliver_early_signals().await;
                 Ok(())
             }
@@ -303,6 +300,17 @@ impl Container {
         if process.is_init() && self.role != Role::Member {
             self.sandbox.stop().await;
         }
+    }
+
+    /// Records what has become known of the sandbox, and something else.
+    fn record_facts(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
+        let facts = self.sandbox.facts();
+        self.update_record(|record| {
+            record.vmm_pid = facts.vmm_pid;
+            record.proxy_pid = facts.proxy_pid;
+            record.sandbox.extend(facts.notes);
+            change(record);
+        })
     }
 
     fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {

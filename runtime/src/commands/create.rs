@@ -6,7 +6,7 @@ use super::Context;
 use crate::{
     args::{Create, Creating},
     bundle::Bundle,
-    create::{Console, Creation, Source, create},
+    create::{Console, Creation, Source, Told, create},
     failure::Failure,
 };
 
@@ -20,7 +20,7 @@ impl Context<'_> {
             prefix: &self.prefix,
             id: &typed.id,
             console,
-            pid_file: typed.creating.pid_file.as_deref(),
+            told: Told::of(&typed.creating),
             shim_environment: &self.shim_environment,
             journal: self.journal,
         };
@@ -37,13 +37,20 @@ impl Context<'_> {
     }
 }
 
-/// `--preserve-fds` would have to be ignored, so it is refused.
+/// Descriptors that would have to be ignored are refused.
 pub(super) fn refuse(preserve_fds: u32) -> Result<(), Failure> {
-    match preserve_fds {
-        0 => Ok(()),
-        count => Err(Failure::Usage(format!(
-            "--preserve-fds {count} is not supported: descriptors beyond stderr can't enter a VM"
-        ))),
+    const WHY: &str = "descriptors beyond stderr can't enter a VM";
+    if preserve_fds > 0 {
+        return Err(Failure::Usage(format!(
+            "--preserve-fds {preserve_fds} is not supported: {WHY}"
+        )));
+    }
+    // sd_listen_fds(3): they are for the process that the variable names, and nobody else.
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let ours = number("LISTEN_PID") == Some(std::process::id());
+    match number("LISTEN_FDS").filter(|_| ours) {
+        None | Some(0) => Ok(()),
+        Some(count) => Err(Failure::Usage(format!("LISTEN_FDS={count} is not supported: {WHY}"))),
     }
 }
 

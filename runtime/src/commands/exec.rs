@@ -7,13 +7,12 @@ use kata_engine_api::handover::{Exec as ExecRequest, FailureKind, Request};
 use super::{Context, create::refuse};
 use crate::{
     args::Exec,
-    create::Console,
+    create::{Console, Told},
     exec_process::{build, wants_terminal},
     failure::Failure,
     foreground::{Foreground, Signals},
     handover::{ask, sealed},
     id::ContainerId,
-    pid_file,
     programs::{Monitor, MonitorNetwork, MonitorPlan, start_monitor},
     sandbox_dir::SandboxDir,
     shim_client::{PATIENCE, ShimClient, block_on},
@@ -23,6 +22,11 @@ use crate::{
 impl Context<'_> {
     pub(super) fn exec(&self, typed: &Exec) -> Result<u8, Failure> {
         refuse(typed.preserve_fds)?;
+        if let Some(group) = typed.cgroup.first() {
+            return Err(Failure::Usage(format!(
+                "--cgroup {group} is not supported: the process is in the control group of its container"
+            )));
+        }
         let dir = self.root.open(&typed.id)?;
         let found = block_on(ShimClient::find(&dir, &typed.id, PATIENCE))?;
         if found.is_none() {
@@ -78,10 +82,9 @@ impl Context<'_> {
         (monitor, json): (&Monitor, OwnedFd),
     ) -> Result<(), Failure> {
         ask(dir, request, &[monitor.control.as_fd(), json.as_fd()])?;
-        match &typed.pid_file {
-            Some(path) => pid_file::write(path, monitor.pid()),
-            None => Ok(()),
-        }
+        let Exec { pid_file, pidfd_socket, .. } = typed;
+        let told = Told { pid_file: pid_file.as_deref(), pidfd_socket: pidfd_socket.as_deref() };
+        told.tell(monitor, "setns")
     }
 }
 

@@ -79,11 +79,7 @@ impl<'a> Context<'a> {
     /// Takes the options that hold for every command.
     pub fn new(global: Global, journal: &'a Journal) -> Result<Self, Failure> {
         if global.systemd_cgroup {
-            return Err(Failure::Usage(
-                "--systemd-cgroup is not supported yet: configure the engine to manage cgroups itself \
-                 (cgroupfs)"
-                    .to_owned(),
-            ));
+            journal.debug("control groups are made where systemd would make them, without it");
         }
         let mut shim_environment = Vec::new();
         // The shim starts with no environment and no working directory of the caller's.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     args::{Creating, Run},
-    create::{Console, Created, Creation, Source, create},
+    create::{Console, Created, Creation, Source, Told, create},
     failure::Failure,
     foreground::{Event, Foreground, Signals},
     hooks::{self, Owed},
@@ -56,7 +56,7 @@ impl Context<'_> {
             prefix: &self.prefix,
             id: &id,
             console: console(&typed, terminal)?,
-            pid_file: typed.creating.pid_file.as_deref(),
+            told: Told::of(&typed.creating),
             shim_environment: &self.shim_environment,
             journal: self.journal,
         };

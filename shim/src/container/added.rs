@@ -8,7 +8,7 @@ use kata_engine_api::{
 };
 use kata_protocol::agent;
 
-use super::{Container, new_token};
+use super::{Container, Role, new_token};
 use crate::{
     engine::stdio::Names,
     failure::Refusal,
@@ -51,7 +51,13 @@ impl Container {
         if !process.advance(&[Phase::Created], Phase::Starting) {
             return Err(Refusal::precondition("the process was started already, or has ended"));
         }
-        let started = self.ask_to_exec(process).await;
+        let started = async {
+            if self.init.phase() == Phase::Created {
+                self.enter_early().await?;
+            }
+            self.ask_to_exec(process).await
+        };
+        let started = started.await;
         if let Err(refusal) = &started {
             let code = match refusal.kind {
                 FailureKind::CommandNotFound => 127,
@@ -88,6 +94,8 @@ impl Container {
     fn must_take_exec(&self) -> Result<(), Refusal> {
         let status = match (self.record().status, self.init.phase()) {
             (Status::Running, Phase::Running) => return Ok(()),
+            // It is in no guest yet, and comes into one for that.
+            (Status::Created, Phase::Created) if self.role != Role::Pod => return Ok(()),
             // It has ended, and its output is being passed on.
             (Status::Running, _) => Status::Stopped,
             (status, _) => status,

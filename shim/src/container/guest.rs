@@ -2,24 +2,67 @@
 
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 
+use kata_engine_api::record::Cause;
 use kata_protocol::agent;
 use kata_sandbox::{agent::AgentError, lifecycle::Boot};
 
 use super::{Container, Role, new_token};
-use crate::failure::Refusal;
+use crate::{
+    failure::Refusal,
+    process::{LOST, Outcome, Phase},
+};
 
 impl Container {
     /// Has the guest run the container; boots the guest, if that is the container's part.
     pub(super) async fn bring_up(self: &Arc<Self>) -> Result<(), Refusal> {
-        if self.role != Role::Member {
-            let first = match self.role {
-                Role::Alone => Some(self.request()?),
-                Role::Pod | Role::Member => None,
-            };
-            return self.boot(first).await;
+        let mut entered = self.entered.lock().await;
+        match self.role {
+            // One round trip for all of it.
+            Role::Alone if !*entered => self.boot(Some(self.request()?)).await,
+            Role::Pod => self.boot(None).await,
+            Role::Alone | Role::Member => {
+                if !*entered {
+                    self.enter().await?;
+                    *entered = true;
+                }
+                self.let_go().await
+            }
         }
+    }
+
+    /// Has the guest make a container that is only created, because somebody wants another process in it.
+    pub(super) async fn enter_early(self: &Arc<Self>) -> Result<(), Refusal> {
+        let mut entered = self.entered.lock().await;
+        if *entered {
+            return Ok(());
+        }
+        if let Err(refusal) = self.enter().await {
+            if self.role == Role::Alone {
+                // A sandbox boots once.
+                let why = Some(refusal.message.clone());
+                let outcome = Outcome::unstarted(LOST, Cause::BootFailed, why);
+                self.conclude(&self.init, outcome).await;
+            }
+            return Err(refusal);
+        }
+        *entered = true;
+        tokio::spawn(self.clone().outlive_nothing());
+        self.record_facts(|_| ())
+    }
+
+    /// Until it is started nothing of it is waited for, and yet it ends with its sandbox.
+    async fn outlive_nothing(self: Arc<Self>) {
+        let loss = self.sandbox.lost().await;
+        if self.init.phase() == Phase::Created {
+            let outcome = self.init.outcome_of_loss(&loss);
+            self.conclude(&self.init, outcome).await;
+        }
+    }
+
+    /// Has the guest make it; its program waits.
+    async fn enter(self: &Arc<Self>) -> Result<(), Refusal> {
         if self.sandbox.agent().is_err() {
-            // A group of containers without one that stands for the sandbox: the first to start boots it.
+            // Also a group of containers without one that stands for the sandbox: the first to start boots it.
             self.boot(None).await?;
         }
         let agent = self.sandbox.agent()?;
@@ -32,10 +75,13 @@ impl Container {
             self.forget_streams(&request);
         }
         self.guest_pid.store(made?.guest_pid, Ordering::Relaxed);
-        self.bring_processors_up().await?;
-        let container = self.reference();
-        let started = agent.start_container(&container).await;
-        if let Err(error) = started {
+        self.bring_processors_up().await
+    }
+
+    /// Lets its program run.
+    async fn let_go(&self) -> Result<(), Refusal> {
+        let agent = self.sandbox.agent()?;
+        if let Err(error) = agent.start_container(&self.reference()).await {
             // Its init has ended, or is ending, since it could not execute its program.
             if let Err(error) = agent.wait_process(&self.init.reference()).await {
                 tracing::debug!(%error, "wait for an init that did not start");

@@ -71,7 +71,9 @@ impl Container {
         check_resources(&whole).map_err(|e| invalid(chain(&e)))?;
         let guest = for_guest(&change.guest, &new).map_err(|e| Refusal::internal(&e))?;
         let done = match self.limit_on_host(&new) {
-            Ok(()) if status == Status::Created => self.amend_spec(&guest),
+            Ok(()) if status == Status::Created && self.guest_pid().is_none() => {
+                self.amend_spec(&guest)
+            }
             Ok(()) => self.limit_in_guest(&guest, &new).await,
             Err(error) => Err(Refusal::from(error)),
         };

@@ -61,6 +61,9 @@ const CREATED: &[Row] = &[
     row(&["kill", "ID", "99"], 1, NO_SIGNAL, "created"),
     row(&["kill", "--all", "ID", "CONT"], 0, "", "created"),
     row(&["resume", "ID"], 1, NOT_PAUSED, "created"),
+    row(&["exec", "ID", "true"], 0, "", "created"),
+    row(&["exec", "ID", "sh", "-c", "exit 3"], 3, "", "created"),
+    row(&["exec", "ID", "nope"], 255, NO_PROGRAM, "created"),
     row(&["ps", "ID"], 0, "", "created"),
     row(&["ps", "--format", "json", "ID"], 0, "", "created"),
     row(&["list", "--quiet"], 0, "", "created"),
@@ -168,6 +171,11 @@ fn a_created_container_can_be_looked_at_and_started_and_killed() {
     on_both(|runtime, bundle| {
         let container = Container::create(runtime, bundle, "created");
         go_through(runtime, bundle, (&container.id, CREATED));
+        container.must("start");
+        assert_eq!(container.status(), "running");
+        assert_eq!(container.exec(&["sh", "-c", "exit 4"], b"").code, 4);
+        assert_eq!(container.kill("KILL").code, 0);
+        assert_eq!(container.wait().0, 137);
     });
 }
 
@@ -177,6 +185,18 @@ fn a_created_container_is_deleted_without_force() {
         let container = Container::create(runtime, bundle, "created-deleted");
         let rows = [row(&["delete", "ID"], 0, "", "")];
         go_through(runtime, bundle, (&container.id, &rows));
+    });
+}
+
+#[test]
+fn a_created_container_that_was_entered_is_killed_like_any() {
+    on_both(|runtime, bundle| {
+        let container = Container::create(runtime, bundle, "entered");
+        assert_eq!(container.exec(&["true"], b"").code, 0);
+        assert_eq!(container.kill("KILL").code, 0);
+        assert_eq!(container.wait().0, 137);
+        assert_eq!(container.status(), "stopped");
+        container.must("delete");
     });
 }
 

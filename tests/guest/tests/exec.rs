@@ -1,0 +1,208 @@
+//! `exec` with everything that can be said to it: what runc's process gets, ours gets.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    os::unix::net::UnixListener,
+    process::{Command, Stdio},
+};
+
+use kata_guest_tests::{Bundle, Container, Kata, busybox, run};
+use serde_json::json;
+
+const FOREVER: &[&str] = &["sleep", "1000"];
+
+/// Says who it is and what it may.
+const WHO: &str = "id; pwd; echo A=$A; umask; grep -E '^(Cap|NoNewPrivs|Groups)' /proc/self/status";
+
+/// Runs a claim on runc and on Kata, each with a root and a running container of its own.
+fn on_both(claim: impl Fn(&Kata, &Bundle, &Container<'_>)) {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(root) = busybox() else { return };
+        let bundle = Bundle::new(&kata, root, FOREVER);
+        let container = Container::started(runtime, &bundle, "exec");
+        claim(runtime, &bundle, &container);
+    }
+}
+
+/// `exec OPTIONS ID COMMAND`.
+fn exec(
+    runtime: &Kata,
+    options: &[&str],
+    (container, command): (&Container<'_>, &[&str]),
+) -> Command {
+    runtime.command(&[&["exec"], options, &[&container.id], command].concat())
+}
+
+/// What a command with these options says, on runc and on Kata.
+fn said_by_both(options: &[&str], script: &str) -> Vec<String> {
+    let said = std::cell::RefCell::new(Vec::new());
+    on_both(|runtime, _, container| {
+        let done = run(exec(runtime, options, (container, &["sh", "-c", script])), b"");
+        assert_eq!(done.code, 0, "{}", done.stderr());
+        said.borrow_mut().push(done.stdout());
+    });
+    said.into_inner()
+}
+
+#[test]
+fn options_make_the_same_process() {
+    let everything: &[&[&str]] = &[
+        &[],
+        &["--user", "5"],
+        &["-u", "5:6", "-g", "7", "-g", "8"],
+        &["--cwd", "/tmp", "--env", "A=1", "--env", "B=2", "--no-new-privs"],
+        &["-c", "CAP_SYS_TIME", "-c", "CAP_NET_ADMIN"],
+        &["--cap", "CAP_SYS_TIME", "--user", "5"],
+        &["--apparmor", "", "--process-label", "", "--ignore-paused"],
+    ];
+    for options in everything {
+        if let [runc, kata] = &said_by_both(options, WHO)[..] {
+            assert_eq!(runc, kata, "{options:?}");
+            assert!(runc.contains("NoNewPrivs"), "{runc}");
+        }
+    }
+}
+
+#[test]
+fn a_process_file_makes_the_same_process() {
+    let said = std::cell::RefCell::new(Vec::new());
+    on_both(|runtime, bundle, container| {
+        let process = json!({
+            "user": {"uid": 3, "gid": 4, "additionalGids": [9]},
+            "args": ["sh", "-c", WHO], "cwd": "/tmp", "noNewPrivileges": true,
+            "env": ["PATH=/bin:/usr/bin", "A=of the file"],
+            "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
+            "rlimits": [{"type": "RLIMIT_CORE", "soft": 1, "hard": 2}],
+        });
+        fs::write(bundle.file("process.json"), process.to_string()).unwrap();
+        let file = bundle.file("process.json");
+        let options = ["--process", file.to_str().unwrap()];
+        let done = run(exec(runtime, &options, (container, &[])), b"");
+        assert_eq!(done.code, 0, "{}", done.stderr());
+        said.borrow_mut().push(done.stdout());
+    });
+    if let [runc, kata] = &said.into_inner()[..] {
+        assert_eq!(runc, kata);
+        assert!(kata.contains("A=of the file") && kata.contains("groups=9"), "{kata}");
+    }
+}
+
+#[test]
+fn what_follows_the_id_is_the_command() {
+    on_both(|runtime, _, container| {
+        for (command, wanted) in [
+            (&["echo", "-d", "--tty", "x"][..], "-d --tty x\n"),
+            (&["sh", "-c", "echo $0 $1", "--", "-e"], "-- -e\n"),
+            (&["echo", "--", "--root", "/nowhere"], "-- --root /nowhere\n"),
+        ] {
+            let done = run(exec(runtime, &[], (container, command)), b"");
+            assert_eq!((done.code, done.stdout().as_str()), (0, wanted), "{}", done.stderr());
+        }
+        let done = runtime.call(&["exec", "--", &container.id, "echo", "b"]);
+        assert_eq!((done.code, done.stdout().as_str()), (0, "b\n"), "{}", done.stderr());
+    });
+}
+
+#[test]
+fn a_detached_process_outlives_the_command_and_has_a_pid() {
+    on_both(|runtime, bundle, container| {
+        let pid_file = bundle.file("exec-pid");
+        let options = ["--detach", "--pid-file", pid_file.to_str().unwrap()];
+        let mut command = exec(runtime, &options, (container, &["sleep", "1000"]));
+        // The process keeps what it is given.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(command.status().unwrap().success());
+        let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
+        assert!(fs::exists(format!("/proc/{pid}")).unwrap());
+        let listed = container.exec(&["sh", "-c", "pidof sleep | wc -w"], b"");
+        assert_eq!(listed.stdout(), "2\n");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
+        // Ours by now, and nobody else's to reap.
+        let pid = rustix::process::Pid::from_raw(pid);
+        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
+    });
+}
+
+#[test]
+fn a_pidfd_is_given_away() {
+    // Not every runc that is packaged knows the option.
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, FOREVER);
+    let path = bundle.file("pidfd.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let container = Container::create_with(&kata, &bundle, "pidfd", |command| {
+        command.arg("--pidfd-socket").arg(&path);
+    });
+    let (connection, _) = listener.accept().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let mut kind = [0; 16];
+    let received = rustix::net::recvmsg(
+        &connection,
+        &mut [std::io::IoSliceMut::new(&mut kind)],
+        &mut ancillary,
+        rustix::net::RecvFlags::CMSG_CLOEXEC,
+    )
+    .unwrap();
+    assert_eq!(&kind[..received.bytes], b"standard");
+    let message = ancillary.drain().next().unwrap();
+    let rustix::net::RecvAncillaryMessage::ScmRights(mut fds) = message else { panic!() };
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&fds.next().unwrap());
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"));
+    assert!(info.is_err() || info.unwrap().contains(&format!("Pid:\t{}", container.pid)));
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, FOREVER);
+    let container = Container::started(&kata, &bundle, "refused");
+    for (options, words) in [
+        (&["--preserve-fds", "1"][..], "--preserve-fds 1 is not supported"),
+        (&["--cgroup", "/sub"], "--cgroup /sub is not supported"),
+        (&["--user", "root"], "users and groups are given by number"),
+        (&["--cap", "CAP_NOPE", "--bogus"], "--bogus"),
+    ] {
+        let done = run(exec(&kata, options, (&container, &["true"])), b"");
+        assert_ne!(done.code, 0, "{options:?}");
+        assert!(done.stderr().contains(words), "{}", done.stderr());
+    }
+    let created =
+        kata.call(&["create", "--preserve-fds", "2", "--bundle", bundle.path(), "refused"]);
+    created.assert_one_line(&["--preserve-fds 2 is not supported"]);
+}
+
+#[test]
+fn options_of_runc_that_mean_nothing_here_are_taken() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let mut bundle = Bundle::new(&kata, root, FOREVER);
+    bundle.config["linux"]["cgroupsPath"] =
+        json!(format!("kt{}.slice:kata:test", std::process::id()));
+    bundle.write();
+    let mut command = Command::new(kata.program());
+    command.args([
+        "--systemd-cgroup",
+        "--rootless",
+        "false",
+        "--criu",
+        "criu",
+        "--log-format",
+        "json",
+    ]);
+    command.arg("--root").arg(kata.state());
+    command.args(["create", "--no-pivot", "--no-new-keyring", "--bundle", bundle.path(), "taken"]);
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(command.status().unwrap().success());
+    let pid = kata.state_of("taken")["pid"].as_i64().unwrap();
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = format!("/kt{0}.slice/kata-test.scope", std::process::id());
+    assert!(groups.lines().any(|line| line.ends_with(&path)), "{groups}");
+    assert_eq!(kata.call(&["delete", "taken"]).code, 0);
+}
