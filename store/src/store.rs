@@ -337,10 +337,7 @@ impl Draft<'_> {
         let rest = apply(Summed::new(plain, Some(diff_id)), root.as_fd(), budget).map_err(wrong)?;
         let (sum, _) = rest.finish().map_err(archive)?;
         match sum {
-            Some(sum) if sum != *diff_id => {
-                let why = format!("what it unpacks to sums up to {sum}");
-                Err(wrong(LayerError::Archive(why)))
-            }
+            Some(sum) if sum != *diff_id => Err(wrong(LayerError::Sum(sum))),
             _ => Ok(()),
         }
     }

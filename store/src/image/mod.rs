@@ -2,6 +2,8 @@
 
 mod documents;
 mod files;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,

@@ -12,7 +12,7 @@ use std::io;
 
 pub use self::budget::Budget;
 pub(crate) use self::{apply::apply, compression::Plain};
-use crate::tar::TarError;
+use crate::{Digest, tar::TarError};
 
 /// Why a layer can't be applied. Paths are the layer's own, escaped.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,9 @@ pub enum LayerError {
         /// Why it is refused.
         why: &'static str,
     },
+    /// It is not what the configuration says.
+    #[error("the configuration names another layer: this one unpacks to {0}")]
+    Sum(Digest),
     /// More entries than an image may have.
     #[error("it has more entries than are allowed")]
     Entries,
