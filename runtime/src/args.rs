@@ -95,6 +95,8 @@ pub enum Command {
     Spec(Spec),
     /// Say whether this host can run Kata, prove it with a VM, and name the fix if not
     Check(Check),
+    /// Make an engine know Kata, or forget it
+    Install(Install),
     /// Print versions, paths and the configuration with its sources
     Env(Report),
     /// Say of each field of a bundle's config.json what becomes of it
@@ -104,6 +106,29 @@ pub enum Command {
     Features,
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kata-runtime install --podman --dry-run              what would be written, and where
+  kata-runtime install --podman --docker
+  kata-runtime install --docker --uninstall")]
+pub struct Install {
+    /// For podman and buildah: a drop-in of containers.conf
+    #[arg(long)]
+    pub podman: bool,
+    /// For docker: a key in daemon.json
+    #[arg(long)]
+    pub docker: bool,
+    /// Change nothing, only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take back what was installed
+    #[arg(long)]
+    pub uninstall: bool,
+    /// Directory of the host's configuration
+    #[arg(long, value_name = "DIR", default_value = "/etc", hide = true)]
+    pub etc: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod env;
 mod events;
 mod exec;
 mod explain;
+mod install;
 mod kill;
 mod list;
 mod ps;
@@ -67,6 +68,7 @@ impl Command {
             Self::Resume(_) => "resume",
             Self::Spec(_) => "spec",
             Self::Check(_) => "check",
+            Self::Install(_) => "install",
             Self::Env(_) => "env",
             Self::Explain(_) => "explain",
             Self::Features => "features",
@@ -127,6 +129,7 @@ impl<'a> Context<'a> {
                 self.with_shim(&id, async |shim| shim.resume().await)?
             }
             Command::Spec(spec) => spec::write(&spec.bundle)?,
+            Command::Install(install) => self.install(&install)?,
             Command::Env(report) => self.env(&report)?,
             Command::Explain(explain) => explain::print(&explain)?,
             Command::Features => print_json(&kata_spec::features())?,

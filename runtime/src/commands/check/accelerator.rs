@@ -31,10 +31,15 @@ impl fmt::Display for Verified {
 }
 
 impl Verified {
+    /// Guests run under KVM.
+    pub(super) fn runs_on_kvm(&self) -> bool {
+        self.kvm_unusable.is_none() && self.accelerator == "kvm"
+    }
+
     /// On the accelerator, and advice where that is KVM.
     pub(super) fn findings(&self, wanted: Accelerator) -> Vec<Finding> {
         let mut findings = vec![self.accelerator(wanted)];
-        if self.kvm_unusable.is_none() && self.accelerator == "kvm" {
+        if self.runs_on_kvm() {
             findings.extend(advice(&Host::now()));
         }
         findings
