@@ -23,6 +23,7 @@ mod mounts;
 mod overlay;
 mod process;
 mod program;
+mod reference;
 mod resources;
 mod rules;
 pub mod table;
@@ -36,6 +37,7 @@ pub use load::{Explanation, Neighbours, check, check_beside, explain, load, load
 pub use overlay::{Layers, OverlayError};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};
+pub use reference::reference;
 pub use resources::{
     BlockIoLimits, CheckedResources, CpuLimits, DEFAULT_PERIOD_US, HugepageLimit, Limits,
     MemoryLimits, PidsLimit, ThrottleDevice, WeightDevice, check_resources, parse_list,

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use kata_spec::{
     Checked, IdRange, Network, Origin, SpecError, TerminalSize, check, check_beside, default_for,
-    features, load, parse_process,
+    features, load, parse_process, reference,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -240,4 +240,14 @@ fn a_config_that_cannot_be_read_is_named() {
     assert_eq!((document, source.line(), source.column()), (path.display().to_string(), 2, 20));
     fs::File::create(&path).unwrap().set_len(17 << 20).unwrap();
     assert!(matches!(load(bundle.path()).unwrap_err(), SpecError::Read { .. }));
+}
+
+#[test]
+fn the_reference_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/oci.md");
+    if std::env::var_os("KATA_WRITE_REFERENCE").is_some() {
+        fs::write(&path, reference()).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(written, reference(), "run this test with KATA_WRITE_REFERENCE=1");
 }

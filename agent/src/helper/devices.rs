@@ -9,7 +9,7 @@ use std::{
 use rustix::{
     fs::{
         AtFlags, CWD, FileType, Gid, Mode, RenameFlags, Uid, chmodat, chownat, makedev, mknodat,
-        renameat_with, symlinkat, unlinkat,
+        renameat_with, statat, symlinkat, unlinkat,
     },
     io::Errno,
 };
@@ -57,31 +57,33 @@ fn all(devices: &[Device]) -> impl Iterator<Item = Device> {
 }
 
 /// Nodes of all devices for a container that may not make its own, to be bound.
+pub fn take_all(linux: &Linux) -> Result<Vec<(PathBuf, OwnedFd)>, Failure> {
+    let outer = |device: Device| {
+        let uid = Some(linux.outer_uid(device.uid.unwrap_or(0)));
+        let gid = Some(linux.outer_gid(device.gid.unwrap_or(0)));
+        let path = device.path.clone().into();
+        take(Device { uid, gid, ..device }).map(|node| (path, node))
+    };
+    all(&linux.devices).map(outer).collect()
+}
+
+/// A node of the agent's own, to be bound where it is wanted.
 ///
 /// Nodes of equal number, owner and mode are one for all containers: a mount needs its file to stay where it is.
-pub fn take_all(linux: &Linux) -> Result<Vec<(PathBuf, OwnedFd)>, Failure> {
-    let mut nodes = Vec::new();
-    for device in all(&linux.devices) {
-        let step = || format!("take device {}", device.path);
-        let draft = format!("{NODES}/{}", rustix::process::getpid().as_raw_nonzero());
-        let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
-        let outer = Device {
-            path: draft.clone(),
-            uid: Some(linux.outer_uid(uid)),
-            gid: Some(linux.outer_gid(gid)),
-            ..device.clone()
-        };
-        make_node(CWD, Path::new(&draft), &outer)?;
-        let place = Path::new(NODES).join(name_of(&outer));
-        match renameat_with(CWD, &draft, CWD, &place, RenameFlags::NOREPLACE) {
-            Err(Errno::EXIST) => unlinkat(CWD, &draft, AtFlags::empty()).step(step)?,
-            result => result.step(step)?,
-        }
-        let node = mounts::clone_tree(&place, Extent::Mount).step(step)?;
-        mounts::admit_devices(&node).step(step)?;
-        nodes.push((device.path.into(), node));
+fn take(device: Device) -> Result<OwnedFd, Failure> {
+    let step = || format!("take device {}", device.path);
+    let draft = format!("{NODES}/{}", rustix::process::getpid().as_raw_nonzero());
+    if make_node(CWD, Path::new(&draft), &device)? != Node::Made {
+        return Err(Failure::invalid(format!("device {}: {draft} is not to be had", device.path)));
     }
-    Ok(nodes)
+    let place = Path::new(NODES).join(name_of(&device));
+    match renameat_with(CWD, &draft, CWD, &place, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => unlinkat(CWD, &draft, AtFlags::empty()).step(step)?,
+        result => result.step(step)?,
+    }
+    let node = mounts::clone_tree(&place, Extent::Mount).step(step)?;
+    mounts::admit_devices(&node).step(step)?;
+    Ok(node)
 }
 
 /// Equal for equal nodes.
@@ -99,11 +101,7 @@ pub fn make_all(
     devices: &[Device],
     nodes: &[(PathBuf, OwnedFd)],
 ) -> Result<(), Failure> {
-    for (path, node) in nodes {
-        root.make(path, Leaf::File)
-            .and_then(|place| Ok(mounts::attach(node, place)?))
-            .step(|| format!("bind device {}", path.display()))?;
-    }
+    nodes.iter().try_for_each(|(path, node)| bind(root, path, node))?;
     if nodes.is_empty() {
         all(devices).try_for_each(|device| make(root, &device))?;
     }
@@ -120,14 +118,38 @@ fn left_out(device: &Device) -> bool {
     device.optional && !known.join(format!("{}:{}", device.major, device.minor)).exists()
 }
 
-fn make(root: &Root, device: &Device) -> Result<(), Failure> {
-    let (parent, name) =
-        parent_of(root, Path::new(&device.path)).step(|| format!("make device {}", device.path))?;
-    make_node(&parent, &name, device).map(drop)
+fn bind(root: &Root, path: &Path, node: &OwnedFd) -> Result<(), Failure> {
+    root.make(path, Leaf::File)
+        .and_then(|place| Ok(mounts::attach(node, place)?))
+        .step(|| format!("bind device {}", path.display()))
 }
 
-/// True when it is made; false when there is something of that name, which stays what it is.
-fn make_node(parent: impl AsFd, name: &Path, device: &Device) -> Result<bool, Failure> {
+fn make(root: &Root, device: &Device) -> Result<(), Failure> {
+    let path = Path::new(&device.path);
+    let (parent, name) = parent_of(root, path).step(|| format!("make device {}", device.path))?;
+    let bound = match make_node(&parent, &name, device)? {
+        Node::Made => false,
+        // An empty file is what a bound node leaves; else it is the image's, or an earlier mount's, business.
+        Node::Exists => statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
+        }),
+        // What serves the root to the guest may not make devices.
+        Node::Forbidden => true,
+    };
+    if bound { bind(root, path, &take(device.clone())?) } else { Ok(()) }
+}
+
+/// What came of making a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Node {
+    Made,
+    /// There is something of that name.
+    Exists,
+    /// The file system takes none.
+    Forbidden,
+}
+
+fn make_node(parent: impl AsFd, name: &Path, device: &Device) -> Result<Node, Failure> {
     let step = || format!("make device {}", device.path);
     let kind = match device.kind.as_str() {
         "c" | "u" => FileType::CharacterDevice,
@@ -142,7 +164,8 @@ fn make_node(parent: impl AsFd, name: &Path, device: &Device) -> Result<bool, Fa
     };
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(DEFAULT_MODE) & 0o7777);
     match mknodat(&parent, name, kind, mode, makedev(device.major, device.minor)) {
-        Err(Errno::EXIST) => return Ok(false),
+        Err(Errno::EXIST) => return Ok(Node::Exists),
+        Err(Errno::PERM) => return Ok(Node::Forbidden),
         result => result.step(step)?,
     }
     let owner = Uid::from_raw(device.uid.unwrap_or(0));
@@ -150,7 +173,7 @@ fn make_node(parent: impl AsFd, name: &Path, device: &Device) -> Result<bool, Fa
     chownat(&parent, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW).step(step)?;
     // The umask had its way with the mode.
     chmodat(&parent, name, mode, AtFlags::empty()).step(step)?;
-    Ok(true)
+    Ok(Node::Made)
 }
 
 fn parent_of(root: &Root, path: &Path) -> io::Result<(OwnedFd, PathBuf)> {

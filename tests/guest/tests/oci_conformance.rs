@@ -183,6 +183,24 @@ fn nodes_of_a_specification_are_made() {
     });
 }
 
+#[test]
+fn without_a_mount_on_dev_the_nodes_are_in_the_root_every_time() {
+    let Some(kata) = Kata::installed() else { return };
+    let script = "echo x >/dev/null; head -c 3 /dev/zero | wc -c; test -c /dev/mine && ls -l /dev/fd | wc -l";
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(mut case) = Case::new(&kata, script) else { return };
+        case.bundle.config["mounts"] =
+            json!([{"destination": "/proc", "type": "proc", "source": "proc"}]);
+        case.bundle.config["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+        case.bundle.config["linux"]["devices"] =
+            json!([{"path": "/dev/mine", "type": "c", "major": 1, "minor": 7, "fileMode": 0o600}]);
+        for _ in 0..2 {
+            let output = case.run(runtime, "suite-dev");
+            assert_eq!(output.stdout(), "3\n1\n", "{:?}: {}", runtime.program(), output.stderr());
+        }
+    }
+}
+
 /// Whether a mount below the root shows in a copy of the root that was made before, and whether such a copy can be made.
 const PROPAGATION: &str = "
 mkdir /copy /source /place; touch /source/file
