@@ -16,7 +16,7 @@ use kata_sys::signal_number::SignalNumber;
 use crate::{
     clock,
     container::{Container, Creation},
-    network,
+    network::Network,
     order::{Failure, FailureKind, Step},
     pod::PodPids,
     process::Process,
@@ -36,6 +36,7 @@ pub struct Sandbox {
     pub reaper: Arc<Reaper>,
     pub pids: PodPids,
     containers: Mutex<Containers>,
+    network: Mutex<Network>,
 }
 
 impl Sandbox {
@@ -48,7 +49,7 @@ impl Sandbox {
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes()).step(|| "set the hostname")?;
         }
-        network::configure(&request.links, &request.routes, &request.neighbours)
+        self.network().apply(&request.network)
     }
 
     /// Creates a container.
@@ -124,6 +125,11 @@ impl Sandbox {
             container.init().wait().await;
         }
         flush().await
+    }
+
+    /// The network as the host has described it so far.
+    pub fn network(&self) -> MutexGuard<'_, Network> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn containers(&self) -> MutexGuard<'_, Containers> {

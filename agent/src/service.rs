@@ -8,7 +8,7 @@ use kata_protocol::{
     AGENT_PORT,
     agent::{
         ContainerRef, ContainerStatsResponse, CreateContainerRequest, Empty, ExecProcessRequest,
-        ListProcessesResponse, OomCount, ProcessCreated, ProcessEnd, ProcessRef,
+        ListProcessesResponse, NetworkChange, OomCount, ProcessCreated, ProcessEnd, ProcessRef,
         ResizeTerminalRequest, SetClockRequest, SignalProcessRequest, StartSandboxRequest,
         StartSandboxResponse, UpdateContainerRequest, WaitOomRequest,
     },
@@ -268,6 +268,12 @@ impl Agent for Service {
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRef) -> Answer<Empty> {
         let sandbox = self.sandbox.clone();
         whole(async move { sandbox.delete(&request.container_id, &request.exec_id).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: NetworkChange) -> Answer<Empty> {
+        let sandbox = self.sandbox.clone();
+        whole(async move { sandbox.network().apply(&request) }).await?;
         Ok(Empty::default())
     }
 

@@ -78,6 +78,11 @@ pub const KEYS: &[Key] = &[
          the host has.",
         Field::Number(1, 255, |config| &mut config.vm.max_vcpus),
     ),
+    per_sandbox(
+        "network.spare_nics",
+        "Network cards that wait in the guest for links which appear after its start. A link that finds none stays outside.",
+        Field::Number(0, 8, |config| &mut config.network.spare_nics),
+    ),
     host_only(
         "kernel.path",
         "Guest kernel: an ELF `vmlinux` with a PVH entry, or a bzImage. The installed one when not given.",

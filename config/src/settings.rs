@@ -9,6 +9,8 @@ pub struct Config {
     pub hypervisor: Hypervisor,
     /// Size of the VM.
     pub vm: Vm,
+    /// How it is connected.
+    pub network: Network,
     /// What the VM boots.
     pub guest: Guest,
     /// How long a boot may take.
@@ -44,6 +46,19 @@ pub struct Vm {
 impl Default for Vm {
     fn default() -> Self {
         Self { memory_mib: 256, pages: Pages::default(), vcpus: 1, max_vcpus: 255 }
+    }
+}
+
+/// How the VM is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Cards that wait for links which appear later.
+    pub spare_nics: u32,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { spare_nics: 1 }
     }
 }
 

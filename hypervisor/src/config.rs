@@ -57,8 +57,6 @@ pub struct Nic {
     pub tap: OwnedFd,
     /// What the guest sees as its own address.
     pub mac: MacAddress,
-    /// Largest packet without the Ethernet header.
-    pub mtu: u16,
     /// `/dev/vhost-net`, for the kernel to move the packets; without it the VMM does. Only under KVM.
     pub vhost: Option<OwnedFd>,
 }

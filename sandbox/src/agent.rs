@@ -110,6 +110,8 @@ impl Agent {
         update_container(UpdateContainerRequest) -> Empty;
         /// Forgets an ended process.
         delete_process(ProcessRef) -> Empty;
+        /// Follows the host's namespace.
+        update_network(NetworkChange) -> Empty;
         /// Sets the guest's wall clock.
         set_clock(SetClockRequest) -> Empty;
         /// Lets the guest forget inodes that it merely caches.

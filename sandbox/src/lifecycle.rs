@@ -12,6 +12,8 @@
 //! One task, [`Sandbox::watch`], sees VMM and proxy die, decides on the loss and kills the other. Nobody else
 //! decides it. Lock order: none is held while another is taken.
 
+mod links;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -37,7 +39,7 @@ use crate::{
     layers::{Layers, LayersError},
     ledger::{self, Entry, Ledger, LedgerError},
     loss::{self, Loss},
-    network::{self, Namespace, Network, NetworkError, guard::Claim},
+    network::{Namespace, NetworkError, guard::Claim},
     process::{self, pid_number},
     proxy::{self, ProxyError, ProxyPlan},
     random,
@@ -149,7 +151,9 @@ struct Live {
     /// Locks on what the roots are made of.
     layers: Vec<OwnedFd>,
     /// On the network namespace.
-    claim: Option<Claim>,
+    claim: Option<Arc<Claim>>,
+    /// Keeps the guest's network at the namespace's.
+    follower: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// One sandbox.
@@ -157,7 +161,8 @@ pub struct Sandbox {
     settings: Settings,
     budget: Budget,
     steps: Arc<Steps>,
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
+    network_note: watch::Sender<String>,
     tree: SharedTree,
     board: Arc<Switchboard>,
     nonce: [u8; 32],
@@ -200,7 +205,8 @@ impl Sandbox {
             settings,
             budget,
             steps,
-            ledger,
+            ledger: Arc::new(ledger),
+            network_note: watch::Sender::new("loopback alone".into()),
             tree,
             board,
             nonce,
@@ -291,7 +297,9 @@ impl Sandbox {
 
     /// What is worth recording.
     pub fn facts(&self) -> Facts {
-        self.live().facts.clone()
+        let mut facts = self.live().facts.clone();
+        facts.notes.insert("network".into(), self.network_note.borrow().clone());
+        facts
     }
 
     /// Boots the VM, with its first container if there is one.
@@ -307,8 +315,7 @@ impl Sandbox {
     }
 
     async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
-        let mut network = self.attach_network(boot.network).await?;
-        self.live().claim = network.claim.take();
+        let (mirror, attached) = self.attach_network(boot.network).await?;
         self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,
@@ -324,7 +331,7 @@ impl Sandbox {
         let sandbox = self.clone();
         tokio::spawn(self.board.clone().serve(control, move || sandbox.drop_guest_caches()));
         self.steps.enter(Step::BootVmm)?;
-        let devices = vm::Devices { ends, nics: std::mem::take(&mut network.nics) };
+        let devices = vm::Devices { ends, nics: attached.nics };
         let (vm, notes) = vm::make(&self.settings.vm, &self.nonce, devices)?;
         self.live().vm = Some(vm.clone());
         vm.boot().await.map_err(VmError::Boot)?;
@@ -336,18 +343,9 @@ impl Sandbox {
         }
         tokio::spawn(self.clone().watch(vm.clone(), proxy_child));
         let agent = self.await_agent(&vm).await?;
-        self.start_sandbox(agent, network, boot.first).await
-    }
-
-    async fn attach_network(
-        self: &Arc<Self>,
-        namespace: Option<Namespace>,
-    ) -> Result<Network, SandboxError> {
-        let Some(namespace) = namespace else { return Ok(Network::default()) };
-        let sandbox = self.clone();
-        let attach = move || network::attach(&namespace, &sandbox.ledger, &sandbox.steps);
-        let attached = tokio::task::spawn_blocking(attach).await;
-        Ok(attached.map_err(|_| SandboxError::NetworkTask)??)
+        self.start_sandbox(agent.clone(), attached.change, boot.first).await?;
+        self.follow_network(mirror, agent);
+        Ok(())
     }
 
     /// Waits for the agent's hello, or for evidence that none will come.
@@ -369,7 +367,7 @@ impl Sandbox {
     async fn start_sandbox(
         self: &Arc<Self>,
         agent: Agent,
-        network: Network,
+        network: agent::NetworkChange,
         first: Option<agent::CreateContainerRequest>,
     ) -> Result<(), SandboxError> {
         self.steps.enter(Step::StartSandbox)?;
@@ -378,9 +376,7 @@ impl Sandbox {
         let request = agent::StartSandboxRequest {
             hostname: self.settings.hostname.clone(),
             entropy: entropy.to_vec(),
-            links: network.links,
-            routes: network.routes,
-            neighbours: network.neighbours,
+            network: Some(network).into(),
             start: first.is_some(),
             first_container: first.into(),
             clock_unix_ns: clock::unix_nanoseconds(),
@@ -550,7 +546,7 @@ impl Sandbox {
         self.stop().await;
         self.tree.unmount()?;
         // Replaying takes the claim itself, as whoever deletes without a shim has to.
-        drop(self.live().claim.take());
+        self.leave_network().await;
         let (directory, steps) = (self.settings.directory.clone(), self.steps.clone());
         let replay = tokio::task::spawn_blocking(move || ledger::replay(&directory, &steps)).await;
         replay.map_err(|_| SandboxError::NetworkTask)??;

@@ -14,6 +14,9 @@ use thiserror::Error;
 
 use crate::{network::Nic, proxy::VmmEnds};
 
+/// Random numbers, vsock and the two shares.
+const DEVICES_BESIDE_NICS: usize = 4;
+
 /// Why the VM could not be made.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
@@ -22,8 +25,6 @@ pub enum VmError {
     Kvm(#[from] KvmUnusable),
     #[error("start the VM")]
     Boot(#[source] HypervisorError),
-    #[error("link MTU {0} is more than a guest's card can carry")]
-    Mtu(u32),
 }
 
 /// Settings of the VM, as configured.
@@ -57,6 +58,8 @@ pub struct VmSettings {
     pub accelerator: AcceleratorChoice,
     /// Measures the host's TSC frequency since the sandbox was made: a guest under TCG needs to be told.
     pub tsc: Arc<TscClock>,
+    /// Cards that wait for links which appear later.
+    pub spare_nics: usize,
     /// Longest that a boot may take.
     pub boot_limit: Duration,
 }
@@ -106,9 +109,8 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
     ];
     let vhost = Vhost::look(config.accelerator);
     for nic in devices.nics {
-        let mtu = u16::try_from(nic.mtu).map_err(|_| VmError::Mtu(nic.mtu))?;
         let vhost = vhost.open();
-        config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), mtu, vhost });
+        config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), vhost });
     }
     let kernel = Kernel::look(&settings.kernel).map_err(VmError::Boot)?;
     let demand = MachineDemand {
@@ -130,6 +132,18 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         cgroup_procs: settings.cgroup_procs.clone(),
     };
     Ok((Arc::new(Qemu::new(qemu, config).map_err(VmError::Boot)?), notes))
+}
+
+/// Cards that wait for links which appear later: as many as are wanted, but not so many that the machine would have to be a
+/// larger one for them.
+pub fn spare_nics(settings: &VmSettings, links: usize) -> usize {
+    let bounded = settings.machine != Some(MachineType::Q35)
+        && Kernel::look(&settings.kernel).is_ok_and(|kernel| kernel != Kernel::BzImage);
+    let used = DEVICES_BESIDE_NICS + links;
+    match MachineType::MICROVM_SLOTS.checked_sub(used) {
+        Some(room) if bounded => settings.spare_nics.min(room),
+        _ => settings.spare_nics,
+    }
 }
 
 /// What the agent is told on the kernel's command line; the driver adds what the machine needs.

@@ -5,6 +5,7 @@
 
 mod added;
 mod guest;
+mod links;
 mod monitored;
 mod resources;
 mod signals;
@@ -185,6 +186,7 @@ impl Container {
                 // Before anything can fail: whatever happens from here on, its end is seen.
                 tokio::spawn(self.clone().supervise(self.init.clone()));
                 self.record_facts(|record| record.status = Status::Running)?;
+                tokio::spawn(self.clone().note_network());
                 self.deliver_early_signals().await;
                 Ok(())
             }

@@ -408,6 +408,7 @@ fn vm_settings(
             Machine::Microvm => Some(MachineType::Microvm),
             Machine::Q35 => Some(MachineType::Q35),
         },
+        spare_nics: config.network.spare_nics as usize,
         boot_limit: match accelerator.accelerator {
             Accelerator::Kvm => config.boot.timeout_kvm,
             Accelerator::Tcg => config.boot.timeout_tcg,

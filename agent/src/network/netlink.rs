@@ -6,7 +6,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
-use super::message::{self, HEADER, IFLA_ADDRESS, IFLA_NAME};
+use super::message::{self, HEADER, IFLA_ADDRESS, IFLA_NAME, IFLA_PERMANENT_ADDRESS};
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -22,6 +22,8 @@ pub struct Device {
     pub index: u32,
     pub name: String,
     pub hardware_address: Vec<u8>,
+    /// The address that it was made with.
+    pub card: Vec<u8>,
 }
 
 /// A socket to the kernel's routing tables.
@@ -87,7 +89,8 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 
 fn device(body: &[u8]) -> Option<Device> {
     let index = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
-    let mut device = Device { index, name: String::new(), hardware_address: Vec::new() };
+    let mut device =
+        Device { index, name: String::new(), hardware_address: Vec::new(), card: Vec::new() };
     let mut rest = body.get(LINK_BODY..)?;
     while let Some(length) = rest.first_chunk().map(|it| usize::from(u16::from_ne_bytes(*it))) {
         let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
@@ -98,6 +101,7 @@ fn device(body: &[u8]) -> Option<Device> {
                 device.name = String::from_utf8_lossy(name).into_owned();
             }
             IFLA_ADDRESS => device.hardware_address = payload.to_vec(),
+            IFLA_PERMANENT_ADDRESS => device.card = payload.to_vec(),
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();

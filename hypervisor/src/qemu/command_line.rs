@@ -260,10 +260,8 @@ fn devices(
     }
     for (number, nic) in config.nics.into_iter().enumerate() {
         let id = format!("nic{number}");
-        let mut device = Device::new("virtio-net", machine)
-            .with("netdev", &id)
-            .with("mac", nic.mac)
-            .with("host_mtu", nic.mtu);
+        let mut device =
+            Device::new("virtio-net", machine).with("netdev", &id).with("mac", nic.mac);
         line.option("-netdev", tap(nic, &id, descriptors).0);
         if machine == MachineType::Q35 {
             // Else QEMU opens a boot ROM that nobody boots from.

@@ -33,7 +33,7 @@ pub async fn work(rig: &QemuRig) {
     image.write_all(b"on the disk\0").unwrap();
     image.set_len(1 << 20).unwrap();
     let tap = tap::make(TAP).unwrap().fd;
-    let nic = Nic { tap, mac: MacAddress([2, 0, 0, 0, 0xab, 1]), mtu: 1400, vhost: None };
+    let nic = Nic { tap, mac: MacAddress([2, 0, 0, 0, 0xab, 1]), vhost: None };
     let disk = Disk { file: read_only(&image), access: Access::ReadOnly, serial: "layer".into() };
     let config = VmConfig { nics: vec![nic], disks: vec![disk], ..rig.config(Guest::Probe) };
     let vm = Qemu::new(rig.settings(), config).unwrap();
@@ -41,7 +41,7 @@ pub async fn work(rig: &QemuRig) {
     console_says(&vm, "PROBED").await;
     let console = vm.console_tail();
     for found in
-        ["mac=02:00:00:00:ab:01", "mtu=1400", "serial=layer", "read-only=1", "disk=on the disk"]
+        ["mac=02:00:00:00:ab:01", "mtu=1500", "serial=layer", "read-only=1", "disk=on the disk"]
     {
         assert!(console.contains(found), "{found}: {console}");
     }

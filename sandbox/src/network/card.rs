@@ -1,27 +1,33 @@
-//! Taps, and the redirects between links and them.
+//! Cards: taps beside the links, and the redirects between the two.
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::TryStreamExt;
-use kata_sys::tap::{self, Tap};
+use kata_sys::tap;
 use rtnetlink::{Error, Handle, LinkUnspec};
 
 use super::{
-    Namespace, NetworkError,
-    guard::{Claim, GuardError},
+    Namespace, NetworkError, Nic, enter,
+    guard::Claim,
+    model::Link,
     redirect::{self, Hook},
-    scan::HostLink,
+    view::CardAddress,
 };
 use crate::{
     ledger::{Entry, Ledger},
+    random,
     step::{Step, Steps},
 };
 
-/// Changes a namespace; the only one that does.
-pub(super) struct Wiring<'a> {
-    pub handle: Handle,
-    pub namespace: &'a Namespace,
-    pub claim: &'a Claim,
-    pub ledger: &'a Ledger,
-    pub steps: &'a Steps,
+/// Locally administered, and of no vendor's: what a card without a link has.
+const PREFIX: [u8; 2] = [0x02, 0x6b];
+
+/// A tap that the VMM holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Card {
+    pub address: CardAddress,
+    pub tap: u32,
+    pub tap_name: String,
 }
 
 /// A link whose frames are redirected.
@@ -33,43 +39,66 @@ pub(super) struct Wired {
     pub own_qdisc: bool,
 }
 
-impl Wiring<'_> {
+/// Changes a namespace; the only one that does.
+pub(super) struct Wiring {
+    pub handle: Handle,
+    pub namespace: Namespace,
+    pub claim: Arc<Claim>,
+    pub ledger: Arc<Ledger>,
+    pub steps: Arc<Steps>,
+}
+
+impl Wiring {
     /// Whether the namespace may be touched.
     pub fn check(&self) -> Result<(), NetworkError> {
-        let refused =
-            |source: GuardError| NetworkError::Guard { path: self.namespace.path.clone(), source };
-        self.claim.check().map_err(refused)
+        self.claim.check().map_err(|source| self.namespace.refused(source))
     }
 
-    /// Makes the tap of `link` and redirects every frame of the one to the other.
-    pub async fn connect(&self, link: &HostLink) -> Result<(Tap, Wired), NetworkError> {
-        self.steps.enter(Step::MakeTap)?;
-        let tap = tap::make("kata%d").map_err(NetworkError::Tap)?;
-        let tap_index = self.set_up(&tap.name, link.mtu).await?;
-        // Somebody may have moved in since the namespace was claimed; the tap goes with its descriptor.
-        self.check()?;
-        let wired = self.redirect(link, tap_index, &tap.name).await?;
-        Ok((tap, wired))
-    }
-
-    /// Both ways, or none.
-    async fn redirect(
+    /// Makes a card; with the address of a link if no other one has it.
+    pub async fn make_card(
         &self,
-        link: &HostLink,
-        tap: u32,
-        tap_name: &str,
+        like: Option<&Link>,
+        taken: &mut BTreeSet<CardAddress>,
+    ) -> Result<(Card, Nic), NetworkError> {
+        let address = match like.map(|link| link.mac) {
+            Some(mac) if taken.insert(mac) => mac,
+            _ => {
+                let [a, b, c, d] = random::bytes().map_err(NetworkError::Random)?;
+                let mac = [PREFIX[0], PREFIX[1], a, b, c, d];
+                taken.insert(mac);
+                mac
+            }
+        };
+        self.steps.enter(Step::MakeTap)?;
+        let tap = enter(&self.namespace.fd, || tap::make("kata%d"))?.map_err(NetworkError::Tap)?;
+        let failed = |source| NetworkError::SetTap { tap: tap.name.clone(), source };
+        let mut found = self.handle.link().get().match_name(tap.name.clone()).execute();
+        let message =
+            found.try_next().await.map_err(failed)?.ok_or(Error::RequestFailed).map_err(failed)?;
+        let card = Card { address, tap: message.header.index, tap_name: tap.name };
+        Ok((card, Nic { tap: tap.fd, mac: address }))
+    }
+
+    /// Redirects every frame of the link to the card and back; both ways, or none.
+    pub async fn connect(
+        &self,
+        index: u32,
+        link: &Link,
+        card: &Card,
     ) -> Result<Wired, NetworkError> {
-        let hook = redirect::look(&self.handle, link.index)
+        self.set_tap(card, link.mtu, true).await?;
+        // Somebody may have moved in since; the tap goes with its descriptor.
+        self.check()?;
+        let hook = redirect::look(&self.handle, index)
             .await
             .map_err(|source| NetworkError::Hook { link: link.name.clone(), source })?;
-        let wired =
-            Wired { link: link.index, name: link.name.clone(), own_qdisc: hook != Hook::Taken };
+        let wired = Wired { link: index, name: link.name.clone(), own_qdisc: hook != Hook::Taken };
         let entry = self.namespace.redirect(&wired)?;
-        self.ledger.intend(self.steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))?;
+        self.ledger.intend(&self.steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))?;
         self.steps.enter(Step::RedirectLink)?;
         let both = [
-            (link.index, link.name.as_str(), tap, tap_name, hook),
-            (tap, tap_name, link.index, link.name.as_str(), Hook::Free),
+            (index, link.name.as_str(), card.tap, card.tap_name.as_str(), hook),
+            (card.tap, card.tap_name.as_str(), index, link.name.as_str(), Hook::Free),
         ];
         for (from, from_name, to, to_name, hook) in both {
             if let Err(source) = redirect::add(&self.handle, from, to, hook).await {
@@ -83,20 +112,24 @@ impl Wiring<'_> {
 
     /// Takes a redirect back; what fails here is in the ledger, and is tried again when the sandbox goes.
     pub async fn disconnect(&self, wired: &Wired) {
-        if let Err(error) = restore(&self.handle, wired, self.steps).await {
+        if let Err(error) = restore(&self.handle, wired, &self.steps).await {
             tracing::warn!(link = wired.name, %error, "remove a redirect");
         }
     }
 
-    async fn set_up(&self, name: &str, mtu: u32) -> Result<u32, NetworkError> {
-        let failed = |source| NetworkError::SetTap { tap: name.to_owned(), source };
-        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
-        let message =
-            found.try_next().await.map_err(failed)?.ok_or(Error::RequestFailed).map_err(failed)?;
-        let index = message.header.index;
-        let change = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
-        self.handle.link().set(change).execute().await.map_err(failed)?;
-        Ok(index)
+    /// Makes a card a spare again.
+    pub async fn clear(&self, card: &Card) -> Result<(), NetworkError> {
+        let failed = |source| NetworkError::SetTap { tap: card.tap_name.clone(), source };
+        redirect::remove(&self.handle, card.tap, true).await.map_err(failed)?;
+        self.set_tap(card, 1500, false).await
+    }
+
+    /// Follows the link's MTU.
+    pub async fn set_tap(&self, card: &Card, mtu: u32, up: bool) -> Result<(), NetworkError> {
+        let change = LinkUnspec::new_with_index(card.tap).mtu(mtu);
+        let change = if up { change.up() } else { change.down() };
+        let set = self.handle.link().set(change.build()).execute().await;
+        set.map_err(|source| NetworkError::SetTap { tap: card.tap_name.clone(), source })
     }
 }
 

@@ -35,8 +35,8 @@ pub enum NetworkError {
         #[source]
         source: rtnetlink::Error,
     },
-    #[error("link {link} is of a kind that cannot be passed to a guest yet ({kind})")]
-    Kind { link: String, kind: String },
+    #[error("get random bytes")]
+    Random(#[source] io::Error),
     #[error("make a tap")]
     Tap(#[source] io::Error),
     #[error("set up tap {tap}")]

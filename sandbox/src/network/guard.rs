@@ -13,6 +13,7 @@ use std::{
     fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use kata_config::{Artefact, Prefix};
@@ -36,6 +37,8 @@ pub enum GuardError {
     Shared { pid: u32, name: String },
     #[error("another sandbox has this network namespace")]
     Claimed,
+    #[error("the sandbox is going")]
+    Released,
     #[error("look at {path}")]
     Look {
         path: PathBuf,
@@ -54,6 +57,7 @@ pub type Identity = (u64, u64);
 pub struct Claim {
     namespace: OwnedFd,
     identity: Identity,
+    released: AtomicBool,
 }
 
 impl Claim {
@@ -71,8 +75,18 @@ impl Claim {
             Err(e) => Err(GuardError::Lock(e.into())),
             Ok(()) => {
                 let stat = fstat(&namespace).map_err(|e| GuardError::Lock(e.into()))?;
-                Ok(Self { namespace, identity: (stat.st_dev, stat.st_ino) })
+                let identity = (stat.st_dev, stat.st_ino);
+                Ok(Self { namespace, identity, released: AtomicBool::new(false) })
             }
+        }
+    }
+
+    /// Gives the namespace up, whoever else holds the claim; from then on nothing may be touched.
+    pub fn release(&self) {
+        self.released.store(true, Ordering::Relaxed);
+        // A child that is being started may have a copy of the descriptor for a moment; the lock must not live in it.
+        if let Err(error) = flock(&self.namespace, FlockOperation::Unlock) {
+            tracing::debug!(%error, "give a network namespace up");
         }
     }
 
@@ -81,6 +95,9 @@ impl Claim {
     /// # Errors
     /// [`GuardError`] says whose it is.
     pub fn check(&self) -> Result<(), GuardError> {
+        if self.released.load(Ordering::Relaxed) {
+            return Err(GuardError::Released);
+        }
         for (path, whose) in [("/proc/1/ns/net", "PID 1"), ("/proc/self/ns/net", "Kata's shim")] {
             match identity(Path::new(path)) {
                 Ok(found) if found == self.identity => return Err(GuardError::Host { whose }),
@@ -128,10 +145,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // A child that is being started may have a copy of the descriptor for a moment; the lock must not live in it.
-        if let Err(error) = flock(&self.namespace, FlockOperation::Unlock) {
-            tracing::debug!(%error, "give a network namespace up");
-        }
+        self.release();
     }
 }
 

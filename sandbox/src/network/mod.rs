@@ -1,4 +1,4 @@
-//! The links of the sandbox's network namespace, passed through to the guest.
+//! The links of the sandbox's network namespace, passed through to the guest and followed.
 //!
 //! ```text
 //! engine's side ── veth ┐ namespace ┌ tap ── VMM ── guest's eth0
@@ -8,63 +8,53 @@
 //! Each link of the namespace gets a tap beside it; tc redirects every frame of the one to the other. The guest takes
 //! over the link's name, MAC, MTU, addresses, routes and neighbours; the link keeps its own, since engines read them.
 //! A tap lives as long as its descriptor. The redirect lives on a link that belongs to the engine, so it
-//! stands in the ledger. What may be touched at all is decided by [`guard`], and nowhere else.
+//! stands in the ledger. What may be touched at all is decided by [`guard`], and nowhere else; what the guest has of it all
+//! is the work of the [`Mirror`].
 
 mod card;
 mod error;
 pub mod guard;
+mod mirror;
+mod model;
+mod monitor;
+mod parse;
 mod redirect;
-mod scan;
+mod view;
 
 use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
-use kata_protocol::agent;
 use rustix::{
     fs::fstat,
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+use tokio::{runtime, sync::watch};
 
 use self::{
     card::{Wired, Wiring},
     guard::{Claim, GuardError, Identity},
+    monitor::Monitor,
 };
-use crate::{
-    ledger::Ledger,
-    step::{Step, Steps},
-};
+use crate::{ledger::Ledger, step::Steps};
 
-pub use self::error::NetworkError;
+pub use self::{
+    error::NetworkError,
+    mirror::{Attached, Mirror},
+};
 
 /// A network card for the VMM.
 #[derive(Debug)]
 pub struct Nic {
     /// Host end.
     pub tap: OwnedFd,
-    /// The guest's MAC.
+    /// The card's own address.
     pub mac: [u8; 6],
-    /// Of the link.
-    pub mtu: u32,
-}
-
-/// What the guest gets of a namespace.
-#[derive(Debug, Default)]
-pub struct Network {
-    /// One for each passed-through link.
-    pub nics: Vec<Nic>,
-    /// How the agent sets them up.
-    pub links: Vec<agent::Link>,
-    /// Those that don't come by themselves with an address.
-    pub routes: Vec<agent::Route>,
-    /// Permanent ones.
-    pub neighbours: Vec<agent::Neighbour>,
-    /// To be kept as long as the redirects stand.
-    pub claim: Option<Claim>,
 }
 
 /// A network namespace by descriptor, and the path at which a later process finds it.
@@ -76,6 +66,33 @@ pub struct Namespace {
     pub path: PathBuf,
 }
 
+impl Namespace {
+    /// Claims it.
+    ///
+    /// # Errors
+    /// [`NetworkError::Guard`].
+    pub fn claim(&self) -> Result<Arc<Claim>, NetworkError> {
+        Claim::take(&self.fd).map(Arc::new).map_err(|source| self.refused(source))
+    }
+
+    fn refused(&self, source: GuardError) -> NetworkError {
+        NetworkError::Guard { path: self.path.clone(), source }
+    }
+}
+
+/// What a mirror works with.
+#[derive(Debug)]
+pub struct Means {
+    /// On the namespace.
+    pub claim: Arc<Claim>,
+    /// Where redirects are written down.
+    pub ledger: Arc<Ledger>,
+    /// The seam.
+    pub steps: Arc<Steps>,
+    /// Where it says how each link is passed.
+    pub note: watch::Sender<String>,
+}
+
 /// The namespace's identity while it lives.
 ///
 /// # Errors
@@ -85,45 +102,25 @@ pub fn identity(namespace: impl AsFd) -> Result<Identity, NetworkError> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Reads the namespace's links as they are now and passes them through.
-///
-/// Blocks; the caller runs it on a thread that may.
+/// Passes the namespace's links through as they are now; `spares` says how many cards more there shall be than links.
 ///
 /// # Errors
 /// [`NetworkError`]; what was made is undone.
-pub fn attach(
-    namespace: &Namespace,
-    ledger: &Ledger,
-    steps: &Steps,
-) -> Result<Network, NetworkError> {
-    let refused = |source| NetworkError::Guard { path: namespace.path.clone(), source };
-    let claim = Claim::take(&namespace.fd).map_err(refused)?;
-    let mut network = inside(&namespace.fd, async |handle| {
-        let wiring = Wiring { handle, namespace, claim: &claim, ledger, steps };
-        wiring.check()?;
-        let mut wired = Vec::new();
-        let attached = connect_all(&wiring, &mut wired).await;
-        if attached.is_err() {
-            for link in &wired {
-                wiring.disconnect(link).await;
-            }
-        }
-        attached
-    })?;
-    network.claim = Some(claim);
-    Ok(network)
-}
-
-async fn connect_all(wiring: &Wiring<'_>, wired: &mut Vec<Wired>) -> Result<Network, NetworkError> {
-    wiring.steps.enter(Step::ScanNetwork)?;
-    let found = scan::scan(&wiring.handle).await?;
-    let mut network = found.guest;
-    for link in found.links {
-        let (tap, redirect) = wiring.connect(&link).await?;
-        wired.push(redirect);
-        network.nics.push(Nic { tap: tap.fd, mac: link.mac, mtu: link.mtu });
-    }
-    Ok(network)
+pub async fn attach(
+    namespace: Namespace,
+    means: Means,
+    spares: impl FnOnce(usize) -> usize,
+) -> Result<(Mirror, Attached), NetworkError> {
+    let Means { claim, ledger, steps, note } = means;
+    // Whoever may not be looked at is not even listened to.
+    claim.check().map_err(|source| namespace.refused(source))?;
+    let handle = connect(&namespace.fd)?;
+    let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
+    let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
+    let wiring = Wiring { handle, namespace, claim, ledger, steps };
+    let mut mirror = Mirror::new(wiring, monitor, note);
+    let attached = mirror.attach(spares).await?;
+    Ok((mirror, attached))
 }
 
 /// What the ledger knows of a redirect.
@@ -142,6 +139,8 @@ pub struct Redirected<'a> {
 }
 
 /// Removes the redirect of a link, if its namespace is still there and no other sandbox has it meanwhile.
+///
+/// Blocks, and has a runtime of its own: it also runs where there is none.
 ///
 /// # Errors
 /// [`NetworkError`].
@@ -166,28 +165,35 @@ pub fn restore_link(redirected: &Redirected<'_>, steps: &Steps) -> Result<(), Ne
         name: redirected.link.to_owned(),
         own_qdisc: redirected.own_qdisc,
     };
-    inside(&namespace, async |handle| card::restore(&handle, &wired, steps).await)
-}
-
-/// Runs `work` with an rtnetlink handle on a thread of its own that has entered the namespace.
-fn inside<T, F>(namespace: &OwnedFd, work: F) -> Result<T, NetworkError>
-where
-    T: Send,
-    F: AsyncFnOnce(rtnetlink::Handle) -> Result<T, NetworkError> + Send,
-{
-    let run = || {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|e| NetworkError::Enter(e.into()))?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
+    let work = || {
+        let runtime = runtime::Builder::new_current_thread()
             .enable_io()
             .build()
             .map_err(NetworkError::Connect)?;
-        runtime.block_on(async {
-            let (connection, handle, _) =
-                rtnetlink::new_connection().map_err(NetworkError::Connect)?;
-            tokio::spawn(connection);
-            work(handle).await
-        })
+        runtime.block_on(async { card::restore(&connect(&namespace)?, &wired, steps).await })
+    };
+    // The caller's thread may be one that drives a runtime.
+    thread::scope(|scope| scope.spawn(work).join()).map_err(|_| NetworkError::Panicked)?
+}
+
+/// Speaks rtnetlink in the namespace, on the runtime that it is called on.
+fn connect(namespace: &OwnedFd) -> Result<rtnetlink::Handle, NetworkError> {
+    let runtime = runtime::Handle::current();
+    let (connection, handle) = enter(namespace, || {
+        let _runtime = runtime.enter();
+        rtnetlink::new_connection().map(|(connection, handle, _)| (connection, handle))
+    })?
+    .map_err(NetworkError::Connect)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Runs something on a thread of its own that is in the namespace: what is opened there stays there.
+fn enter<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
+    let run = || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|e| NetworkError::Enter(e.into()))?;
+        Ok(work())
     };
     thread::scope(|scope| scope.spawn(run).join()).map_err(|_| NetworkError::Panicked)?
 }

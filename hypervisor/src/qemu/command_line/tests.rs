@@ -20,12 +20,7 @@ fn config(machine: MachineType) -> VmConfig {
         tsc_khz: Some(2_500_000),
         vsock: Some(Vsock { socket: null() }),
         shares: vec![Share { tag: "roots".into(), socket: null() }],
-        nics: vec![Nic {
-            tap: null(),
-            mac: MacAddress([2, 0, 0, 0, 0, 0xff]),
-            mtu: 1500,
-            vhost: None,
-        }],
+        nics: vec![Nic { tap: null(), mac: MacAddress([2, 0, 0, 0, 0, 0xff]), vhost: None }],
         ..VmConfig::new("kernel".into(), "initrd".into())
     }
 }
@@ -69,12 +64,11 @@ const CLOCK: &str = "tsc=reliable no_timer_check tsc_early_khz=2500000 ";
 const MMIO: &str = "-object rng-builtin,id=random -device virtio-rng-device,rng=random \
     -chardev socket,id=vsock,fd=7 -device vhost-user-vsock-device,chardev=vsock \
     -chardev socket,id=share0,fd=8 -device vhost-user-fs-device,chardev=share0,tag=roots ";
-const MMIO_CARD: &str = "-device virtio-net-device,netdev=nic0,mac=02:00:00:00:00:ff,host_mtu=1500";
+const MMIO_CARD: &str = "-device virtio-net-device,netdev=nic0,mac=02:00:00:00:00:ff";
 const PCI: &str = "-device pvpanic-pci -object rng-builtin,id=random -device virtio-rng-pci,rng=random \
     -chardev socket,id=vsock,fd=7 -device vhost-user-vsock-pci,chardev=vsock \
     -chardev socket,id=share0,fd=8 -device vhost-user-fs-pci,chardev=share0,tag=roots ";
-const PCI_CARD: &str =
-    "-device virtio-net-pci,netdev=nic0,mac=02:00:00:00:00:ff,host_mtu=1500,romfile=";
+const PCI_CARD: &str = "-device virtio-net-pci,netdev=nic0,mac=02:00:00:00:00:ff,romfile=";
 const TAP: &str = "-netdev tap,id=nic0,fd=9,vhost=off ";
 const VHOST_TAP: &str = "-netdev tap,id=nic0,fd=9,vhost=on,vhostfd=10 ";
 const Q35: &str = "q35,smm=off,vmport=off,sata=off,smbus=off,i8042=off,hpet=off,usb=off,graphics=off,\

@@ -1,0 +1,67 @@
+//! The sandbox's network, from before the VM to after its end.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Sandbox, SandboxError};
+use crate::{
+    agent::Agent,
+    network::{self, Attached, Means, Mirror, Namespace},
+    vm,
+};
+
+impl Sandbox {
+    /// Passes the links of a namespace through, as they are now.
+    pub(super) async fn attach_network(
+        &self,
+        namespace: Option<Namespace>,
+    ) -> Result<(Option<Mirror>, Attached), SandboxError> {
+        let Some(namespace) = namespace else { return Ok((None, Attached::default())) };
+        let claim = namespace.claim()?;
+        self.live().claim = Some(claim.clone());
+        let means = Means {
+            claim,
+            ledger: self.ledger.clone(),
+            steps: self.steps.clone(),
+            note: self.network_note.clone(),
+        };
+        let spares = |links| vm::spare_nics(&self.settings.vm, links);
+        let (mirror, attached) = network::attach(namespace, means, spares).await?;
+        Ok((Some(mirror), attached))
+    }
+
+    /// Lets the guest follow its namespace until either is gone.
+    pub(super) fn follow_network(self: &Arc<Self>, mirror: Option<Mirror>, agent: Agent) {
+        let Some(mirror) = mirror else { return };
+        let sandbox = self.clone();
+        let follower = tokio::spawn(async move {
+            tokio::select! {
+                () = mirror.follow(agent) => {}
+                _ = sandbox.lost() => {}
+            }
+        });
+        self.live().follower = Some(follower);
+    }
+
+    /// Touches the namespace no more.
+    pub(super) async fn leave_network(&self) {
+        let (follower, claim) = {
+            let mut live = self.live();
+            (live.follower.take(), live.claim.take())
+        };
+        if let Some(follower) = follower {
+            follower.abort();
+            // Cancelled, or over already: both is what is wanted.
+            follower.await.ok();
+        }
+        if let Some(claim) = claim {
+            claim.release();
+        }
+    }
+
+    /// How each link of the namespace is passed to the guest; changes as the namespace does.
+    pub fn network_note(&self) -> watch::Receiver<String> {
+        self.network_note.subscribe()
+    }
+}

@@ -1,0 +1,300 @@
+//! What a network namespace holds: links, addresses, routes, neighbours.
+//!
+//! A [`Model`] is fed rtnetlink's messages. Those of a dump and those of events are the same, so there is one way in.
+//! Some things the kernel does without a word, and the model does them too: with a link that goes down or an address
+//! that goes, IPv4 routes go.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::parse;
+
+/// How a link's frames could get into a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// Redirected to a tap.
+    Redirect,
+    /// Not at all, and nobody expects it: loopback, a port of another link, what the kernel puts everywhere.
+    None,
+    /// Not at all, for this reason.
+    Refused(String),
+}
+
+/// A link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub name: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    pub up: bool,
+    pub no_arp: bool,
+    pub no_ipv6: bool,
+    pub loopback: bool,
+    /// `veth`, or what else it is.
+    pub kind: String,
+    pub passage: Passage,
+    /// The link that it stands on, if that is in the same namespace.
+    pub lower: Option<u32>,
+}
+
+/// An address with the length of its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Prefix {
+    pub address: IpAddr,
+    pub length: u8,
+}
+
+/// One way that a route leads.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hop {
+    pub link: u32,
+    pub gateway: Option<IpAddr>,
+    pub weight: u8,
+    pub on_link: bool,
+}
+
+/// A route. What the kernel tells routes apart by comes first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Route {
+    pub table: u32,
+    pub destination: Prefix,
+    pub tos: u8,
+    pub metric: u32,
+    /// None for one that leads nowhere: blackhole, unreachable, prohibit, throw.
+    pub hops: Vec<Hop>,
+    pub kind: u8,
+    pub source: Option<IpAddr>,
+    pub scope: u8,
+    pub protocol: u8,
+    pub mtu: u32,
+}
+
+impl Route {
+    fn same_key(&self, other: &Self) -> bool {
+        let key = |route: &Self| (route.table, route.destination, route.tos, route.metric);
+        key(self) == key(other)
+    }
+}
+
+/// A permanent neighbour, but for its hardware address.
+pub(super) type NeighbourKey = (u32, IpAddr);
+
+/// A namespace's contents. Links are named by their index.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Model {
+    pub links: BTreeMap<u32, Link>,
+    /// In their order, which decides on the address that a connection comes from.
+    pub addresses: Vec<(u32, Prefix)>,
+    pub routes: BTreeSet<Route>,
+    pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+}
+
+impl Model {
+    /// Takes a message in; `replaces` is its NLM_F_REPLACE.
+    pub fn apply(&mut self, message: &RouteNetlinkMessage, replaces: bool) {
+        match message {
+            // Of bridges and of IPv6 there are messages of the same kind that say something else.
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+                if link.header.interface_family != AddressFamily::Unspec => {}
+            RouteNetlinkMessage::NewLink(link) => {
+                self.set_link(link.header.index, parse::link(link))
+            }
+            RouteNetlinkMessage::DelLink(link) => self.remove_link(link.header.index),
+            RouteNetlinkMessage::NewAddress(message) => {
+                if let Some(row) = parse::address(message)
+                    && !self.addresses.contains(&row)
+                {
+                    self.addresses.push(row);
+                }
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                if let Some(row) = parse::address_of_any_age(message) {
+                    self.remove_address(row);
+                }
+            }
+            RouteNetlinkMessage::NewRoute(message) => {
+                if let Some(route) = parse::route(message) {
+                    if replaces {
+                        self.routes.retain(|other| !other.same_key(&route));
+                    }
+                    self.routes.insert(route);
+                }
+            }
+            RouteNetlinkMessage::DelRoute(message) => {
+                if let Some(route) = parse::route(message)
+                    && !self.routes.remove(&route)
+                {
+                    self.routes
+                        .retain(|other| !(other.same_key(&route) && other.hops == route.hops));
+                }
+            }
+            RouteNetlinkMessage::NewNeighbour(message) => match parse::neighbour(message) {
+                Some((key, Some(mac))) => drop(self.neighbours.insert(key, mac)),
+                Some((key, None)) => drop(self.neighbours.remove(&key)),
+                None => {}
+            },
+            RouteNetlinkMessage::DelNeighbour(message) => {
+                if let Some((key, _)) = parse::neighbour(message) {
+                    self.neighbours.remove(&key);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn set_link(&mut self, index: u32, link: Link) {
+        let went_down = !link.up && self.links.get(&index).is_some_and(|before| before.up);
+        self.links.insert(index, link);
+        if went_down {
+            self.routes.retain(|route| {
+                route.destination.address.is_ipv6()
+                    || route.hops.iter().all(|hop| hop.link != index)
+            });
+        }
+    }
+
+    fn remove_link(&mut self, index: u32) {
+        self.links.remove(&index);
+        self.addresses.retain(|(link, _)| *link != index);
+        self.routes.retain(|route| route.hops.iter().all(|hop| hop.link != index));
+        self.neighbours.retain(|(link, _), _| *link != index);
+    }
+
+    fn remove_address(&mut self, row: (u32, Prefix)) {
+        self.addresses.retain(|other| *other != row);
+        let address = row.1.address;
+        if address.is_ipv4() && self.addresses.iter().all(|(_, other)| other.address != address) {
+            self.routes.retain(|route| route.source != Some(address));
+        }
+    }
+
+    /// How a link's frames get into a guest, its neighbours considered.
+    pub fn passage(&self, link: &Link) -> Passage {
+        match link.lower.and_then(|lower| self.links.get(&lower)) {
+            Some(lower) if link.passage == Passage::Redirect => Passage::Refused(format!(
+                "it stands on {}, whose frames go to the guest already",
+                lower.name
+            )),
+            _ => link.passage.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use rtnetlink::{
+        LinkUnspec, RouteMessageBuilder,
+        packet_route::{
+            AddressFamily, RouteNetlinkMessage,
+            address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+            link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        },
+    };
+
+    use super::{Model, Passage};
+
+    fn link(index: u32, name: &str, up: bool) -> LinkMessage {
+        let mut message = LinkUnspec::new_with_index(index).build();
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        message.attributes.push(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]));
+        message
+    }
+
+    fn address(index: u32, text: &str) -> AddressMessage {
+        let address: IpAddr = text.parse().unwrap();
+        let mut message = AddressMessage::default();
+        message.header.family =
+            if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.prefix_len = 24;
+        message.header.index = index;
+        message.header.flags = AddressHeaderFlags::Permanent;
+        message.attributes.push(AddressAttribute::Address(address));
+        message
+    }
+
+    fn route(gateway: [u8; 4], metric: u32) -> rtnetlink::packet_route::route::RouteMessage {
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .destination_prefix([10, 0, 0, 0].into(), 8)
+            .gateway(gateway.into())
+            .output_interface(2)
+            .priority(metric)
+            .build()
+    }
+
+    fn fed(messages: impl IntoIterator<Item = RouteNetlinkMessage>) -> Model {
+        let mut model = Model::default();
+        for message in messages {
+            model.apply(&message, false);
+        }
+        model
+    }
+
+    fn example() -> Model {
+        fed([
+            RouteNetlinkMessage::NewLink(link(2, "eth0", true)),
+            RouteNetlinkMessage::NewAddress(address(2, "192.0.2.2")),
+            RouteNetlinkMessage::NewAddress(address(2, "2001:db8::2")),
+            RouteNetlinkMessage::NewRoute(route([192, 0, 2, 1], 0)),
+        ])
+    }
+
+    #[test]
+    fn with_a_link_goes_what_hangs_on_it() {
+        let mut model = example();
+        model.apply(&RouteNetlinkMessage::DelLink(link(2, "eth0", true)), false);
+        assert!(model.links.is_empty() && model.addresses.is_empty() && model.routes.is_empty());
+    }
+
+    #[test]
+    fn a_link_that_goes_down_loses_ipv4_routes_without_a_word() {
+        let mut model = example();
+        model.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0", false)), false);
+        assert_eq!((model.routes.len(), model.addresses.len()), (0, 2));
+    }
+
+    #[test]
+    fn what_a_bridge_says_of_its_port_is_not_the_end_of_the_link() {
+        let mut model = example();
+        let mut message = link(2, "eth0", true);
+        message.header.interface_family = AddressFamily::Bridge;
+        model.apply(&RouteNetlinkMessage::DelLink(message), false);
+        assert_eq!(model.links.len(), 1);
+    }
+
+    #[test]
+    fn a_route_that_replaces_takes_the_place_of_its_like() {
+        let mut model = example();
+        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 9], 0)), true);
+        assert_eq!(model.routes.len(), 1);
+        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 9], 7)), true);
+        assert_eq!(model.routes.len(), 2, "another metric is another route");
+        model.apply(&RouteNetlinkMessage::DelRoute(route([192, 0, 2, 9], 7)), false);
+        assert_eq!(model.routes.len(), 1);
+    }
+
+    #[test]
+    fn taking_the_same_in_twice_changes_nothing() {
+        let (once, mut twice) = (example(), example());
+        twice.apply(&RouteNetlinkMessage::NewAddress(address(2, "192.0.2.2")), false);
+        twice.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 1], 0)), false);
+        assert_eq!((once.addresses, once.routes), (twice.addresses, twice.routes));
+    }
+
+    #[test]
+    fn a_link_on_another_one_is_not_passed_twice() {
+        let mut model = example();
+        let mut upper = link(3, "eth0.7", true);
+        upper.attributes.push(LinkAttribute::Link(2));
+        model.apply(&RouteNetlinkMessage::NewLink(upper), false);
+        assert!(matches!(model.passage(&model.links[&3]), Passage::Refused(_)));
+        assert_eq!(model.passage(&model.links[&2]), Passage::Redirect);
+    }
+}

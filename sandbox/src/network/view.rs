@@ -1,0 +1,214 @@
+//! What the guest has of a namespace, and how it gets from one state to the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use kata_protocol::agent;
+
+use super::model::{Model, NeighbourKey, Prefix, Route};
+
+/// Address of a card, which it keeps whatever link it carries.
+pub(super) type CardAddress = [u8; 6];
+
+/// The part of a model that is in the guest: what is on links that have a card, and on loopback.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct View {
+    links: BTreeMap<u32, agent::Link>,
+    routes: BTreeSet<Route>,
+    neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+}
+
+impl View {
+    pub fn of(model: &Model, cards: &BTreeMap<u32, CardAddress>) -> Self {
+        let mut links = BTreeMap::new();
+        for (index, link) in &model.links {
+            let card = match cards.get(index) {
+                Some(card) => format_mac(card),
+                None if link.loopback => String::new(),
+                None => continue,
+            };
+            let mine = model.addresses.iter().filter(|(link, _)| link == index);
+            let addresses = mine.map(|(_, prefix)| format_prefix(*prefix)).collect();
+            let told = agent::Link {
+                name: link.name.clone(),
+                hardware_address: format_mac(&link.mac),
+                mtu: link.mtu,
+                addresses,
+                up: link.up,
+                card,
+                no_arp: link.no_arp,
+                no_ipv6: link.no_ipv6,
+                ..Default::default()
+            };
+            links.insert(*index, told);
+        }
+        let there = |index: u32| links.contains_key(&index);
+        let routes = model.routes.iter();
+        let routes = routes.filter(|route| route.hops.iter().all(|hop| there(hop.link)));
+        let neighbours = model.neighbours.iter().filter(|((link, _), _)| there(*link));
+        Self {
+            routes: routes.cloned().collect(),
+            neighbours: neighbours.map(|(key, mac)| (*key, *mac)).collect(),
+            links,
+        }
+    }
+
+    /// What leads from `before` to `self`; none when nothing does.
+    pub fn change_since(&self, before: &Self) -> Option<agent::NetworkChange> {
+        let mut change = agent::NetworkChange::default();
+        for (index, link) in &before.links {
+            if !self.links.contains_key(index) {
+                change.removed_cards.push(link.card.clone());
+            }
+        }
+        for (index, link) in &self.links {
+            if before.links.get(index) != Some(link) {
+                change.links.push(link.clone());
+            }
+        }
+        // With a link that went, and with one that goes down, the guest's routes went.
+        let stays =
+            |route: &&Route| route.hops.iter().all(|hop| self.links.contains_key(&hop.link));
+        let removed = before.routes.difference(&self.routes).filter(stays);
+        change.removed_routes = removed.map(|route| before.route(route)).collect();
+        let added = self.routes.difference(&before.routes);
+        change.routes = added.map(|route| self.route(route)).collect();
+        for (key, mac) in &before.neighbours {
+            if !self.neighbours.contains_key(key) && self.links.contains_key(&key.0) {
+                change.removed_neighbours.push(before.neighbour(key, mac));
+            }
+        }
+        for (key, mac) in &self.neighbours {
+            if before.neighbours.get(key) != Some(mac) {
+                change.neighbours.push(self.neighbour(key, mac));
+            }
+        }
+        (change != agent::NetworkChange::default()).then_some(change)
+    }
+
+    fn name(&self, index: u32) -> String {
+        self.links.get(&index).map(|link| link.name.clone()).unwrap_or_default()
+    }
+
+    fn route(&self, route: &Route) -> agent::Route {
+        let hops = route.hops.iter().map(|hop| agent::Hop {
+            link: self.name(hop.link),
+            gateway: hop.gateway.as_ref().map(IpAddr::to_string).unwrap_or_default(),
+            weight: hop.weight.into(),
+            on_link: hop.on_link,
+            ..Default::default()
+        });
+        agent::Route {
+            destination: format_prefix(route.destination),
+            hops: hops.collect(),
+            source: route.source.as_ref().map(IpAddr::to_string).unwrap_or_default(),
+            scope: route.scope.into(),
+            metric: route.metric,
+            table: route.table,
+            kind: route.kind.into(),
+            protocol: route.protocol.into(),
+            tos: route.tos.into(),
+            mtu: route.mtu,
+            ..Default::default()
+        }
+    }
+
+    fn neighbour(&self, key: &NeighbourKey, mac: &[u8; 6]) -> agent::Neighbour {
+        agent::Neighbour {
+            address: key.1.to_string(),
+            hardware_address: format_mac(mac),
+            link: self.name(key.0),
+            ..Default::default()
+        }
+    }
+}
+
+fn format_prefix(prefix: Prefix) -> String {
+    format!("{}/{}", prefix.address, prefix.length)
+}
+
+pub(super) fn format_mac(mac: &[u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{Model, View};
+    use crate::network::model::{Hop, Link, Passage, Prefix, Route};
+
+    fn link(name: &str) -> Link {
+        Link {
+            name: name.into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            no_arp: false,
+            no_ipv6: false,
+            loopback: false,
+            kind: "veth".into(),
+            passage: Passage::Redirect,
+            lower: None,
+        }
+    }
+
+    fn model() -> Model {
+        let prefix = |text: &str| Prefix { address: text.parse().unwrap(), length: 24 };
+        let hops = vec![Hop { link: 2, gateway: None, weight: 0, on_link: false }];
+        let route = Route {
+            table: 254,
+            destination: prefix("192.0.2.0"),
+            tos: 0,
+            metric: 0,
+            hops,
+            kind: 1,
+            source: None,
+            scope: 253,
+            protocol: 2,
+            mtu: 0,
+        };
+        Model {
+            links: BTreeMap::from([(2, link("eth0")), (3, link("net1"))]),
+            addresses: vec![(2, prefix("192.0.2.2")), (3, prefix("198.51.100.2"))],
+            routes: [route].into(),
+            neighbours: BTreeMap::from([((3, "198.51.100.1".parse().unwrap()), [2; 6])]),
+        }
+    }
+
+    #[test]
+    fn only_what_has_a_card_is_told() {
+        let first = View::of(&model(), &BTreeMap::from([(2, [9; 6])]));
+        let change = first.change_since(&View::default()).unwrap();
+        assert_eq!(change.links.len(), 1);
+        assert_eq!(change.links[0].addresses, ["192.0.2.2/24"]);
+        assert_eq!(change.links[0].card, "09:09:09:09:09:09");
+        assert_eq!((change.routes.len(), change.neighbours.len()), (1, 0));
+        assert_eq!(change.routes[0].hops[0].link, "eth0");
+    }
+
+    #[test]
+    fn a_change_names_what_has_changed_and_nothing_else() {
+        let cards = BTreeMap::from([(2, [9; 6]), (3, [8; 6])]);
+        let before = View::of(&model(), &cards);
+        assert_eq!(before.change_since(&before), None);
+        let mut renamed = model();
+        renamed.links.get_mut(&3).unwrap().name = "net2".into();
+        renamed.routes.clear();
+        let change = View::of(&renamed, &cards).change_since(&before).unwrap();
+        let names: Vec<_> = change.links.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!((names, change.removed_routes.len()), (vec!["net2"], 1));
+        assert!(change.routes.is_empty() && change.removed_cards.is_empty());
+    }
+
+    #[test]
+    fn with_a_card_goes_what_was_on_it() {
+        let before = View::of(&model(), &BTreeMap::from([(2, [9; 6]), (3, [8; 6])]));
+        let after = View::of(&model(), &BTreeMap::from([(3, [8; 6])]));
+        let change = after.change_since(&before).unwrap();
+        assert_eq!(change.removed_cards, ["09:09:09:09:09:09"]);
+        assert!(change.removed_routes.is_empty() && change.links.is_empty());
+    }
+}

@@ -1,0 +1,183 @@
+//! What happens to a network namespace after the start of its container happens in the guest.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use kata_guest_tests::{
+    Bundle, Container, Kata, Output, Wire, debian, repetitions, set_network, snapshot,
+};
+
+/// A running container in a namespace.
+struct Fixture {
+    kata: Kata,
+    bundle: Bundle,
+    wire: Wire,
+}
+
+impl Fixture {
+    fn new() -> Option<Self> {
+        let (kata, root) = (Kata::installed()?, debian()?);
+        let wire =
+            Wire::new(&["192.0.2.2/24", "2001:db8::2/64"], &["192.0.2.1/24", "2001:db8::1/64"]);
+        let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
+        set_network(&mut bundle.config, Some(&wire.path()));
+        bundle.write();
+        Some(Self { kata, bundle, wire })
+    }
+
+    fn start(&self, id: &str) -> Container<'_> {
+        Container::started(&self.kata, &self.bundle, id)
+    }
+
+    fn ip(&self, command: &str) {
+        self.wire.ip(&command.split(' ').collect::<Vec<_>>());
+    }
+
+    /// As `docker network connect` does it.
+    fn connect(&self, name: &str, network: u8) {
+        let peer = &self.wire.peer;
+        self.ip(&format!("link add {name} type veth peer name p{name} netns {peer}"));
+        kata_guest_tests::ip(&[
+            "-n",
+            peer,
+            "address",
+            "add",
+            &format!("10.{network}.0.1/24"),
+            "dev",
+            &format!("p{name}"),
+        ]);
+        kata_guest_tests::ip(&["-n", peer, "link", "set", &format!("p{name}"), "up"]);
+        self.ip(&format!("address add 10.{network}.0.2/24 dev {name}"));
+        self.ip(&format!("link set {name} up"));
+    }
+}
+
+/// Runs a script in the guest until it succeeds.
+fn until(container: &Container<'_>, script: &str) -> Output {
+    // Events of the guest's kernel end the wait, and a look before each of them.
+    let waiting = format!(
+        "for i in $(seq 300); do ({script}) && exit 0; sleep 0.1; done; ip address; ip route; exit 1"
+    );
+    let output = container.exec(&["sh", "-c", &waiting], b"");
+    assert_eq!(output.code, 0, "{script}: {}{}", output.stdout(), output.stderr());
+    output
+}
+
+#[test]
+fn addresses_routes_and_neighbours_come_and_go() {
+    let Some(fixture) = Fixture::new() else { return };
+    let container = fixture.start("changes");
+    for (change, script) in [
+        (
+            "address add 198.51.100.7/32 dev eth0",
+            "ip address show dev eth0 | grep -q 198.51.100.7/32",
+        ),
+        (
+            "address add 2001:db8::7/64 dev eth0 nodad",
+            "ip address show dev eth0 | grep 2001:db8::7 | grep -qv tentative",
+        ),
+        ("route add default via 192.0.2.1", "ip route | grep -q 'default via 192.0.2.1'"),
+        (
+            "route add 203.0.113.0/24 via 192.0.2.1 table 77 metric 5",
+            "ip route show table 77 | grep -q '203.0.113.0/24 via 192.0.2.1.*metric 5'",
+        ),
+        ("route add blackhole 203.0.113.128/25", "ip route | grep -q 'blackhole 203.0.113.128/25'"),
+        (
+            "route replace default via 192.0.2.9",
+            "ip route | grep -q 'default via 192.0.2.9' && ! ip route | grep -q 'default via 192.0.2.1 '",
+        ),
+        (
+            "neighbour add 192.0.2.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0",
+            "ip neighbour | grep -q '192.0.2.77.*02:00:00:00:00:77'",
+        ),
+        ("link set eth0 mtu 1300", "ip link show eth0 | grep -q 'mtu 1300'"),
+        (
+            "address delete 198.51.100.7/32 dev eth0",
+            "! ip address show dev eth0 | grep -q 198.51.100.7",
+        ),
+        (
+            "address delete 2001:db8::7/64 dev eth0",
+            "! ip address show dev eth0 | grep -q 2001:db8::7/",
+        ),
+        ("route delete default", "! ip route | grep -q default"),
+        ("route delete blackhole 203.0.113.128/25", "! ip route | grep -q blackhole"),
+        ("neighbour delete 192.0.2.77 dev eth0", "! ip neighbour | grep -q 192.0.2.77"),
+        (
+            "link set eth0 address 02:00:00:00:be:ef",
+            "ip link show eth0 | grep -q 02:00:00:00:be:ef",
+        ),
+        ("link set eth0 down", "ip link show eth0 | grep -q 'state DOWN'"),
+        (
+            "link set eth0 up",
+            "ip link show eth0 | grep -q 'state UP' && ip route | grep -q '192.0.2.0/24 dev eth0'",
+        ),
+    ] {
+        fixture.ip(change);
+        until(&container, script);
+    }
+    let ping = container.exec(&["ping", "-c", "1", "-W", "5", "192.0.2.1"], b"");
+    assert_eq!(ping.code, 0, "{}{}", ping.stdout(), ping.stderr());
+}
+
+#[test]
+fn a_link_that_appears_is_usable_and_one_that_goes_is_gone() {
+    let Some(fixture) = Fixture::new() else { return };
+    let container = fixture.start("link");
+    let before = container.exec(&["ls", "/sys/class/net"], b"").stdout();
+    assert_eq!(before, "eth0\nlo\n", "a spare card is not to be seen");
+    for round in 0..repetitions(50) {
+        fixture.connect("net1", 9);
+        until(&container, "ping -c 1 -W 1 10.9.0.1");
+        let renamed = round == 0;
+        if renamed {
+            fixture.ip("link set net1 name net2");
+            until(&container, "ip address show dev net2 | grep -q 10.9.0.2/24");
+        }
+        fixture.ip(if renamed { "link delete net2" } else { "link delete net1" });
+        until(&container, "test ! -e /sys/class/net/net1 -a ! -e /sys/class/net/net2");
+        // The other one has served all the time.
+        until(&container, "ping -c 1 -W 1 192.0.2.1");
+    }
+    let traces = container.traces();
+    container.remove(&traces);
+}
+
+#[test]
+fn a_link_appears_between_create_and_start() {
+    let Some(fixture) = Fixture::new() else { return };
+    let container = Container::create(&fixture.kata, &fixture.bundle, "between");
+    fixture.connect("net1", 9);
+    container.must("start");
+    let output = container.exec(&["ping", "-c", "1", "-W", "5", "10.9.0.1"], b"");
+    assert_eq!(output.code, 0, "{}{}", output.stdout(), output.stderr());
+}
+
+#[test]
+fn a_link_without_a_card_is_told_with_the_key() {
+    let Some(fixture) = Fixture::new() else { return };
+    let before = snapshot(Some(&fixture.wire.name));
+    let container = fixture.start("crowded");
+    let told = |piece: &str| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let note = container.state()["kata"]["network"].to_string();
+            if note.contains(piece) {
+                return note;
+            }
+            assert!(Instant::now() < deadline, "no {piece:?} in {note}");
+        }
+    };
+    told("eth0 (veth): redirected to a tap");
+    fixture.connect("net1", 9);
+    told("net1 (veth): redirected to a tap");
+    fixture.connect("net2", 10);
+    told("net2 (veth): not in the guest: no card is left; raise network.spare_nics");
+    // The card of one that goes is the other one's.
+    fixture.ip("link delete net1");
+    told("net2 (veth): redirected to a tap");
+    until(&container, "ping -c 1 -W 1 10.10.0.1");
+    fixture.ip("link delete net2");
+    let traces = container.traces();
+    container.remove(&traces);
+    assert_eq!(snapshot(Some(&fixture.wire.name)), before);
+}
