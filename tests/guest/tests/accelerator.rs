@@ -93,3 +93,29 @@ fn a_device_that_may_not_be_opened_is_told_from_none() {
     let (verdict, detail) = accelerator(&output);
     assert!(verdict == "failed" && detail.contains("/dev/kvm may not be opened"), "{detail}");
 }
+
+/// Lets the processor look as if it could virtualise, checks, runs a container, and shows what was found.
+const PRETEND: &str = "set -e; mount --make-rprivate /; mount -t tmpfs none /run; \
+    sed 's/^flags.*/& svm/' /proc/cpuinfo >/run/cpuinfo; mount --bind /run/cpuinfo /proc/cpuinfo; \
+    \"$@\" check --json >/run/found || true; \"$@\" run --rootfs \"$0\" -- echo works; cat /run/found";
+
+#[test]
+fn a_kvm_that_runs_no_guest_is_told_and_not_used() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    if host_has_kvm() || !Path::new("/dev/kvm").exists() {
+        println!("SKIP this host has no KVM that is there and does not work");
+        return;
+    }
+    let config = configured("auto");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", PRETEND, root.path()]).arg(kata.program());
+    command.arg("--root").arg(kata.state()).arg("--config").arg(config.path());
+    let mut output = run(command, b"");
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    let stdout = output.stdout();
+    let rest = stdout.strip_prefix("works\n").unwrap_or_else(|| panic!("{stdout}"));
+    output.stdout = rest.as_bytes().to_vec();
+    let (verdict, detail) = accelerator(&output);
+    let why = "(KVM does not run a stock guest: ";
+    assert!(verdict == "warning" && detail.contains(why), "{verdict}: {detail}");
+}

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox, namespace, within};
+use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox, ceiling, namespace, within};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -344,8 +344,19 @@ fn losing(which: HostProcess, code: i32, cause: &str) {
     });
 }
 
+/// A killed monitor can't say that it is: whoever waited for it knows a moment before the shim does.
+fn settled(container: &Container<'_>) -> serde_json::Value {
+    let asked = std::time::Instant::now();
+    loop {
+        let state = container.state();
+        if state["status"] != "running" || asked.elapsed() > ceiling(Duration::from_secs(5)) {
+            return state;
+        }
+    }
+}
+
 fn assert_ended(container: &Container<'_>, cause: &str) {
-    let state = container.state();
+    let state = settled(container);
     assert_eq!(state["status"], "stopped", "{state}");
     assert_eq!(state["kata"]["ended"]["cause"], cause, "{state}");
     assert_ne!(state["kata"]["ended"]["code"], 0, "{state}");
