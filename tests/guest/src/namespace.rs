@@ -20,8 +20,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// `eth0` with these addresses in the container's namespace, `peer0` with those in the peer's; MTU 1400.
-    pub fn new(addresses: &[&str], peers: &[&str]) -> Self {
+    /// The two namespaces, with nothing but loopback.
+    pub fn bare() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let wire = Self { name: format!("kt-{unique}"), peer: format!("kp-{unique}") };
@@ -29,6 +29,12 @@ impl Wire {
             ip(&["netns", "add", name]);
             ip(&["-n", name, "link", "set", "lo", "up"]);
         }
+        wire
+    }
+
+    /// `eth0` with these addresses in the container's namespace, `peer0` with those in the peer's; MTU 1400.
+    pub fn new(addresses: &[&str], peers: &[&str]) -> Self {
+        let wire = Self::bare();
         ip(&[
             "-n", &wire.name, "link", "add", "eth0", "mtu", "1400", "type", "veth", "peer", "name",
             "peer0", "mtu", "1400", "netns", &wire.peer,

@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use kata_guest_tests::{
-    Bundle, Container, Kata, Output, Wire, debian, repetitions, set_network, snapshot,
+    Bundle, Container, HostProcess, Kata, Output, Wire, debian, repetitions, set_network, snapshot,
 };
+use rustix::process::Signal;
 
 /// A running container in a namespace.
 struct Fixture {
@@ -180,4 +181,23 @@ fn a_link_without_a_card_is_told_with_the_key() {
     let traces = container.traces();
     container.remove(&traces);
     assert_eq!(snapshot(Some(&fixture.wire.name)), before);
+}
+
+#[test]
+fn events_that_were_lost_are_made_up_for() {
+    const ROUTES: usize = 1000;
+    let Some(fixture) = Fixture::new() else { return };
+    let container = fixture.start("lost");
+    // Who does not read them loses them: the kernel keeps some hundred.
+    container.signal_host(HostProcess::Shim, Signal::STOP);
+    let routes: String = (0..ROUTES)
+        .map(|i| format!("route add 10.50.{}.{}/32 via 192.0.2.1\n", i / 250, i % 250))
+        .collect();
+    let batch = fixture.bundle.file("routes");
+    std::fs::write(&batch, routes).unwrap();
+    fixture.wire.ip(&["-batch", batch.to_str().unwrap()]);
+    fixture.ip("address add 192.0.2.3/32 dev eth0");
+    container.signal_host(HostProcess::Shim, Signal::CONT);
+    until(&container, &format!("test $(ip route | grep -c '^10.50.') -eq {ROUTES}"));
+    until(&container, "ip address show dev eth0 | grep -q 192.0.2.3/32");
 }
