@@ -17,6 +17,7 @@ use kata_engine_api::{
     monitor::{self, Plan},
 };
 use kata_sys::spawn::{Child, Lifetime, Spawn};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::{failure::Failure, id::ContainerId, sandbox_dir::SandboxDir};
 
@@ -45,7 +46,10 @@ pub fn start_shim(
         spawn.environment.push(c_string(OsStr::from_bytes(&[b"PATH=", path.as_bytes()].concat()))?);
     }
     let null = null.as_fd();
-    spawn.fds = vec![null, null, null, shim.as_fd(), handover.as_fd(), dir.as_fd()];
+    let creator = pidfd_open(getpid(), PidfdFlags::empty())
+        .map_err(Failure::system("name this process to the shim"))?;
+    spawn.fds =
+        vec![null, null, null, shim.as_fd(), handover.as_fd(), dir.as_fd(), creator.as_fd()];
     spawn.new_session = true;
     spawn.start().map_err(|source| Failure::Start { program: "shim", source })
 }

@@ -16,7 +16,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -100,6 +100,8 @@ pub struct Container {
     network: Mutex<Option<Namespace>>,
     grace: Duration,
     record: Mutex<Record>,
+    /// The record on disk is behind: writing it has failed.
+    unwritten: AtomicBool,
     /// Signals that came while the init was starting: it may run before the guest's answer says so.
     early_signals: Mutex<Vec<u32>>,
 }
@@ -123,6 +125,7 @@ impl Container {
             network: Mutex::new(parts.network),
             grace: parts.grace,
             record: Mutex::new(parts.record),
+            unwritten: AtomicBool::new(false),
             early_signals: Mutex::default(),
         });
         container.update_record(|record| record.status = Status::Created)?;
@@ -322,8 +325,25 @@ impl Container {
             return Ok(());
         }
         change(&mut record);
+        self.write(&record)
+    }
+
+    /// Tries anew to write a record that could not be written. Whoever is about to read it calls this.
+    pub fn catch_up(&self) {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.unwritten.load(Ordering::Relaxed)
+            && let Err(refusal) = self.write(&record)
+        {
+            tracing::warn!(message = refusal.message, "the record is still behind");
+        }
+    }
+
+    fn write(&self, record: &Record) -> Result<(), Refusal> {
+        self.unwritten.store(true, Ordering::Relaxed);
         self.sandbox.steps().enter(Step::WriteRecord).map_err(|e| Refusal::internal(&e))?;
-        record::write(&self.directory, &record).map_err(|e| Refusal::internal(&e))
+        record::write(&self.directory, record).map_err(|e| Refusal::internal(&e))?;
+        self.unwritten.store(false, Ordering::Relaxed);
+        Ok(())
     }
 }
 

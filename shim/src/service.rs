@@ -315,6 +315,7 @@ impl Service {
             container.leave().await?;
         }
         self.pod().containers.remove(id);
+        container.hear_the_last().await;
         if container.role() == Role::Alone {
             self.remove_directory()?;
             self.finished.notify_one();

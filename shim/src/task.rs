@@ -326,6 +326,8 @@ impl Task for TaskService {
         request: task::ConnectRequest,
     ) -> ttrpc::Result<task::ConnectResponse> {
         let container = self.service.container(&request.id)?;
+        // The command line asks this before it reads the record.
+        container.catch_up();
         Ok(task::ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: container.init().monitor.pid,

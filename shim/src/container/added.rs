@@ -1,12 +1,16 @@
 //! Processes that are added to a running container.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use kata_engine_api::{
     handover::{FailureKind, TerminalSize},
     record::{Cause, Status},
 };
 use kata_protocol::agent;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Container, Role, new_token};
 use crate::{
@@ -15,6 +19,9 @@ use crate::{
     monitor::Monitor,
     process::{LOST, Outcome, Phase, Process},
 };
+
+/// What ends with its container is heard of within milliseconds; more is the reader's.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Container {
     /// Makes an additional process, of which nothing runs yet. `spec` is its OCI process object.
@@ -106,6 +113,18 @@ impl Container {
             }
             status => format!("cannot exec in a {} container", status.name()),
         }))
+    }
+
+    /// Waits a moment for processes that ended with the container: their monitors are to hear how, before the shim goes.
+    pub async fn hear_the_last(&self) {
+        let until = Instant::now() + LAST_WORDS;
+        for process in self.added() {
+            if process.phase() > Phase::Created && timeout_at(until, process.wait()).await.is_err()
+            {
+                // Its monitor knows, and passes on what a slow reader has not read yet.
+                tracing::debug!(exec_id = process.exec_id, "output is still being passed on");
+            }
+        }
     }
 
     /// Forgets an additional process that has ended, or that never started.
