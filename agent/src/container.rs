@@ -75,15 +75,16 @@ impl Container {
         cgroup: Arc<Mutex<Cgroup>>,
         reaper: &Arc<Reaper>,
     ) -> Result<Self, Failure> {
-        let Creation { id, spec: document, root, streams } = creation;
+        let Creation { id, spec: document, root, streams: wanted } = creation;
         let launching = reaper.launching();
         let document = order::document(&document).step(|| "keep the spec")?;
         let birthplace = lock(&cgroup).birthplace(None).step(|| "open the cgroup")?;
         let kind = Kind::Init { container_id: id.clone(), root };
-        let order = Order { terminal: terminal_size(&streams), kind };
-        let streams = Streams::open(&streams).await?;
+        let order = Order { terminal: terminal_size(&wanted), kind };
+        let streams = Streams::open(&wanted).await?;
         let files = [birthplace.as_fd(), document.as_fd()];
         let launched = launch(&order, &files, &streams.child).await?;
+        wanted.set_modes(launched.terminal.as_ref())?;
         let (parts, gate) = Parts::new(launched, streams);
         let linux = spec.linux.as_ref();
         let alone = linux.is_some_and(|linux| linux.makes(NamespaceKind::Pid));
@@ -168,6 +169,7 @@ impl Container {
         let files =
             [birthplace.as_fd(), self.spec.as_fd(), process.as_fd(), self.init.pidfd().as_fd()];
         let launched = launch(&order, &files, &streams.child).await?;
+        wanted.set_modes(launched.terminal.as_ref())?;
         let (parts, gate) = Parts::new(launched, streams);
         let cgroup = self.cgroup.clone();
         let process = Process::adopt(parts, reaper, move |exit| (exit, lock(&cgroup).oom()))?;

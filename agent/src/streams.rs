@@ -31,6 +31,7 @@ use rustix::{
     fs::{Mode, OFlags},
     io::ioctl_fionread,
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
+    termios::{OptionalActions, OutputModes, tcgetattr, tcsetattr},
 };
 pub use terminal::Terminal;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -49,7 +50,12 @@ pub enum Wanted {
     /// Up to three pipes; an absent stream is `/dev/null`.
     Pipes { stdin: Option<StreamToken>, stdout: Option<StreamToken>, stderr: Option<StreamToken> },
     /// One connection for all, where there is one.
-    Terminal { token: Option<StreamToken>, size: TerminalSize },
+    Terminal {
+        token: Option<StreamToken>,
+        size: TerminalSize,
+        /// A line feed goes out as it is.
+        bare_newlines: bool,
+    },
 }
 
 impl Wanted {
@@ -65,7 +71,20 @@ impl Wanted {
         let characters = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
         let size =
             TerminalSize { rows: characters(stdio.rows), columns: characters(stdio.columns) };
-        Ok(Self::Terminal { token: token(&stdio.terminal_token)?, size })
+        let token = token(&stdio.terminal_token)?;
+        Ok(Self::Terminal { token, size, bare_newlines: stdio.bare_newlines })
+    }
+
+    /// Sets a terminal's modes, which its process has not seen yet.
+    pub fn set_modes(&self, master: Option<&OwnedFd>) -> Result<(), Failure> {
+        if let (Self::Terminal { bare_newlines: true, .. }, Some(master)) = (self, master) {
+            let modes = tcgetattr(master).and_then(|mut modes| {
+                modes.output_modes.remove(OutputModes::ONLCR);
+                tcsetattr(master, OptionalActions::Now, &modes)
+            });
+            modes.step(|| "set the modes of the terminal")?;
+        }
+        Ok(())
     }
 }
 

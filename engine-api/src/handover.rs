@@ -32,6 +32,8 @@ pub struct Create {
     pub volumes: Vec<Volume>,
     /// Terminal size before the first resize.
     pub terminal_size: Option<TerminalSize>,
+    /// The terminal is the caller's own, which makes a line end of a line feed itself.
+    pub callers_terminal: bool,
     /// The root is made of these, not of the root tree, which is an empty directory then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
@@ -69,6 +71,8 @@ pub struct Exec {
     pub monitor_pid: u32,
     /// Terminal size before the first resize.
     pub terminal_size: Option<TerminalSize>,
+    /// The terminal is the caller's own, which makes a line end of a line feed itself.
+    pub callers_terminal: bool,
 }
 
 /// Rows and columns of a terminal.

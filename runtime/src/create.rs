@@ -231,6 +231,7 @@ fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Re
         network_namespace: network.is_some(),
         volumes: described(&bundle.spec),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
+        callers_terminal: matches!(creation.console, Console::Callers(_)),
         layers: image.map(ImageRoot::layers).transpose()?,
     });
     let mut fds: Vec<BorrowedFd<'_>> =

@@ -90,7 +90,13 @@ mod tests {
     fn request() -> Request {
         let exec_id = "e1".to_owned();
         let container_id = "c1".to_owned();
-        Request::Exec(Exec { container_id, exec_id, monitor_pid: 1, terminal_size: None })
+        Request::Exec(Exec {
+            container_id,
+            exec_id,
+            monitor_pid: 1,
+            terminal_size: None,
+            callers_terminal: false,
+        })
     }
 
     /// A shim that takes one request, checks that a descriptor came, and answers so.

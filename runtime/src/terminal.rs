@@ -3,7 +3,9 @@
 use std::{panic, sync::Mutex};
 
 use kata_engine_api::handover::TerminalSize;
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr,
+};
 
 use crate::failure::Failure;
 
@@ -33,6 +35,9 @@ impl RawTerminal {
         let before = tcgetattr(stdin).map_err(Failure::system("read the terminal's modes"))?;
         let mut raw = before.clone();
         raw.make_raw();
+        // As runc: what is written here besides the container's output should not run down the screen in steps, and the
+        // container's terminal leaves its line feeds bare.
+        raw.output_modes.insert(OutputModes::OPOST);
         remember(Some(before));
         let previous = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {

@@ -104,7 +104,9 @@ async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> R
             lower: layers.lower.iter().map(PathBuf::from).collect(),
             writable: PathBuf::from(&layers.writable),
         }),
-        monitor: Monitor::new(control, create.monitor_pid).map_err(|e| Refusal::internal(&e))?,
+        monitor: Monitor::new(control, create.monitor_pid)
+            .map_err(|e| Refusal::internal(&e))?
+            .on_callers_terminal(create.callers_terminal),
         terminal: spec.process.terminal.then_some(create.terminal_size),
         directory: service.directory_fd().clone(),
         shares_pids: false,
@@ -121,6 +123,7 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
     let process = kata_spec::parse_process(&json, "process")
         .map_err(|e| Refusal::new(FailureKind::InvalidArgument, crate::failure::chain(&e)))?;
     let monitor = Monitor::new(control, exec.monitor_pid).map_err(|e| Refusal::internal(&e))?;
+    let monitor = monitor.on_callers_terminal(exec.callers_terminal);
     let terminal = process.terminal.then_some(exec.terminal_size);
     let container = service.container(&exec.container_id)?;
     let what = (process.guest_process(), Names::default());

@@ -14,12 +14,24 @@ pub struct Monitor {
     pub pid: u32,
     /// The process, when it is a child of the shim.
     process: Option<OwnedFd>,
+    /// It stands on the caller's own terminal.
+    pub callers_terminal: bool,
 }
 
 impl Monitor {
     /// Takes over the control connection that came with the handover.
     pub fn new(control: OwnedFd, pid: u32) -> Result<Self, PacketError> {
-        Ok(Self { control: PacketSocket::new(control)?, pid, process: None })
+        Ok(Self {
+            control: PacketSocket::new(control)?,
+            pid,
+            process: None,
+            callers_terminal: false,
+        })
+    }
+
+    /// One that stands on the caller's own terminal, or not.
+    pub fn on_callers_terminal(self, callers_terminal: bool) -> Self {
+        Self { callers_terminal, ..self }
     }
 
     /// One that the shim itself has started.

@@ -279,6 +279,7 @@ impl Process {
             terminal: self.terminal,
             rows: size.map_or(0, |size| size.rows.into()),
             columns: size.map_or(0, |size| size.columns.into()),
+            bare_newlines: self.monitor.callers_terminal,
             ..Default::default()
         };
         if self.terminal {

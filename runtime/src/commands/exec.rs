@@ -50,6 +50,7 @@ impl Context<'_> {
             exec_id: exec_id.to_string(),
             monitor_pid: monitor.pid(),
             terminal_size: console.size(),
+            callers_terminal: matches!(console, Console::Callers(_)),
         });
         let raw = match console {
             Console::Callers(_) => Some(RawTerminal::enter()?),

@@ -206,3 +206,50 @@ fn options_of_runc_that_mean_nothing_here_are_taken() {
     assert!(groups.lines().any(|line| line.ends_with(&path)), "{groups}");
     assert_eq!(kata.call(&["delete", "taken"]).code, 0);
 }
+
+/// Threads, descriptors and resident memory (KiB) of a process.
+fn usage(pid: i32) -> (usize, usize, u64) {
+    let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    (count("task"), count("fd"), resident)
+}
+
+/// Descriptors of PID 1 of the guest can't be seen, but what it holds of each process can: its children.
+#[test]
+fn many_execs_at_once_and_in_a_row_say_what_they_should_and_leave_nothing() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, FOREVER);
+    let container = Container::started(&kata, &bundle, "many");
+    let one = |number: usize| {
+        let script =
+            format!("read line; echo $line {number}; echo e{number} >&2; exit {}", number % 200);
+        let done = container.exec(&["sh", "-c", &script], b"in\n");
+        assert_eq!(done.stdout(), format!("in {number}\n"), "{}", done.stderr());
+        assert_eq!(done.stderr(), format!("e{number}\n"));
+        assert_eq!(done.code, i32::try_from(number % 200).unwrap());
+    };
+    let at_once = || {
+        std::thread::scope(|scope| {
+            for number in 0..20 {
+                scope.spawn(move || one(number));
+            }
+        });
+    };
+    let shim = kata.host_pid(&container.id, "shimPid");
+    // Twice: what the first time makes room for, the second time uses.
+    at_once();
+    one(0);
+    let before = usage(shim);
+    at_once();
+    for number in 0..kata_guest_tests::repetitions(200) {
+        one(number);
+    }
+    let after = usage(shim);
+    assert_eq!((after.0, after.1), (before.0, before.1), "threads and descriptors of the shim");
+    assert!(after.2 < before.2 + 1024, "the shim has grown from {} to {} KiB", before.2, after.2);
+    let left = container.exec(&["sh", "-c", "ls -d /proc/[0-9]* | wc -l"], b"");
+    // The container's own, and the three that ask.
+    assert!(left.stdout().trim().parse::<u32>().unwrap() <= 4, "{}", left.stdout());
+}

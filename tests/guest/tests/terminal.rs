@@ -287,6 +287,21 @@ fn the_modes_are_those_that_runc_gives() {
 }
 
 #[test]
+fn the_modes_on_the_callers_terminal_are_those_that_runc_gives() {
+    let screens = std::cell::RefCell::new(Vec::new());
+    on_both("stty -a; echo d''one; read line", |terminal| {
+        screens.borrow_mut().push(terminal.screen.until_has("done\r\n"));
+        // The rest of its modes runc sets while the program runs already.
+        assert!(terminal.modes().output_modes.contains(OutputModes::OPOST));
+        terminal.type_in("\n");
+        assert_eq!(terminal.wait(), 0);
+    });
+    let screens = screens.into_inner();
+    assert_eq!(screens.first(), screens.last());
+    assert!(screens.iter().all(|screen| screen.contains("-onlcr")), "{screens:?}");
+}
+
+#[test]
 fn a_terminal_is_asked_for_only_where_there_is_one() {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
     let output = kata.call(&["run", "-t", "--rootfs", root.path(), "--", "sh"]);

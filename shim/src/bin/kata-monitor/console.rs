@@ -11,6 +11,7 @@ use std::{
 
 use kata_engine_api::handover::TerminalSize;
 use rustix::{
+    fs::{Mode, OFlags},
     process::ioctl_tiocsctty,
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
@@ -23,7 +24,12 @@ const MASTER_NAME: &[u8] = b"/dev/ptmx";
 /// Makes a pty, gives its master away, and makes the slave this session's terminal and all its standard streams.
 pub fn open(console_socket: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = openpt(flags)?;
+    // Of the instance itself: whoever gets the master finds its slave by that, and /dev is not to be seen here much longer.
+    let of_instance = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = match rustix::fs::open("/dev/pts/ptmx", of_instance, Mode::empty()) {
+        Ok(master) => master,
+        Err(_) => openpt(flags)?,
+    };
     grantpt(&master)?;
     unlockpt(&master)?;
     // By descriptor, not by name: /dev/pts may be another instance's here.
