@@ -70,6 +70,9 @@ pub struct TestOptions {
     /// Only the tier `kvm`: guest tests under KVM, in a nested host; a smoke, or with --full all of them
     #[arg(long)]
     pub kvm: bool,
+    /// With --kvm: build nothing of the product, test what was built
+    #[arg(long, requires = "kvm")]
+    pub prebuilt: bool,
     /// With --kvm: only tests with one of these in their names, smoke or not
     #[arg(value_name = "NAME", requires = "kvm")]
     pub names: Vec<String>,
@@ -96,6 +99,9 @@ pub struct BenchOptions {
     /// Build nothing: measure what was built
     #[arg(long)]
     pub prebuilt: bool,
+    /// Starts of each kind
+    #[arg(long, default_value = "10")]
+    pub rounds: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

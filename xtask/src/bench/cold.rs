@@ -17,8 +17,6 @@ use super::stand::Stand;
 use super::usage::cpu_time;
 use super::vmm_line::VmmLine;
 
-const ROUNDS: usize = 10;
-
 /// What ends each span of a traced start: a mark in `shim.log`.
 const MARKS: &[(&str, &str)] = &[
     ("runtime has begun, shim is up", "step="),
@@ -43,14 +41,14 @@ impl Start {
 }
 
 /// Measures, and notes what came of it.
-pub fn measure(stand: &Stand, line: &VmmLine, report: &mut Report) -> Result<()> {
+pub fn measure(stand: &Stand, line: &VmmLine, rounds: usize, report: &mut Report) -> Result<()> {
     let kernel = stand.place("first.elf");
     fs::write(&kernel, first::elf()).with_context(|| format!("write {}", kernel.display()))?;
     let first_line = line.clone().with_kernel(&kernel);
     let line = line.clone().with_task("byte");
     let (mut bare, mut kata, mut traced) = (Vec::new(), Vec::new(), Vec::new());
     let mut first = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         first.push(milliseconds(start_bare(stand, &first_line)?.wall));
         bare.push(start_bare(stand, &line)?);
         kata.push(start_kata(stand)?);

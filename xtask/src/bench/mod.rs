@@ -57,7 +57,7 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
         }
         let step = Step::begin(format!("measure {what}"));
         let measured = match measurement {
-            Measurement::Cold => cold::measure(&stand, &line, &mut report),
+            Measurement::Cold => cold::measure(&stand, &line, options.rounds.max(1), &mut report),
             Measurement::Files => files::measure(&stand, &line, &mut report),
             Measurement::Streams => throughput::measure(&stand, &line, &mut report),
             Measurement::Idle => idle::measure(&stand, &line, &mut report),

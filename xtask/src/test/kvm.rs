@@ -77,8 +77,10 @@ struct TestProgram {
 /// Runs them.
 pub fn run(workspace: &Workspace, options: &TestOptions, skips: &mut Skips) -> Result<()> {
     setup::prepare(Purpose::Everything)?;
-    build::everything(workspace, Some(Profile::Lean))?;
-    build::distro_guest(workspace)?;
+    if !options.prebuilt {
+        build::everything(workspace, Some(Profile::Lean))?;
+        build::distro_guest(workspace)?;
+    }
     let job = describe(workspace, options)?;
     let log = cache::root()?.join("logs/kvm.log");
     let mut file = File::create(&log).with_context(|| format!("write {}", log.display()))?;
