@@ -29,14 +29,24 @@ pub enum Cause {
     Signaled,
     /// Killed while created and never started.
     KilledBeforeStart,
-    /// By the guest's OOM killer.
+    /// By the guest's OOM killer, for its own limit.
     Oom,
+    /// The guest as a whole was out of memory.
+    GuestOom,
     /// The guest kernel panicked.
     GuestPanic,
-    /// The VMM died or was killed.
+    /// The guest restarted itself or switched itself off.
+    GuestReset,
+    /// Somebody killed the VMM.
     VmmKilled,
-    /// The proxy died or was killed.
+    /// The VMM died by itself.
+    VmmCrashed,
+    /// The host's OOM killer killed VMM or proxy.
+    HostOom,
+    /// Somebody killed the proxy.
     ProxyKilled,
+    /// The proxy died by itself.
+    ProxyCrashed,
     /// The agent closed its connection while the VM lived.
     AgentLost,
     /// The shim died or was killed.
@@ -50,6 +60,19 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Whether what the guest's kernel last said may tell more: the application is not what ended.
+    pub fn is_of_the_sandbox(self) -> bool {
+        !matches!(
+            self,
+            Self::Exited
+                | Self::Signaled
+                | Self::KilledBeforeStart
+                | Self::Oom
+                | Self::ShimLost
+                | Self::MonitorKilled
+        )
+    }
+
     /// As shown to people.
     pub fn describe(self) -> &'static str {
         match self {
@@ -57,9 +80,14 @@ impl Cause {
             Self::Signaled => "ended by a signal",
             Self::KilledBeforeStart => "killed before it was started",
             Self::Oom => "killed by the guest's OOM killer",
+            Self::GuestOom => "the guest was out of memory",
             Self::GuestPanic => "guest kernel panicked",
+            Self::GuestReset => "guest restarted itself",
             Self::VmmKilled => "VMM was killed",
+            Self::VmmCrashed => "VMM crashed",
+            Self::HostOom => "the host's OOM killer killed the VM",
             Self::ProxyKilled => "proxy was killed",
+            Self::ProxyCrashed => "proxy crashed",
             Self::AgentLost => "agent was lost",
             Self::ShimLost => "shim was lost",
             Self::MonitorKilled => "monitor was killed",
@@ -80,12 +108,19 @@ pub struct Ended {
     pub detail: Option<String>,
     /// RFC 3339, UTC.
     pub at: String,
+    /// The step of the start that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// The last that the guest's kernel wrote to its console, at most 4 KiB, when the cause is not the application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<String>,
 }
 
 impl Ended {
     /// An end of this moment.
     pub fn new(code: u8, cause: Cause, detail: Option<String>) -> Self {
-        Self { code, cause, detail, at: rfc3339(SystemTime::now()) }
+        let at = rfc3339(SystemTime::now());
+        Self { code, cause, detail, at, step: None, console: None }
     }
 
     /// When it was.

@@ -12,6 +12,7 @@
 //! One task, [`Sandbox::watch`], sees VMM and proxy die, decides on the loss and kills the other. Nobody else
 //! decides it. Lock order: none is held while another is taken.
 
+mod ending;
 mod links;
 
 use std::{
@@ -28,7 +29,7 @@ use kata_protocol::{agent, hello::HelloError};
 use kata_spec::Limits;
 use kata_sys::spawn::Child;
 use thiserror::Error;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
 use crate::{
     agent::{Agent, AgentError},
@@ -38,24 +39,15 @@ use crate::{
     guest::{AgentConnection, Switchboard},
     layers::{Layers, LayersError},
     ledger::{self, Entry, Ledger, LedgerError},
-    loss::{self, Loss},
+    loss::Loss,
     network::{Namespace, NetworkError, guard::Claim},
-    process::{self, pid_number},
+    process::pid_number,
     proxy::{self, ProxyError, ProxyPlan},
     random,
     share::{ShareError, SharedTree},
     step::{InjectedFault, Step, Steps},
     vm::{self, Vm, VmError, VmSettings},
 };
-
-/// A VMM and a proxy that lose each other end one after the other; so long the news of the second may take.
-const AFTERMATH: Duration = Duration::from_millis(400);
-
-/// The agent's connection ends with either of them: a moment longer, so that they are heard first.
-const AGENT_AFTERMATH: Duration = Duration::from_millis(700);
-
-/// A killed process is gone within milliseconds, unless the host's kernel holds it.
-const DEATH: Duration = Duration::from_secs(5);
 
 /// Why a sandbox could not be made, booted or taken down.
 #[derive(Debug, Error)]
@@ -148,6 +140,10 @@ struct Live {
     proxy: Option<Arc<Child>>,
     facts: Facts,
     stopping: bool,
+    /// Somebody wanted the boot to end.
+    aborted: bool,
+    /// The step that the boot ended at.
+    failed_at: Option<Step>,
     /// Locks on what the roots are made of.
     layers: Vec<OwnedFd>,
     /// On the network namespace.
@@ -309,6 +305,8 @@ impl Sandbox {
     pub async fn boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
         let booted = self.try_boot(boot).await;
         if booted.is_err() {
+            let step = self.steps.last();
+            self.live().failed_at = step;
             self.stop().await;
         }
         booted
@@ -409,133 +407,6 @@ impl Sandbox {
                 tracing::warn!(%error, "ask the guest to drop cached inodes");
             }
         });
-    }
-
-    /// Sees VMM and proxy end, and says once and for all what began it.
-    async fn watch(self: Arc<Self>, vm: Vm, proxy: Arc<Child>) {
-        let vm_ended = vm.wait();
-        let proxy_ended = process::exit(&proxy);
-        tokio::pin!(vm_ended, proxy_ended);
-        let loss = tokio::select! {
-            vm = &mut vm_ended => {
-                let proxy = timeout(AFTERMATH, &mut proxy_ended).await.ok();
-                loss::decide(vm, proxy.as_ref())
-            }
-            proxy = &mut proxy_ended => match timeout(AFTERMATH, &mut vm_ended).await {
-                Ok(vm) => loss::decide(vm, Some(&proxy)),
-                Err(_) => loss::of_proxy(&proxy),
-            },
-        };
-        let stopping = {
-            let mut live = self.live();
-            live.agent = None;
-            live.stopping
-        };
-        let dead = self.end_processes(Some(&vm), Some(&proxy));
-        if timeout(DEATH, dead).await.is_err() {
-            tracing::error!("VMM or proxy survives SIGKILL: it is stuck in the host's kernel");
-        }
-        let loss = if stopping { Loss::Stopped } else { loss };
-        tracing::info!(loss = loss.describe(), "sandbox ended");
-        self.lose(loss);
-    }
-
-    /// Waits until the sandbox is lost.
-    pub async fn lost(&self) -> Loss {
-        let mut loss = self.loss.subscribe();
-        let found = loss.wait_for(Option::is_some).await;
-        found.ok().and_then(|loss| loss.clone()).unwrap_or(Loss::Stopped)
-    }
-
-    /// The agent's connection has ended: says why, after a moment in which the cause may show itself.
-    pub async fn agent_lost(self: &Arc<Self>) -> Loss {
-        if let Ok(loss) = timeout(AGENT_AFTERMATH, self.lost()).await {
-            return loss;
-        }
-        // On a slow host the news is late: whoever is dead already took the connection along, and will be named.
-        let (vm, proxy) = self.processes();
-        let dead = |proxy: &Child| proxy.has_ended().unwrap_or(false);
-        if vm.is_some_and(|vm| vm.pid().is_none()) || proxy.is_some_and(|proxy| dead(&proxy)) {
-            return self.lost().await;
-        }
-        self.lose(Loss::Agent("its connection ended while the VM went on".into()));
-        self.kill();
-        self.lost().await
-    }
-
-    /// Ends a boot that is under way, at its next step if nothing of it runs yet.
-    pub fn abort_boot(self: &Arc<Self>) {
-        self.live().stopping = true;
-        self.kill();
-    }
-
-    fn check_aborted(&self) -> Result<(), SandboxError> {
-        if self.live().stopping { Err(SandboxError::Aborted) } else { Ok(()) }
-    }
-
-    /// Lets VMM and proxy be killed, without waiting for it.
-    pub fn kill(self: &Arc<Self>) {
-        let (vm, proxy) = self.processes();
-        let sandbox = self.clone();
-        tokio::spawn(async move { sandbox.end_processes(vm.as_ref(), proxy.as_deref()).await });
-    }
-
-    /// The first word on how the sandbox was lost is the one that counts.
-    fn lose(&self, loss: Loss) {
-        self.loss.send_if_modified(|known| {
-            let first = known.is_none();
-            known.get_or_insert(loss);
-            first
-        });
-    }
-
-    fn processes(&self) -> (Option<Vm>, Option<Arc<Child>>) {
-        let live = self.live();
-        (live.vm.clone(), live.proxy.clone())
-    }
-
-    async fn end_processes(&self, vm: Option<&Vm>, proxy: Option<&Child>) {
-        if let Err(error) = self.steps.enter(Step::StopVmm) {
-            tracing::warn!(%error, "stop the VMM");
-        }
-        if let Some(Err(error)) = proxy.map(Child::kill) {
-            tracing::debug!(%error, "kill the proxy");
-        }
-        if let Some(vm) = vm
-            && let Err(error) = vm.stop().await
-        {
-            tracing::warn!(%error, "stop the VMM");
-        }
-        if let Some(proxy) = proxy
-            && let Err(error) = process::exit(proxy).await
-        {
-            tracing::warn!(%error, "wait for the proxy");
-        }
-    }
-
-    /// Has the guest end what is left in it and write its caches back. A guest that is gone or hangs is passed over.
-    pub async fn quiesce(&self) {
-        let Ok(agent) = self.agent() else { return };
-        tokio::select! {
-            done = agent.shutdown() => if let Err(error) = done {
-                tracing::warn!(%error, "guest did not shut down in order");
-            },
-            _ = self.lost() => {}
-        }
-    }
-
-    /// Ends VMM and proxy, and returns when they are dead. Idempotent.
-    pub async fn stop(&self) {
-        {
-            let mut live = self.live();
-            live.stopping = true;
-            live.agent = None;
-        }
-        let (vm, proxy) = self.processes();
-        if timeout(DEATH, self.end_processes(vm.as_ref(), proxy.as_deref())).await.is_err() {
-            tracing::error!("VMM or proxy survives SIGKILL: it is stuck in the host's kernel");
-        }
-        self.lose(Loss::Stopped);
     }
 
     /// Takes everything away that is not the sandbox directory itself.

@@ -7,6 +7,7 @@ mod added;
 mod guest;
 mod links;
 mod monitored;
+mod oom;
 mod resources;
 mod signals;
 
@@ -24,7 +25,7 @@ use std::{
 use kata_engine_api::{
     control::End,
     handover::{FailureKind, TerminalSize},
-    record::{Cause, Record, Status},
+    record::{Cause, Ended, Record, Status},
 };
 use kata_protocol::{agent, hello::StreamToken};
 use kata_sandbox::{
@@ -32,6 +33,7 @@ use kata_sandbox::{
 };
 
 use kata_spec::Limits;
+use tokio::sync::watch;
 
 use self::resources::Resources;
 use crate::{
@@ -57,6 +59,8 @@ pub struct Parts {
     pub role: Role,
     /// Its sandbox; a lone container has one for itself.
     pub sandbox: Arc<Sandbox>,
+    /// Its bundle, when there is one.
+    pub bundle: Option<OwnedFd>,
     /// Its control group on the host.
     pub group: Group,
     /// What it may use.
@@ -90,6 +94,9 @@ pub struct Container {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     spec: Mutex<Vec<u8>>,
     resources: Resources,
+    bundle: Option<OwnedFd>,
+    /// How often the guest's OOM killer has struck it.
+    oom_kills: watch::Sender<u64>,
     guest_root: String,
     shares_pids: bool,
     /// Of its init; 0 before it is in the guest.
@@ -117,6 +124,8 @@ impl Container {
             execs: Mutex::default(),
             spec: Mutex::new(parts.spec),
             resources: Resources::new(parts.group, parts.limits),
+            bundle: parts.bundle,
+            oom_kills: watch::Sender::new(0),
             guest_root: parts.guest_root,
             shares_pids: parts.shares_pids,
             guest_pid: AtomicU32::new(0),
@@ -188,6 +197,9 @@ impl Container {
                 }
                 // Before anything can fail: whatever happens from here on, its end is seen.
                 tokio::spawn(self.clone().supervise(self.init.clone()));
+                if self.role != Role::Pod {
+                    tokio::spawn(self.clone().watch_oom());
+                }
                 self.record_facts(|record| record.status = Status::Running)?;
                 tokio::spawn(self.clone().note_network());
                 self.deliver_early_signals().await;
@@ -195,6 +207,8 @@ impl Container {
             }
             Err(refusal) => {
                 let (code, cause) = match refusal.kind {
+                    // It was wanted so.
+                    _ if self.sandbox.was_aborted() => (LOST, Cause::KilledBeforeStart),
                     FailureKind::CommandNotFound => (127, Cause::Exited),
                     FailureKind::CommandNotExecutable => (126, Cause::Exited),
                     _ => (LOST, Cause::BootFailed),
@@ -287,9 +301,17 @@ impl Container {
         }
         let grace_ms = u64::try_from(self.grace.as_millis()).ok();
         process.drain(End { grace_ms, ..outcome.end.clone() }).await;
-        let ended = outcome.recorded();
+        let mut ended = outcome.recorded();
         if process.is_init() {
-            tracing::info!(code = ended.code, cause = ended.cause.describe(), "container ended");
+            self.explain(&mut ended);
+            let (code, cause) = (ended.code, ended.cause.describe());
+            tracing::info!(
+                code,
+                cause,
+                detail = ended.detail,
+                step = ended.step,
+                "container ended"
+            );
             let recorded = self.update_record(|record| {
                 record.status = Status::Stopped;
                 record.pid = 0;
@@ -316,6 +338,16 @@ impl Container {
             record.sandbox.extend(facts.notes);
             change(record);
         })
+    }
+
+    /// Adds what is known beyond the cause: how far a start got, and what the guest's kernel last said.
+    fn explain(&self, ended: &mut Ended) {
+        if ended.cause == Cause::BootFailed {
+            ended.step = self.sandbox.failed_at().map(|step| step.to_string());
+        }
+        if ended.cause.is_of_the_sandbox() {
+            ended.console = self.sandbox.last_words();
+        }
     }
 
     fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {

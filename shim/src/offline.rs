@@ -1,12 +1,9 @@
 //! The other door to a sandbox directory: what can be said and done when no shim answers.
 
-use std::{fs, io, path::Path, time::SystemTime};
+use std::{fs, io, path::Path};
 
 use anyhow::Context;
-use kata_engine_api::{
-    record::{Cause, END_FILE, EndNote, Ended, Record, Status},
-    timestamp::rfc3339,
-};
+use kata_engine_api::record::{Cause, END_FILE, EndNote, Ended, Record, Status};
 use kata_sandbox::{ledger, step::Steps};
 
 use crate::{process::LOST, record};
@@ -60,12 +57,9 @@ fn read_end(directory: &Path) -> anyhow::Result<Ended> {
             let note: EndNote = serde_json::from_slice(&text).context("read the monitor's note")?;
             Ok(note.ended)
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Ended {
-            code: LOST,
-            cause: Cause::ShimLost,
-            detail: None,
-            at: rfc3339(SystemTime::now()),
-        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Ok(Ended::new(LOST, Cause::ShimLost, None))
+        }
         Err(e) => Err(e).context("read the monitor's note"),
     }
 }

@@ -14,14 +14,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use kata_engine_api::{
     control::{End, Stream, ToShim},
     handover::TerminalSize,
     record::{Cause, Ended},
-    timestamp::rfc3339,
 };
 use kata_protocol::{
     agent,
@@ -301,9 +300,13 @@ impl Process {
 impl Outcome {
     /// As the agent tells it.
     pub fn of_agent(end: &agent::ProcessEnd) -> Self {
-        let (code, cause) = match (end.signal, end.oom_killed) {
-            (0, _) => (u8::try_from(end.exit_code & 0xff).unwrap_or(u8::MAX), Cause::Exited),
-            (signal, oom) => (signal_code(signal), if oom { Cause::Oom } else { Cause::Signaled }),
+        // The OOM killer's signal; by any other one the process ended of something else.
+        const KILL: u32 = 9;
+        let (code, cause) = match end.signal {
+            0 => (u8::try_from(end.exit_code & 0xff).unwrap_or(u8::MAX), Cause::Exited),
+            KILL if end.oom_killed => (signal_code(KILL), Cause::Oom),
+            KILL if end.guest_oom => (signal_code(KILL), Cause::GuestOom),
+            signal => (signal_code(signal), Cause::Signaled),
         };
         let end = End {
             code,
@@ -319,6 +322,11 @@ impl Outcome {
     pub fn of_loss(loss: &Loss) -> Self {
         let (cause, detail) = match loss {
             Loss::GuestPanic(text) => (Cause::GuestPanic, Some(text.clone())),
+            Loss::GuestOom(text) => (Cause::GuestOom, Some(text.clone())),
+            Loss::GuestReset(text) => (Cause::GuestReset, Some(text.clone())),
+            Loss::VmmCrash(text) => (Cause::VmmCrashed, Some(text.clone())),
+            Loss::HostOom(text) => (Cause::HostOom, Some(text.clone())),
+            Loss::ProxyCrash(text) => (Cause::ProxyCrashed, Some(text.clone())),
             Loss::Agent(text) => (Cause::AgentLost, Some(text.clone())),
             Loss::Vmm(text) => (Cause::VmmKilled, Some(text.clone())),
             Loss::Proxy(text) => (Cause::ProxyKilled, Some(text.clone())),
@@ -341,12 +349,7 @@ impl Outcome {
 
     /// As it is recorded.
     pub fn recorded(&self) -> Ended {
-        Ended {
-            code: self.end.code,
-            cause: self.end.cause,
-            detail: self.detail.clone(),
-            at: rfc3339(SystemTime::now()),
-        }
+        Ended::new(self.end.code, self.end.cause, self.detail.clone())
     }
 }
 
@@ -370,6 +373,10 @@ mod tests {
         assert_eq!((outcome.end.code, outcome.end.cause), (137, Cause::Signaled));
         let oom = ProcessEnd { signal: 9, oom_killed: true, ..Default::default() };
         assert_eq!(Outcome::of_agent(&oom).end.cause, Cause::Oom);
+        let guest = ProcessEnd { signal: 9, guest_oom: true, ..Default::default() };
+        assert_eq!(Outcome::of_agent(&guest).end.cause, Cause::GuestOom);
+        let asked = ProcessEnd { signal: 15, oom_killed: true, ..Default::default() };
+        assert_eq!(Outcome::of_agent(&asked).end.cause, Cause::Signaled);
     }
 
     #[test]
@@ -378,8 +385,13 @@ mod tests {
         for loss in [
             Loss::GuestPanic(text()),
             Loss::Agent(text()),
+            Loss::GuestOom(text()),
+            Loss::GuestReset(text()),
             Loss::Vmm(text()),
+            Loss::VmmCrash(text()),
+            Loss::HostOom(text()),
             Loss::Proxy(text()),
+            Loss::ProxyCrash(text()),
             Loss::Stopped,
         ] {
             assert_ne!(Outcome::of_loss(&loss).end.code, 0);

@@ -33,6 +33,7 @@ use kata_sandbox::{
     vm::VmSettings,
 };
 use kata_spec::{Checked, Trees};
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::Notify;
 
 use crate::{
@@ -175,6 +176,9 @@ impl Service {
     fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
         let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
         let config = self.configure(&spec)?;
+        // Now, for the sandbox lets go of mounts that it has no use for. Engines may have none.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let bundle = rustix::fs::open(&spec.bundle, flags, Mode::empty()).ok();
         let (sandbox, group) = match self.sandbox() {
             Some(sandbox) => {
                 let group = Group::plan(spec.cgroups_path.as_deref(), &id);
@@ -206,6 +210,7 @@ impl Service {
         Container::create(Parts {
             role,
             sandbox,
+            bundle,
             group,
             limits: spec.limits.clone(),
             directory: creation.directory,

@@ -184,7 +184,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_stopped_container_has_no_pid_but_a_cause() {
-        let ended = Ended { code: 137, cause: Cause::VmmKilled, detail: None, at: String::new() };
+        let ended = Ended::new(137, Cause::VmmKilled, None);
         let record = Record { ended: Some(ended), ..record(Status::Stopped) };
         let json = serde_json::to_value(view(&record, false)).unwrap();
         assert_eq!(json["pid"], 0);

@@ -92,16 +92,25 @@ impl Engine {
 
     async fn follow_init(self: Arc<Self>, container: Arc<Container>) {
         let init = container.init().clone();
-        let Ok(ended) = init.wait().await else { return };
+        let mut kills = 0;
+        let ended = loop {
+            tokio::select! {
+                ended = init.wait() => break ended,
+                count = container.oom_kills_beyond(kills) => {
+                    kills = count;
+                    self.tell_oom(&init);
+                }
+            }
+        };
+        let Ok(ended) = ended else { return };
         for process in container.added() {
             if timeout(LAST_WORDS, process.wait()).await.is_err() {
                 tracing::warn!(exec = process.exec_id, "a process outlives its container");
             }
         }
         let _in_order = init.telling.lock().await;
-        if ended.cause == Cause::Oom {
-            let container_id = init.container_id.clone();
-            self.events.publish("/tasks/oom", &TaskOOM { container_id, ..Default::default() });
+        if ended.cause == Cause::Oom && kills == 0 {
+            self.tell_oom(&init);
         }
         self.tell_exit(&init, &ended);
     }
@@ -111,6 +120,11 @@ impl Engine {
             let _in_order = process.telling.lock().await;
             self.tell_exit(&process, &ended);
         }
+    }
+
+    fn tell_oom(&self, init: &Process) {
+        let container_id = init.container_id.clone();
+        self.events.publish("/tasks/oom", &TaskOOM { container_id, ..Default::default() });
     }
 
     fn tell_exit(&self, process: &Process, ended: &Ended) {

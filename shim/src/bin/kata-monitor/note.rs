@@ -4,13 +4,9 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::BorrowedFd,
-    time::SystemTime,
 };
 
-use kata_engine_api::{
-    record::{Cause, END_FILE, EndNote, Ended},
-    timestamp::rfc3339,
-};
+use kata_engine_api::record::{Cause, END_FILE, EndNote, Ended};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 
 /// Name under which it is written; a container has one monitor, so nobody else uses it.
@@ -26,8 +22,7 @@ pub fn write(
     cause: Cause,
     detail: Option<String>,
 ) -> io::Result<()> {
-    let at = rfc3339(SystemTime::now());
-    let note = EndNote { ended: Ended { code, cause, detail, at } };
+    let note = EndNote { ended: Ended::new(code, cause, detail) };
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(directory, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)?;

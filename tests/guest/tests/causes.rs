@@ -1,0 +1,206 @@
+//! Why a container ended: each cause by its own doing, told by `state`.
+#![allow(clippy::unwrap_used)]
+
+use std::{fs, io::Write, path::Path, process::Command};
+
+use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// Takes as much memory as it is told, in MiB: tail keeps a line in memory until it ends.
+const EAT: &str = "eat() { dd if=/dev/zero bs=1M count=$1 2>/dev/null | tail >/dev/null; }; ";
+
+fn bundle(kata: &Kata, script: &str) -> Option<Bundle> {
+    Some(Bundle::new(kata, busybox()?, &["sh", "-c", script]))
+}
+
+fn ended(container: &Container) -> Value {
+    let state = container.state();
+    assert_eq!(state["status"], "stopped", "{state}");
+    state["kata"]["ended"].clone()
+}
+
+/// The guest's console goes with the causes that are not the application's.
+fn assert_console(ended: &Value, word: &str) {
+    let console = ended["console"].as_str().unwrap_or_default();
+    assert!(console.contains(word), "{word:?} in the console of {ended}");
+    assert!(console.len() <= 4096, "{} bytes", console.len());
+}
+
+#[test]
+fn a_container_above_its_limit_is_killed_and_its_bundle_says_so() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let script = format!("{EAT} exec dd if=/dev/zero of=/dev/null bs=200M count=1");
+        let Some(mut bundle) = bundle(&kata, &script) else { return };
+        bundle.config["linux"]["resources"] =
+            json!({"memory": {"limit": 32 * MIB, "swap": 32 * MIB}});
+        bundle.write();
+        let container = Container::started(runtime, &bundle, "oom");
+        assert_eq!(container.wait().0, 137);
+        if runtime.is_oracle() {
+            continue;
+        }
+        let ended = ended(&container);
+        assert_eq!(ended["cause"], "oom", "{ended}");
+        assert!(ended["console"].is_null(), "the application is the cause: {ended}");
+        assert!(bundle.file("oom").exists(), "the file that engines look for");
+        let events = container.call(&["events", "--stats"]);
+        let events: Value = serde_json::from_slice(&events.stdout).unwrap();
+        assert_eq!(events["data"]["memory"]["usage"]["limit"], 32 * MIB, "{events}");
+    }
+}
+
+#[test]
+fn a_child_above_the_limit_is_killed_and_the_others_go_on() {
+    let Some(kata) = Kata::installed() else { return };
+    let script = format!("{EAT} eat 100; echo $?; read line; exit 7");
+    let Some(mut bundle) = bundle(&kata, &script) else { return };
+    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 32 * MIB, "swap": 32 * MIB}});
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "oom-child");
+    container.stdout.until_has("137");
+    let follow = kata.command(&["events", "--interval", "100ms", &container.id]);
+    let running = kata_guest_tests::Running::start(follow);
+    running.stdout.until_has(r#""type":"oom""#);
+    container.write(b"go\n");
+    assert_eq!(container.wait().0, 7);
+    assert_eq!(ended(&container)["cause"], "exited");
+    assert!(bundle.file("oom").exists());
+}
+
+#[test]
+fn a_guest_out_of_memory_as_a_whole_is_told_apart_from_a_limit() {
+    let Some(kata) = Kata::installed() else { return };
+    let script = "exec dd if=/dev/zero of=/dev/null bs=900M count=1";
+    let Some(bundle) = bundle(&kata, script) else { return };
+    let container = Container::started(&kata, &bundle, "guest-oom");
+    assert_eq!(container.wait().0, 137);
+    let ended = ended(&container);
+    assert_eq!(ended["cause"], "guest_oom", "{ended}");
+}
+
+/// A bundle whose program may do to the guest what it likes.
+fn unleashed(kata: &Kata, script: &str) -> Option<Bundle> {
+    let mut bundle = bundle(kata, script)?;
+    let all = json!(["CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_DAC_OVERRIDE"]);
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.config["process"]["capabilities"][set] = all.clone();
+    }
+    bundle.config["linux"]["maskedPaths"] = json!([]);
+    bundle.config["linux"]["readonlyPaths"] = json!([]);
+    bundle.write();
+    Some(bundle)
+}
+
+fn suicide(letter: char, cause: &str) -> Option<Value> {
+    let kata = Kata::installed()?;
+    let script = format!("echo ready; read line; echo {letter} >/proc/sysrq-trigger; sleep 1000");
+    let bundle = unleashed(&kata, &script)?;
+    let container = Container::started(&kata, &bundle, cause);
+    container.stdout.until_has("ready");
+    container.write(b"go\n");
+    assert_eq!(container.wait().0, 137);
+    let ended = ended(&container);
+    assert_eq!(ended["cause"], cause, "{ended}");
+    Some(ended)
+}
+
+#[test]
+fn a_guest_that_panics_leaves_its_console() {
+    let Some(ended) = suicide('c', "guest_panic") else { return };
+    assert_console(&ended, "Kernel panic");
+}
+
+#[test]
+fn a_guest_that_restarts_itself_has_a_cause_of_its_own() {
+    suicide('b', "guest_reset");
+}
+
+/// Sends a signal to a part of a sandbox; returns how the container is said to have ended.
+fn lose(which: HostProcess, signal: Signal, name: &str) -> Option<Value> {
+    let kata = Kata::installed()?;
+    let bundle = bundle(&kata, "echo ready; sleep 1000")?;
+    let container = Container::started(&kata, &bundle, name);
+    container.stdout.until_has("ready");
+    container.signal_host(which, signal);
+    assert_eq!(container.wait().0, 137);
+    Some(ended(&container))
+}
+
+#[test]
+fn a_crash_is_told_apart_from_a_kill() {
+    for (which, signal, cause) in [
+        // The VMM is the first process of its namespace, which the kernel spares what others would crash by.
+        (HostProcess::Vmm, Signal::KILL, "vmm_killed"),
+        (HostProcess::Proxy, Signal::ABORT, "proxy_crashed"),
+        (HostProcess::Proxy, Signal::KILL, "proxy_killed"),
+    ] {
+        let Some(ended) = lose(which, signal, cause) else { return };
+        assert_eq!(ended["cause"], cause, "{ended}");
+    }
+}
+
+#[test]
+fn a_vm_that_the_hosts_oom_killer_killed_is_told_as_such() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(mut bundle) =
+        bundle(&kata, "echo ready; read line; exec dd if=/dev/zero of=/dev/null bs=200M count=1")
+    else {
+        return;
+    };
+    let path = format!("/kata-causes-{}/host-oom", std::process::id());
+    bundle.config["linux"]["cgroupsPath"] = json!(path);
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "host-oom");
+    container.stdout.until_has("ready");
+    let vm = format!("/sys/fs/cgroup/memory{path}.kata-vm");
+    if !Path::new(&vm).exists() {
+        println!("SKIP this host has no control groups v1");
+        return;
+    }
+    // Less than the guest is going to want, and a little more than it has.
+    let usage: u64 =
+        fs::read_to_string(format!("{vm}/memory.usage_in_bytes")).unwrap().trim().parse().unwrap();
+    let mut limit =
+        fs::File::options().write(true).open(format!("{vm}/memory.limit_in_bytes")).unwrap();
+    limit.write_all((usage + 16 * MIB).to_string().as_bytes()).unwrap();
+    container.write(b"go\n");
+    assert_eq!(container.wait().0, 137);
+    let ended = ended(&container);
+    assert_eq!(ended["cause"], "host_oom", "{ended}");
+}
+
+#[test]
+fn a_start_that_fails_names_its_step() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata, "exit 0") else { return };
+    let container = Container::create_with(&kata, &bundle, "step", |command| {
+        command.env("KATA_FAULT", "AwaitAgent=fail");
+    });
+    let started = container.call(&["start"]);
+    assert_ne!(started.code, 0);
+    assert_eq!(container.wait().0, 137);
+    let ended = ended(&container);
+    assert_eq!((&ended["cause"], &ended["step"]), (&json!("boot_failed"), &json!("AwaitAgent")));
+}
+
+#[test]
+fn a_kill_during_the_boot_is_no_failure_of_it() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata, "exit 0") else { return };
+    let container = Container::create(&kata, &bundle, "boot-kill");
+    let mut start: Command = kata.command(&["start", &container.id]);
+    let mut starting = start.stderr(std::process::Stdio::null()).spawn().unwrap();
+    // The proxy is there before the guest is.
+    let log = kata.state().join(&container.id).join("shim.log");
+    assert!(log.exists());
+    let killed = container.kill("KILL");
+    assert_eq!(killed.code, 0, "{}", killed.stderr());
+    assert_eq!(container.wait().0, 137);
+    starting.wait().unwrap();
+    let ended = ended(&container);
+    assert_eq!(ended["cause"], "killed_before_start", "{ended}");
+}
