@@ -11,7 +11,7 @@ use std::{
 use kata_guest_tests::{Bundle, Container, Kata, Root, Terminal, busybox};
 use rustix::{
     process::Signal,
-    termios::{LocalModes, Termios},
+    termios::{LocalModes, OutputModes, Termios},
 };
 use serde_json::json;
 
