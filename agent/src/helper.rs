@@ -33,6 +33,7 @@ use std::{
     process::ExitCode,
 };
 
+pub use container::{set_sysctl, sysctl_path};
 use kata_sys::{fork, inherit};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 

@@ -12,10 +12,12 @@ use kata_protocol::{
     agent::{CreateContainerRequest, StartSandboxRequest},
 };
 use kata_sys::signal_number::SignalNumber;
+use rustix::mount::{MountFlags, mount_remount};
 
 use crate::{
     clock,
     container::{Container, Creation},
+    helper::{set_sysctl, sysctl_path},
     network::Network,
     order::{Failure, FailureKind, Step},
     pod::PodPids,
@@ -23,6 +25,9 @@ use crate::{
     reaper::Reaper,
     streams::Wanted,
 };
+
+/// What containers share, when they share memory.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// As long as a name in a file system may be.
 const MAX_ID: usize = 255;
@@ -48,6 +53,15 @@ impl Sandbox {
         clock::seed(&request.entropy).step(|| "seed the random pool")?;
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes()).step(|| "set the hostname")?;
+        }
+        for (name, value) in &request.sysctls {
+            set_sysctl(&sysctl_path(name)?, value)?;
+        }
+        if request.shm_bytes != 0 {
+            let size = format!("size={}", request.shm_bytes);
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            mount_remount(SHARED_MEMORY, flags, size.as_str())
+                .step(|| "set the size of the shared memory")?;
         }
         self.network().apply(&request.network)
     }

@@ -16,7 +16,7 @@ mod ending;
 mod links;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -119,6 +119,17 @@ pub struct Boot {
     pub network: Option<Namespace>,
     /// The first container, if one is to be started at once.
     pub first: Option<agent::CreateContainerRequest>,
+    /// What its containers have in common.
+    pub common: Common,
+}
+
+/// What containers of a sandbox have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Common {
+    /// Kernel parameters of the namespaces that they share.
+    pub sysctls: HashMap<String, String>,
+    /// Size of their shared memory; 0 leaves it to the guest's kernel.
+    pub shm_bytes: u64,
 }
 
 /// What is worth recording of a running sandbox.
@@ -341,7 +352,7 @@ impl Sandbox {
         }
         tokio::spawn(self.clone().watch(vm.clone(), proxy_child));
         let agent = self.await_agent(&vm).await?;
-        self.start_sandbox(agent.clone(), attached.change, boot.first).await?;
+        self.start_sandbox(agent.clone(), attached.change, (boot.first, boot.common)).await?;
         self.follow_network(mirror, agent);
         Ok(())
     }
@@ -366,7 +377,7 @@ impl Sandbox {
         self: &Arc<Self>,
         agent: Agent,
         network: agent::NetworkChange,
-        first: Option<agent::CreateContainerRequest>,
+        (first, common): (Option<agent::CreateContainerRequest>, Common),
     ) -> Result<(), SandboxError> {
         self.steps.enter(Step::StartSandbox)?;
         let entropy = random::bytes::<64>().map_err(SandboxError::Random)?;
@@ -378,6 +389,8 @@ impl Sandbox {
             start: first.is_some(),
             first_container: first.into(),
             clock_unix_ns: clock::unix_nanoseconds(),
+            sysctls: common.sysctls,
+            shm_bytes: common.shm_bytes,
             ..Default::default()
         };
         let answer = tokio::select! {

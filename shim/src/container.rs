@@ -29,7 +29,11 @@ use kata_engine_api::{
 };
 use kata_protocol::{agent, hello::StreamToken};
 use kata_sandbox::{
-    agent::AgentError, cgroup::Group, lifecycle::Sandbox, network::Namespace, step::Step,
+    agent::AgentError,
+    cgroup::Group,
+    lifecycle::{Common, Sandbox},
+    network::Namespace,
+    step::Step,
 };
 
 use kata_spec::Limits;
@@ -75,6 +79,8 @@ pub struct Parts {
     pub guest_root: String,
     /// It is in the pod's own pid namespace.
     pub shares_pids: bool,
+    /// What all containers of its sandbox have in common, when it stands for the sandbox.
+    pub common: Common,
     /// Numbers of its volumes in the shared tree.
     pub volumes: Range<usize>,
     /// Namespace whose links the guest takes over; none for loopback alone.
@@ -103,6 +109,7 @@ pub struct Container {
     guest_pid: AtomicU32,
     /// It is in the guest, though it may not run yet; locked while it enters.
     entered: tokio::sync::Mutex<bool>,
+    common: Common,
     volumes: Range<usize>,
     network: Mutex<Option<Namespace>>,
     grace: Duration,
@@ -130,6 +137,7 @@ impl Container {
             shares_pids: parts.shares_pids,
             guest_pid: AtomicU32::new(0),
             entered: tokio::sync::Mutex::new(false),
+            common: parts.common,
             volumes: parts.volumes,
             network: Mutex::new(parts.network),
             grace: parts.grace,

@@ -82,13 +82,15 @@ impl From<Refusal> for Failure {
 impl From<Refusal> for ttrpc::Error {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal.kind {
-            FailureKind::NotFound | FailureKind::CommandNotFound => Code::NOT_FOUND,
+            FailureKind::NotFound => Code::NOT_FOUND,
             FailureKind::AlreadyExists => Code::ALREADY_EXISTS,
             FailureKind::FailedPrecondition => Code::FAILED_PRECONDITION,
             FailureKind::InvalidArgument => Code::INVALID_ARGUMENT,
-            FailureKind::CommandNotExecutable => Code::PERMISSION_DENIED,
             FailureKind::Unimplemented => Code::UNIMPLEMENTED,
-            FailureKind::Internal => Code::UNKNOWN,
+            // A program is no container: whoever hears NOT_FOUND takes the task for lost. Engines go by the words.
+            FailureKind::CommandNotFound
+            | FailureKind::CommandNotExecutable
+            | FailureKind::Internal => Code::UNKNOWN,
         };
         Self::RpcStatus(ttrpc::get_status(code, refusal.message))
     }

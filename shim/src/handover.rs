@@ -110,6 +110,7 @@ async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> R
         terminal: spec.process.terminal.then_some(create.terminal_size),
         directory: service.directory_fd().clone(),
         shares_pids: false,
+        shares_memory: false,
         names: Names::default(),
         spec,
     };

@@ -26,7 +26,7 @@ use kata_protocol::{ROOTS, VOLUMES};
 use kata_sandbox::{
     cgroup::Group,
     layers::Layers,
-    lifecycle::{Sandbox, Settings},
+    lifecycle::{Common, Sandbox, Settings},
     network::Namespace,
     share::{ShareError, VolumeKind},
     step::Steps,
@@ -38,7 +38,7 @@ use tokio::sync::Notify;
 
 use crate::{
     container::{Container, Parts, Role},
-    engine::stdio::Names,
+    engine::{pod, stdio::Names},
     failure::Refusal,
     monitor::Monitor,
     mounts,
@@ -67,6 +67,8 @@ pub struct Creation {
     pub terminal: Option<Option<TerminalSize>>,
     /// It is in the pod's own pid namespace.
     pub shares_pids: bool,
+    /// Its shared memory is the pod's.
+    pub shares_memory: bool,
     /// Its stdio, as the engine named it.
     pub names: Names,
     /// Where its record is.
@@ -79,6 +81,8 @@ struct Pod {
     sandbox: Option<Arc<Sandbox>>,
     /// Network namespace of all monitors.
     network: Option<Arc<OwnedFd>>,
+    /// Host path of the shared memory that the pod was given.
+    shared_memory: Option<PathBuf>,
     /// By id; `None` holds the place of one that is being made.
     containers: HashMap<String, Option<Arc<Container>>>,
 }
@@ -206,6 +210,11 @@ impl Service {
             let attached = attach_volumes(&sandbox, trees, (&spec, volumes));
             attached.map_err(|e| Refusal::internal(&e))?;
         }
+        let guest_spec = spec.guest_spec(|number| format!("{}/{}", VOLUMES.1, volumes + number));
+        let common = match role {
+            Role::Pod => pod::common(&guest_spec),
+            Role::Alone | Role::Member => Common::default(),
+        };
         let record = first_record(&id, &spec, monitor.pid);
         Container::create(Parts {
             role,
@@ -217,7 +226,11 @@ impl Service {
             init: Arc::new(Process::new(&id, "", monitor, terminal).named(creation.names)),
             shares_pids: creation.shares_pids,
             grace: config.runtime.output_grace,
-            spec: spec.guest_spec(|number| format!("{}/{}", VOLUMES.1, volumes + number)),
+            spec: match creation.shares_memory {
+                true => pod::with_shared_memory(&guest_spec),
+                false => guest_spec,
+            },
+            common,
             volumes: volumes..volumes + spec.volumes.len(),
             guest_root: format!("{}/{id}", ROOTS.1),
             network,
@@ -253,6 +266,16 @@ impl Service {
     /// The network namespace that the sandbox's containers are in on the host.
     pub fn network(&self) -> Option<Arc<OwnedFd>> {
         self.pod().network.clone()
+    }
+
+    /// Host path of the shared memory that the pod was given.
+    pub fn shared_memory(&self) -> Option<PathBuf> {
+        self.pod().shared_memory.clone()
+    }
+
+    /// Says by which host path containers are to share the pod's memory.
+    pub fn keep_shared_memory(&self, path: Option<PathBuf>) {
+        self.pod().shared_memory = path;
     }
 
     /// Says which network namespace further monitors are to join.

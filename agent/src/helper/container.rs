@@ -155,11 +155,7 @@ fn set_sysctls(linux: &Linux, which: Sysctls) -> Result<(), Failure> {
         set_sysctl(UNPRIVILEGED_PORTS, "0")?;
     }
     for (name, value) in &linux.sysctl {
-        // Both ways of writing a name are in use; a slash form may contain dots that mean themselves.
-        let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-        if path.split('/').any(|part| part == "..") {
-            return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
-        }
+        let path = sysctl_path(name)?;
         if path.starts_with("net/") == (which == Sysctls::OfTheNetwork) {
             set_sysctl(&path, value)?;
         }
@@ -167,7 +163,18 @@ fn set_sysctls(linux: &Linux, which: Sysctls) -> Result<(), Failure> {
     Ok(())
 }
 
-fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
+/// A name as a path below `/proc/sys`. Both ways of writing one are in use; a slash form may contain dots that mean
+/// themselves.
+pub fn sysctl_path(name: &str) -> Result<String, Failure> {
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    if path.split('/').any(|part| part == "..") {
+        return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
+    }
+    Ok(path)
+}
+
+/// Sets a kernel parameter of the caller's namespaces.
+pub fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
     fs::write(Path::new("/proc/sys").join(path), value).step(|| format!("set sysctl {path}"))
 }
 

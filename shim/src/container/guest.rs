@@ -93,7 +93,10 @@ impl Container {
 
     async fn boot(&self, first: Option<agent::CreateContainerRequest>) -> Result<(), Refusal> {
         let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let booted = self.sandbox.boot(Boot { network, first: first.clone() }).await;
+        let booted = self
+            .sandbox
+            .boot(Boot { network, first: first.clone(), common: self.common.clone() })
+            .await;
         if let (Err(_), Some(first)) = (&booted, &first) {
             self.forget_streams(first);
         }

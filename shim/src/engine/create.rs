@@ -39,6 +39,8 @@ struct Seen {
     role: Role,
     spec: Checked,
     shares_pids: bool,
+    /// Host path of what is bound to `/dev/shm`.
+    shared_memory: Option<PathBuf>,
     trees: Option<Trees>,
     stdio: Stdio,
     network: Option<OwnedFd>,
@@ -93,7 +95,7 @@ impl Engine {
         seen: Seen,
         (names, directory): (Names, Arc<OwnedFd>),
     ) -> Result<u32, Refusal> {
-        let Seen { role, spec, shares_pids, trees, stdio, network, view } = seen;
+        let Seen { role, spec, shares_pids, shared_memory, trees, stdio, network, view } = seen;
         let joined = match (self.service.network(), network) {
             (Some(ours), _) => Some(ours),
             (None, network) => network.map(Arc::new),
@@ -135,6 +137,9 @@ impl Engine {
             role,
             spec,
             shares_pids,
+            shares_memory: role == Role::Member
+                && shared_memory.is_some()
+                && shared_memory == self.service.shared_memory(),
             trees,
             layers: None,
             network,
@@ -144,6 +149,9 @@ impl Engine {
             directory,
         };
         self.service.create(creation).await?;
+        if role == Role::Pod {
+            self.service.keep_shared_memory(shared_memory);
+        }
         Ok(pid)
     }
 
@@ -290,6 +298,7 @@ fn look(
     let guest_path = |kind: &str, path: &Path| pod::guest_path(neighbours, kind, path);
     let spec = check_beside(&value, bundle, &guest_path).map_err(|e| invalid(&e))?;
     let shares_pids = pod::shares_pids(&value, neighbours);
+    let shared_memory = pod::shared_memory(&value);
     // The container that stands for the pod never runs.
     let trees = match role {
         Role::Pod => None,
@@ -306,7 +315,7 @@ fn look(
         Network::New => None,
     };
     let stdio = Stdio::open(names).map_err(|e| Refusal::internal(&e))?;
-    Ok(Seen { role, spec, shares_pids, trees, stdio, network, view })
+    Ok(Seen { role, spec, shares_pids, shared_memory, trees, stdio, network, view })
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd, Refusal> {

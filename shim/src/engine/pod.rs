@@ -1,9 +1,13 @@
 //! What a configuration says about the pod that its container is in.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use kata_protocol::POD_PIDS;
-use serde_json::Value;
+use kata_sandbox::lifecycle::Common;
+use serde_json::{Value, json};
 
 use crate::container::Role;
 
@@ -76,6 +80,49 @@ pub fn shares_pids(config: &Value, neighbours: &Neighbours) -> bool {
     })
 }
 
+/// Where containers have their shared memory, and where a pod's is in the guest.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// Host path of what a configuration binds to `/dev/shm`: engines give all containers of a pod the same.
+pub fn shared_memory(config: &Value) -> Option<PathBuf> {
+    let mount = mounts(config).find(|mount| mount["type"] == "bind")?;
+    mount["source"].as_str().map(PathBuf::from)
+}
+
+/// A guest's configuration in which the container's own shared memory is replaced by the pod's.
+pub fn with_shared_memory(spec: &[u8]) -> Vec<u8> {
+    let Ok(mut config) = serde_json::from_slice::<Value>(spec) else { return spec.to_vec() };
+    for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == SHARED_MEMORY {
+            mount["type"] = json!("bind");
+            mount["source"] = json!(SHARED_MEMORY);
+            mount["options"] = json!(["rbind", "nosuid", "nodev", "noexec"]);
+        }
+    }
+    config.to_string().into_bytes()
+}
+
+/// What the configuration of the container that stands for a pod says about all of the pod.
+pub fn common(spec: &[u8]) -> Common {
+    let Ok(config) = serde_json::from_slice::<Value>(spec) else { return Common::default() };
+    let sysctls = config["linux"]["sysctl"].as_object();
+    let pairs = sysctls.into_iter().flatten();
+    let options = mounts(&config).filter_map(|mount| mount["options"].as_array()).flatten();
+    let sizes = options.filter_map(|option| option.as_str()?.strip_prefix("size=")?.parse().ok());
+    Common {
+        sysctls: pairs
+            .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+            .collect(),
+        shm_bytes: sizes.last().unwrap_or(0),
+    }
+}
+
+/// Those at `/dev/shm`.
+fn mounts(config: &Value) -> impl Iterator<Item = &Value> {
+    let mounts = config["mounts"].as_array().into_iter().flatten();
+    mounts.filter(|mount| mount["destination"] == SHARED_MEMORY)
+}
+
 /// The process in `/proc/PID/ns/KIND`.
 fn monitor_of(path: &str) -> Option<u32> {
     let (pid, rest) = path.strip_prefix("/proc/")?.split_once('/')?;
@@ -86,9 +133,11 @@ fn monitor_of(path: &str) -> Option<u32> {
 mod tests {
     use std::{collections::HashMap, path::Path};
 
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    use super::{Neighbour, Role, guest_path, role, sandbox_id, shares_pids};
+    use super::{
+        Neighbour, Role, common, guest_path, role, sandbox_id, shares_pids, with_shared_memory,
+    };
 
     #[test]
     fn annotations_tell_what_a_container_is() {
@@ -113,6 +162,21 @@ mod tests {
         assert_eq!(path("pid", "/proc/8/ns/pid").as_deref(), Some("/proc/33/ns/pid"));
         assert_eq!(path("pid", "/proc/9/ns/pid"), None);
         assert_eq!(path("ipc", "/run/netns/x"), None);
+    }
+
+    #[test]
+    fn what_a_pod_has_in_common_is_in_its_configuration() {
+        let shm = |options: &[&str]| json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options});
+        let config = json!({
+            "linux": {"sysctl": {"net.ipv4.x": "1"}},
+            "mounts": [{"destination": "/proc"}, shm(&["mode=1777", "size=4096"])],
+        });
+        let common = common(config.to_string().as_bytes());
+        assert_eq!((common.shm_bytes, common.sysctls["net.ipv4.x"].as_str()), (4096, "1"));
+        let shared = with_shared_memory(config.to_string().as_bytes());
+        let shared: Value = serde_json::from_slice(&shared).unwrap();
+        assert_eq!(shared["mounts"][1]["type"], "bind");
+        assert_eq!(shared["mounts"][0], config["mounts"][0]);
     }
 
     #[test]

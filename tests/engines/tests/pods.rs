@@ -1,20 +1,28 @@
-//! Pods by CRI: what a kubelet relies on.
+//! Pods by CRI: what a kubelet relies on. Each claim holds for runc too, which tests the test.
 #![allow(clippy::unwrap_used)]
 
-use kata_engine_tests::containerd::{Containerd, Handler, KATA, Pod, RUNC};
+use std::{collections::HashMap, fs, time::Duration};
 
-/// The same on runc, which tests the test.
+use kata_engine_tests::containerd::{
+    Containerd, Handler, KATA, Pod, RUNC, config, resources,
+    runtime::{
+        ContainerState, DNSConfig, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption,
+        PodSandboxState, UpdateContainerResourcesRequest,
+    },
+    security,
+};
+
 fn on_both(claim: impl Fn(&Containerd, Handler)) {
     let Some(engine) = Containerd::start() else { return };
-    for runtime in [RUNC, KATA] {
-        claim(&engine, runtime);
+    for handler in [RUNC, KATA] {
+        claim(&engine, handler);
     }
 }
 
 #[test]
 fn containers_of_a_pod_see_each_other_and_go_one_by_one() {
-    on_both(|engine, runtime| {
-        let pod = Pod::run(engine, runtime);
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
         assert!(!pod.status().network.ip.is_empty());
         let server = pod.start(pod.script("echo here; while :; do echo hello | nc -l -p 80; done"));
         let client = pod.start(pod.script("exec sleep 1000"));
@@ -27,6 +35,209 @@ fn containers_of_a_pod_see_each_other_and_go_one_by_one() {
         assert_eq!(client.output("echo still"), "still");
         let third = pod.start(pod.script("exit 3"));
         assert_eq!(third.ended().exit_code, 3);
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_shared_pid_namespace_shows_the_pod_and_a_target_its_container() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let shared = |mode: NamespaceMode, target: &str| {
+            let mut config = pod.script("exec sleep 1234");
+            let target_id = target.to_owned();
+            let namespaces = NamespaceOption { pid: mode.into(), target_id, ..Default::default() };
+            security(&mut config).namespace_options = Some(namespaces).into();
+            pod.start(config)
+        };
+        let sleepers = "ps -o args | grep -c '^sleep 1234'";
+        let own = shared(NamespaceMode::CONTAINER, "");
+        let one = shared(NamespaceMode::POD, "");
+        let other = shared(NamespaceMode::POD, "");
+        assert_eq!(own.output(sleepers), "1");
+        assert_eq!(one.output(sleepers), "2");
+        assert_eq!(other.output(sleepers), "2");
+        let debugger = shared(NamespaceMode::TARGET, &own.id);
+        assert_eq!(debugger.output(sleepers), "2");
+        // The end of one ends no other.
+        one.stop(0);
+        assert_eq!(other.output(sleepers), "1");
+        pod.remove();
+    });
+}
+
+#[test]
+fn shared_memory_and_ipc_are_the_pods() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let one = pod.start(pod.script("exec sleep 1000"));
+        let other = pod.start(pod.script("exec sleep 1000"));
+        one.output("echo shared > /dev/shm/file");
+        assert_eq!(other.output("cat /dev/shm/file"), "shared");
+        assert_eq!(
+            one.output("readlink /proc/self/ns/ipc"),
+            other.output("readlink /proc/self/ns/ipc")
+        );
+        assert_ne!(
+            one.output("readlink /proc/self/ns/mnt"),
+            other.output("readlink /proc/self/ns/mnt")
+        );
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_command_has_its_output_its_code_and_its_time() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let container = pod.start(pod.script("exec sleep 1000"));
+        let answer = container.exec(&["sh", "-c", "echo out; echo err >&2; exit 5"]);
+        assert_eq!((&answer.stdout[..], &answer.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+        assert_eq!(answer.exit_code, 5);
+        let large = container.exec(&["sh", "-c", "head -c 3000000 /dev/zero"]);
+        assert_eq!(large.stdout.len(), 3_000_000);
+        let late = container.try_exec(&["sleep", "100"], Duration::from_secs(1)).unwrap_err();
+        assert_eq!(late.code, 4, "{late:?}");
+        let missing = container.try_exec(&["nosuch"], Duration::ZERO).unwrap_err();
+        assert!(missing.message.contains("executable file not found"), "{missing:?}");
+        // Nothing of it is left.
+        assert_eq!(container.output("ps -o args | grep -c '^sleep'"), "1");
+        pod.remove();
+    });
+}
+
+#[test]
+fn an_end_has_its_time_its_code_and_its_reason() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let graceful = pod.start(pod.script("trap 'exit 7' TERM; while :; do sleep 0.1; done"));
+        graceful.stop(20);
+        let end = graceful.status();
+        assert_eq!((end.exit_code, end.reason.as_str()), (7, "Error"));
+        assert!(end.created_at < end.started_at && end.started_at < end.finished_at, "{end}");
+        let mut greedy = pod.script("exec sh -c 'x=$(head -c 200000000 /dev/zero | tr \"\\0\" x)'");
+        resources(&mut greedy).memory_limit_in_bytes = 32 << 20;
+        let end = pod.start(greedy).ended();
+        assert_eq!((end.exit_code, end.reason.as_str()), (137, "OOMKilled"));
+        let good = pod.start(pod.script("true"));
+        assert_eq!(good.ended().reason, "Completed");
+        pod.remove();
+    });
+}
+
+#[test]
+fn who_a_container_runs_as_and_what_it_may() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let mut config = pod.script("exec sleep 1000");
+        let context = security(&mut config);
+        context.run_as_user = Some(number(1000)).into();
+        context.run_as_group = Some(number(2000)).into();
+        context.supplemental_groups = vec![3000, 4000];
+        context.readonly_rootfs = true;
+        context.no_new_privs = true;
+        let plain = pod.start(config);
+        assert_eq!(plain.output("id -u; id -g; id -G"), "1000\n2000\n2000 3000 4000");
+        assert_eq!(plain.exec(&["touch", "/file"]).exit_code, 1);
+        assert_eq!(plain.output("grep NoNewPrivs /proc/self/status"), "NoNewPrivs:\t1");
+        let mut config = pod.script("exec sleep 1000");
+        let capabilities = &mut security(&mut config).capabilities;
+        let capabilities = capabilities.mut_or_insert_default();
+        capabilities.add_capabilities = vec!["NET_ADMIN".into()];
+        capabilities.drop_capabilities = vec!["CHOWN".into()];
+        let capable = pod.start(config);
+        capable.output("ip link add name b0 type bridge 2>&1 || ip link set lo mtu 1400");
+        assert_eq!(capable.exec(&["chown", "1:1", "/etc"]).exit_code, 1);
+        pod.remove();
+    });
+}
+
+fn number(value: i64) -> kata_engine_tests::containerd::runtime::Int64Value {
+    kata_engine_tests::containerd::runtime::Int64Value { value, ..Default::default() }
+}
+
+#[test]
+fn volumes_names_and_sysctls_are_as_asked() {
+    on_both(|engine, handler| {
+        let host = tempfile::tempdir().unwrap();
+        fs::write(host.path().join("file"), "from the host").unwrap();
+        let mut config = config(engine);
+        let dns = DNSConfig {
+            servers: vec!["10.1.2.3".into()],
+            searches: vec!["a.example".into()],
+            options: vec!["ndots:8".into()],
+            ..Default::default()
+        };
+        config.dns_config = Some(dns).into();
+        let sysctls = HashMap::from([
+            ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+            ("net.ipv4.ip_local_port_range".to_owned(), "1024 65000".to_owned()),
+        ]);
+        config.linux.as_mut().unwrap().sysctls = sysctls;
+        let pod = Pod::run_with(engine, handler, config).unwrap();
+        let mut container = pod.script("exec sleep 1000");
+        let mount = |to: &str, readonly: bool| Mount {
+            container_path: to.into(),
+            host_path: host.path().display().to_string(),
+            readonly,
+            ..Default::default()
+        };
+        container.mounts = vec![mount("/rw", false), mount("/ro", true)];
+        let container = pod.start(container);
+        assert_eq!(container.output("cat /ro/file"), "from the host");
+        container.output("echo back > /rw/back");
+        assert_eq!(fs::read_to_string(host.path().join("back")).unwrap(), "back\n");
+        assert_eq!(container.exec(&["touch", "/ro/x"]).exit_code, 1);
+        let resolv = container.output("cat /etc/resolv.conf");
+        assert_eq!(resolv, "search a.example\nnameserver 10.1.2.3\noptions ndots:8");
+        assert_eq!(container.output("cat /proc/sys/kernel/shm_rmid_forced"), "1");
+        let range = container.output("cat /proc/sys/net/ipv4/ip_local_port_range");
+        assert_eq!(range.split_whitespace().collect::<Vec<_>>(), ["1024", "65000"]);
+        pod.remove();
+    });
+}
+
+#[test]
+fn stopping_and_removing_again_is_no_error() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let container = pod.start(pod.script("exec sleep 1000"));
+        let created = pod.create(pod.script("true")).unwrap();
+        assert_eq!(created.status().state, ContainerState::CONTAINER_CREATED.into());
+        created.remove();
+        container.stop(0);
+        container.stop(0);
+        container.remove();
+        container.remove();
+        pod.stop();
+        assert_eq!(pod.status().state, PodSandboxState::SANDBOX_NOTREADY.into());
+        pod.stop();
+        pod.remove();
+        pod.remove_again();
+    });
+}
+
+#[test]
+fn usage_is_told_and_limits_are_changed() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let mut config = pod.script("exec sleep 1000");
+        resources(&mut config).memory_limit_in_bytes = 64 << 20;
+        let container = pod.start(config);
+        let stats = container.stats();
+        assert!(stats.memory.working_set_bytes.value > 0, "{stats}");
+        assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats}");
+        let limits =
+            LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() };
+        let request = UpdateContainerResourcesRequest {
+            container_id: container.id.clone(),
+            linux: Some(limits).into(),
+            ..Default::default()
+        };
+        pod.cri.update_container_resources(&request).unwrap();
+        let end =
+            container.exec(&["sh", "-c", "x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo $?"]);
+        assert_ne!(end.stdout, b"0\n");
         pod.remove();
     });
 }

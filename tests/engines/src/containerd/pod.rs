@@ -11,13 +11,13 @@ use protobuf::MessageField;
 use super::{
     BUSYBOX, Containerd, Cri, Handler, Status,
     runtime::{
-        ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
-        ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
-        ImageSpec, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-        LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig,
-        PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemoveContainerRequest,
-        RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-        StopPodSandboxRequest,
+        ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
+        ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest,
+        ExecSyncResponse, ImageSpec, LinuxContainerConfig, LinuxContainerResources,
+        LinuxContainerSecurityContext, LinuxPodSandboxConfig, NamespaceMode, NamespaceOption,
+        PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest,
+        RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+        StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
     },
 };
 
@@ -163,6 +163,11 @@ impl Pod {
     /// Stops and removes it.
     pub fn remove(&self) {
         self.stop();
+        self.remove_again();
+    }
+
+    /// Removes it without stopping it, as it may be.
+    pub fn remove_again(&self) {
         let pod_sandbox_id = self.id.clone();
         let request = RemovePodSandboxRequest { pod_sandbox_id, ..Default::default() };
         self.cri.remove_pod_sandbox(&request).unwrap();
@@ -227,6 +232,13 @@ impl Container<'_> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert_eq!(answer.exit_code, 0, "{script}: {}", text(&answer.stderr));
         text(&answer.stdout).trim_end().to_owned()
+    }
+
+    /// What it uses.
+    pub fn stats(&self) -> ContainerStats {
+        let container_id = self.id.clone();
+        let request = ContainerStatsRequest { container_id, ..Default::default() };
+        self.cri().container_stats(&request).unwrap().stats.unwrap()
     }
 
     /// Stops it; after so many seconds it is killed.
