@@ -8,7 +8,7 @@ use std::{
 };
 
 use kata_guest_tests::{
-    Bundle, Kata, Output, Wire, debian, repetitions, run_bundle, set_network, snapshot,
+    Bundle, Kata, Output, Wire, debian, ip, repetitions, run_bundle, set_network, snapshot,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -241,6 +241,40 @@ fn the_namespace_is_afterwards_as_before_and_serves_again() {
         let Some(output) = run_in(&wire, "ping -c 1 -W 5 192.0.2.1") else { return };
         assert_eq!(output.code, 0, "{round}: {}{}", output.stdout(), output.stderr());
         assert_eq!(snapshot(Some(&wire.name)), before, "after the {round}");
+    }
+}
+
+/// Link-local addresses of `eth0`.
+fn link_local(json: &str) -> Vec<String> {
+    let links: Value = serde_json::from_str(json).unwrap();
+    let addresses = links.as_array().unwrap().iter().filter(|link| link["ifname"] == "eth0");
+    let addresses = addresses.flat_map(|link| link["addr_info"].as_array().unwrap());
+    let found = addresses.map(|address| address["local"].as_str().unwrap_or_default().to_owned());
+    found.filter(|address| address.starts_with("fe80:")).collect()
+}
+
+#[test]
+fn a_link_local_address_is_the_hosts_or_none() {
+    let cases: [(&str, &[&str], usize); 3] = [
+        ("as it comes", &[], 1),
+        (
+            "not generated",
+            &["ip link set eth0 addrgenmode none", "ip -6 address flush dev eth0"],
+            0,
+        ),
+        ("no IPv6", &["sysctl -q -w net.ipv6.conf.eth0.disable_ipv6=1"], 0),
+    ];
+    for (case, changes, count) in cases {
+        let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
+        for change in changes {
+            let words: Vec<&str> = change.split(' ').collect();
+            ip(&[&["netns", "exec", &wire.name], &words[..]].concat());
+        }
+        let show = ["-json", "-6", "address", "show", "dev", "eth0"];
+        let host = link_local(&wire.ip(&show));
+        let Some(output) = run_in(&wire, &format!("ip {}", show.join(" "))) else { return };
+        let guest = link_local(&output.stdout());
+        assert_eq!((guest.len(), &guest), (count, &host), "{case}");
     }
 }
 
