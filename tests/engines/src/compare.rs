@@ -134,6 +134,8 @@ fn shown(output: &Output) -> String {
 
 /// Text without what differs from container to container: ids, and words that name the runtime.
 pub fn normal(text: &str) -> String {
+    // runc names a step of its own in errors.
+    let text = text.replace("unable to start container process: ", "");
     let mut plain = String::new();
     let mut word = String::new();
     for character in text.chars().chain(['\0']) {

@@ -4,10 +4,12 @@
 //! firewalls stays there. `cargo xtask test` sets the environment of the guest tests, and installs the engines.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod claims;
 mod compare;
 pub mod containerd;
 mod docker;
 mod engine;
+mod life;
 mod netns;
 pub mod options;
 mod podman;
@@ -15,5 +17,6 @@ mod podman;
 pub use compare::{Cases, normal};
 pub use docker::docker;
 pub use engine::{Engine, Kind, Runtime};
+pub use life::Life;
 pub use netns::Netns;
 pub use podman::podman;

@@ -1,0 +1,196 @@
+//! What holds for every engine. Each claim is a test in the program of each engine.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use kata_guest_tests::{Leftovers, repetitions, run};
+
+use crate::{Engine, Kind, Life, Runtime};
+
+const BOTH: [Runtime; 2] = [Runtime::Runc, Runtime::Kata];
+
+fn the_same(engine: &Engine, live: impl Fn(&Engine, Runtime) -> String) {
+    let [runc, kata] = BOTH.map(|runtime| live(engine, runtime));
+    assert_eq!(kata, runc, "Kata on the left, runc on the right");
+}
+
+/// Output, ports, exec, pause, rename, stop and restart.
+pub fn a_server_lives_as_with_runc(engine: &Engine) {
+    the_same(engine, |engine, runtime| {
+        let port = if runtime == Runtime::Kata { "18081:80" } else { "18080:80" };
+        let mut life = Life::new(engine, runtime, "server");
+        let follow = life.serve(&["-p", port, "-e", "A=1"]);
+        life.fetch(&format!("http://127.0.0.1:{}/", &port[..5]));
+        life.ask(
+            &["exec", "-e", "B=2", "-w", "/tmp", "-u", "1:2"],
+            &["sh", "-c", "echo $A $B $PWD; id; exit 7"],
+        );
+        life.ask(&["exec"], &["nope"]);
+        life.ask(&["exec"], &["/etc/passwd"]);
+        life.ask(&["inspect", "-f", "{{.State.Status}} {{.State.Running}}"], &[]);
+        life.ask(&["pause"], &[]);
+        life.ask(&["inspect", "-f", "{{.State.Status}}"], &[]);
+        life.ask(&["unpause"], &[]);
+        life.ask(&["exec"], &["echo", "back"]);
+        life.ask(&["diff"], &[]);
+        life.ask(&["stop", "-t", "30"], &[]);
+        life.ask(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}"], &[]);
+        let logs = follow.finish();
+        assert_eq!(logs.stdout(), "ready\nstopping\n");
+        assert_eq!(logs.stderr(), "warned\n");
+        life.ask(&["start"], &[]);
+        life.ask(&["restart", "-t", "0"], &[]);
+        life.ask(&["kill", "-s", "KILL"], &[]);
+        life.ask(&["wait"], &[]);
+        life.ask(&["kill"], &[]);
+        life.ask(&["rm"], &[]);
+        life.transcript()
+    });
+}
+
+/// Files go in and out while it runs, into volumes too, and nothing of the host is touched.
+pub fn files_are_copied_while_it_runs(engine: &Engine) {
+    let file = engine.scratch().join("copied");
+    fs::write(&file, "text\n").unwrap();
+    let file = file.to_str().unwrap();
+    let volume = engine.scratch().join("volume");
+    fs::create_dir_all(&volume).unwrap();
+    the_same(engine, |engine, runtime| {
+        let mut life = Life::new(engine, runtime, "files");
+        let _follow =
+            life.serve(&["--network", "none", "-v", &format!("{}:/data/deep", volume.display())]);
+        for place in ["/unheard-of-place", "/data/deep/in-volume"] {
+            engine.ok(&["cp", file, &format!("{}:{place}", life.name())]);
+            life.ask(&["exec"], &["cat", place]);
+            assert!(!fs::exists(place).unwrap(), "{place} is on the host");
+        }
+        let out = engine.scratch().join("out");
+        let out = out.to_str().unwrap();
+        engine.ok(&["cp", &format!("{}:/www/index.html", life.name()), out]);
+        assert_eq!(fs::read_to_string(out).unwrap(), "page\n");
+        engine.ok(&["cp", &format!("{}:/etc/passwd", life.name()), out]);
+        assert_eq!(fs::read_to_string(out).unwrap().lines().count(), 2, "that is the host's");
+        let image = format!("committed-{}", runtime.name());
+        engine.ok(&["commit", life.name(), &image]);
+        let output =
+            engine.run(runtime, &["--rm", "--network", "none", &image, "cat", "/www/index.html"]);
+        assert_eq!(output.stdout(), "page\n", "{}", output.stderr());
+        life.ask(&["rm", "-f"], &[]);
+        life.transcript()
+    });
+}
+
+/// Resize, Ctrl-C, the end of a shell.
+pub fn a_terminal_is_one(engine: &Engine) {
+    for runtime in BOTH {
+        let life = Life::new(engine, runtime, "terminal");
+        let mut terminal =
+            life.at_terminal("run", &["--rm", "-it", "--network", "none", "busybox", "sh"]);
+        terminal.screen.until_has("# ");
+        terminal.resize(33, 111);
+        terminal.type_in("until [ \"$(stty size)\" = '33 111' ]; do :; done; echo siz''ed\r");
+        terminal.screen.until_has("sized");
+        terminal.type_in("sh -c 'echo wait\"\"ing; exec sleep 600'\r");
+        // Said by what is in the foreground already, so that it and not the shell is interrupted.
+        terminal.screen.until_has("waiting");
+        terminal.type_in("\u{3}");
+        terminal.type_in("echo go''on\r");
+        terminal.screen.until_has("goon");
+        terminal.type_in("exit 5\r");
+        assert_eq!(terminal.wait(), 5, "{runtime:?}");
+    }
+}
+
+/// The keys that detach leave it running; attach takes it up again.
+pub fn keys_detach(engine: &Engine) {
+    let codes = BOTH.map(|runtime| {
+        let life = Life::new(engine, runtime, "detach");
+        let name = life.name().to_owned();
+        let arguments = [
+            "-it",
+            "--detach-keys",
+            "ctrl-a",
+            "--network",
+            "none",
+            "--name",
+            &name,
+            "busybox",
+            "sh",
+        ];
+        let mut terminal = life.at_terminal("run", &arguments);
+        terminal.screen.until_has("# ");
+        terminal.type_in("\u{1}");
+        terminal.wait();
+        assert_eq!(life.field(".State.Status"), "running", "{runtime:?}");
+        let mut again = life.at_terminal("attach", &[&name]);
+        again.type_in("echo here a''gain; exit 6\r");
+        again.screen.until_has("here again");
+        let code = again.wait();
+        engine.ok(&["rm", "-f", &name]);
+        code
+    });
+    // podman 4.3 says 0 here, whatever the container said.
+    assert_eq!(codes[0], codes[1]);
+}
+
+/// A missing command is 127, one that can't be executed 126, and what the engine does not take 125.
+pub fn codes_of_failure_are_those_of_the_engine(engine: &Engine) {
+    for (command, code) in [("nope", 127), ("/etc/passwd", 126)] {
+        let output = engine.run(Runtime::Kata, &["--rm", "--network", "none", "busybox", command]);
+        assert_eq!(output.code, code, "{}", output.stderr());
+    }
+    assert_eq!(engine.run(Runtime::Kata, &["--nonsense", "busybox"]).code, 125);
+}
+
+/// Many, several at a time; nothing is left of them.
+pub fn a_hundred_leave_nothing(engine: &Engine) {
+    let words = ["--rm", "busybox", "sh", "-c", "echo out; exit 42"];
+    let once = || {
+        let output = engine.run(Runtime::Kata, &words);
+        assert_eq!((output.code, output.stdout().as_str()), (42, "out\n"), "{}", output.stderr());
+    };
+    // What the first one makes for all, like the bridge, is no leftover.
+    once();
+    let before = Leftovers::now();
+    let left = AtomicUsize::new(repetitions(100));
+    let work = || {
+        while left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .is_ok()
+        {
+            once();
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(work);
+        }
+    });
+    Leftovers::assert_none_since(&before);
+}
+
+/// What has no answer but the VM's is refused, and the other container goes on.
+pub fn the_network_of_a_runc_container_is_left_alone(engine: &Engine) {
+    let mut life = Life::new(engine, Runtime::Runc, "neighbour");
+    let _follow = life.serve(&[]);
+    let links = |life: &mut Life<'_>| life.ask(&["exec"], &["ip", "-o", "link"]);
+    let before = links(&mut life);
+    let network = format!("--network=container:{}", life.name());
+    let output = engine.run(Runtime::Kata, &["--rm", &network, "busybox", "true"]);
+    assert_ne!(output.code, 0);
+    assert!(
+        output.stderr().contains("another container lives in this network namespace"),
+        "{}",
+        output.stderr()
+    );
+    assert_eq!(links(&mut life), before);
+    let address = match engine.kind() {
+        Kind::Podman | Kind::Docker => life.field(".NetworkSettings.IPAddress"),
+    };
+    let mut wget = engine.beside("wget");
+    wget.args(["-qO-", "--timeout=20", &format!("http://{address}/")]);
+    assert_eq!(run(wget, b"").stdout(), "page\n");
+}
