@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Output, busybox, run};
+use kata_guest_tests::{Bundle, Container, Kata, Output, busybox, namespace, run};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
@@ -259,6 +259,21 @@ fn annotations_and_properties_that_nobody_knows_are_no_error() {
         case.bundle.config["unknown"] = json!("unknown");
         case.bundle.config["ociVersion"] = json!("1.0.99-dev");
     });
+}
+
+#[test]
+fn whoever_stands_for_a_container_is_in_namespaces_of_its_own() {
+    let Some(kata) = Kata::installed() else { return };
+    let ours = i32::try_from(std::process::id()).unwrap();
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(case) = Case::new(&kata, "true") else { return };
+        case.bundle.write();
+        let container = Container::create(runtime, &case.bundle, "suite-nopath");
+        for kind in ["ipc", "mnt", "net", "pid", "uts"] {
+            let same = namespace(container.pid, kind) == namespace(ours, kind);
+            assert!(!same, "{kind} on {:?}", runtime.program());
+        }
+    }
 }
 
 #[test]
