@@ -13,7 +13,10 @@ use std::{
     collections::HashMap,
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 /// Connections whose hello is still out; a guest that opens more is not ours.
 const MAX_UNGREETED: usize = 64;
 
+/// So many refusals are told one by one.
+const TOLD_REFUSALS: u64 = 8;
+
 /// Why a connection from the guest was closed.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
@@ -48,6 +54,8 @@ pub enum GreetError {
     Nonce,
     #[error("no process waits for this stream")]
     Token,
+    #[error("too many connections without a hello")]
+    TooMany,
     #[error("port {0} is not served")]
     Port(u32),
 }
@@ -62,6 +70,8 @@ pub struct Switchboard {
     agent: Mutex<Option<oneshot::Sender<AgentConnection>>>,
     streams: Mutex<HashMap<(StreamToken, StreamKind), oneshot::Sender<OwnedFd>>>,
     ungreeted: Arc<tokio::sync::Semaphore>,
+    /// Connections that were closed.
+    refused: AtomicU64,
 }
 
 impl Switchboard {
@@ -73,6 +83,7 @@ impl Switchboard {
             agent: Mutex::new(Some(sender)),
             streams: Mutex::default(),
             ungreeted: Arc::new(tokio::sync::Semaphore::new(MAX_UNGREETED)),
+            refused: AtomicU64::new(0),
         };
         (Arc::new(board), receiver)
     }
@@ -114,11 +125,7 @@ impl Switchboard {
 
     fn take(self: Arc<Self>, port: u32, guest_port: u32, fds: Vec<OwnedFd>) {
         let Ok(permit) = self.ungreeted.clone().try_acquire_owned() else {
-            tracing::warn!(
-                port,
-                guest_port,
-                "too many connections without a hello, this one is closed"
-            );
+            self.refuse(port, guest_port, &GreetError::TooMany);
             return;
         };
         let Some(fd) = fds.into_iter().next() else { return };
@@ -126,9 +133,17 @@ impl Switchboard {
             let greeted = self.greet(port, fd).await;
             drop(permit);
             if let Err(error) = greeted {
-                tracing::warn!(port, guest_port, %error, "connection from the guest is closed");
+                self.refuse(port, guest_port, &error);
             }
         });
+    }
+
+    /// Tells of a closed connection: of the first ones, and then of each power of two, for a guest can open them for ever.
+    fn refuse(&self, port: u32, guest_port: u32, error: &GreetError) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if count <= TOLD_REFUSALS || count.is_power_of_two() {
+            tracing::warn!(port, guest_port, count, %error, "connection from the guest is closed");
+        }
     }
 
     async fn greet(&self, port: u32, fd: OwnedFd) -> Result<(), GreetError> {

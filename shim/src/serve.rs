@@ -197,14 +197,23 @@ fn log_to(directory: &OwnedFd, engine: Option<OwnedFd>, level: LogLevel) -> anyh
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(false)
-        .with_writer(Mutex::new(Log { own: log.into(), engine: engine.map(File::from) }))
+        .with_writer(Mutex::new(Log {
+            own: log.into(),
+            written: 0,
+            engine: engine.map(File::from),
+        }))
         .init();
     Ok(())
 }
 
+/// Bytes of one log; a sandbox that is well writes some hundred in its life.
+const MOST_LOG: u64 = 2 * 1024 * 1024;
+
 /// Where the log goes.
 struct Log {
     own: File,
+    /// Since it was last begun anew.
+    written: u64,
     engine: Option<File>,
 }
 
@@ -214,6 +223,13 @@ impl io::Write for Log {
             // A fifo that is full has no reader at the moment; our own log has it all.
             engine.write(bytes).ok();
         }
+        if self.written > MOST_LOG {
+            // What a guest can provoke for ever must not fill the host's memory, where this file is.
+            self.own.set_len(0)?;
+            self.own.write_all(b"(earlier lines were dropped: the log had reached its limit)\n")?;
+            self.written = 0;
+        }
+        self.written += bytes.len() as u64;
         self.own.write_all(bytes).map(|()| bytes.len())
     }
 

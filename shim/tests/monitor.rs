@@ -78,6 +78,16 @@ fn an_end_waits_for_counted_bytes_longer_than_the_grace() {
 }
 
 #[test]
+fn bytes_that_a_guest_promises_and_never_gives_do_not_hold_the_end_for_ever() {
+    let mut monitor = Monitor::start(&["--grace-ms", "1"]);
+    let [_stdout] = monitor.streams([Stream::Stdout]);
+    monitor.end(&ended(5, Some(MIB), None));
+    assert_eq!(monitor.next_within(Duration::from_millis(300)), None);
+    // The monitor's own patience is 15 s.
+    assert_eq!(monitor.next_within(Duration::from_secs(30)), Some(ToShim::Drained {}));
+}
+
+#[test]
 fn a_stream_that_is_held_open_delays_an_end_by_the_grace_alone() {
     let mut monitor = Monitor::start(&["--grace-ms", "400"]);
     let [mut stdout] = monitor.streams([Stream::Stdout]);

@@ -26,7 +26,7 @@ use std::{
 };
 
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::{FileType, Mode, OFlags, fstat, open},
     io::{Errno, ioctl_fionbio, read, write},
     net::Shutdown,
@@ -119,6 +119,14 @@ impl Engine {
             Self::Stdout => rustix::stdio::stdout(),
             Self::Stderr => rustix::stdio::stderr(),
         }
+    }
+
+    /// Whether a write would not wait for a reader.
+    pub fn takes_more(self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::OUT)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A descriptor that can't be asked never makes anybody wait.
+        poll(&mut fds, Some(&now)) != Ok(0)
     }
 
     /// Closes our copy, so that whoever has the other end of the pipe sees the end that the guest made. The number

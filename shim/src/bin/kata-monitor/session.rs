@@ -11,7 +11,8 @@
 //! The main thread alone decides: it waits for the control socket, for signals and for the bell that flows ring. An `end`
 //! without streams (a container that never started) exits at once. A reader of stdout that is slow delays the end for as
 //! long as it takes, as it would delay a process that writes to it; the grace only bounds the wait for the *end* of a
-//! stream that a descendant holds open.
+//! stream that a descendant holds open. A guest that has promised bytes and gives none, though their reader would take them,
+//! is waited for no longer than [`SILENCE`].
 
 use std::{
     io,
@@ -52,6 +53,10 @@ pub fn forwarded() -> impl Iterator<Item = i32> {
 /// A record is written within milliseconds; a shim that takes longer hangs.
 const RECORDING: Duration = Duration::from_secs(10);
 
+/// So long a guest may owe bytes that it has promised while their reader would take them: seconds are a busy host's, more
+/// is a lie.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// Why a monitor gives up on its shim.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
@@ -80,6 +85,8 @@ struct Ending {
     end: End,
     /// When descendants that hold a stream are waited for no longer.
     deadline: Instant,
+    /// When a flow last had news, or was seen to wait for its reader.
+    heard: Instant,
 }
 
 /// A monitor that is ready.
@@ -111,6 +118,20 @@ impl State {
     fn outputs(&self) -> &[Output] {
         self.outputs.as_deref().unwrap_or_default()
     }
+
+    /// Notes that a flow moves, or stands still because of its reader, who may take as long as it likes.
+    fn note_life(&mut self, moved: bool) {
+        let slow = self.outputs().iter().any(|output| {
+            let engine = match output.stream {
+                Stream::Stderr => Engine::Stderr,
+                Stream::Stdin | Stream::Stdout | Stream::Terminal => Engine::Stdout,
+            };
+            !output.progress.is_over() && !engine.takes_more()
+        });
+        if let Some(ending) = self.ending.as_mut().filter(|_| moved || slow) {
+            ending.heard = Instant::now();
+        }
+    }
 }
 
 impl Session {
@@ -136,6 +157,7 @@ impl Session {
             if news.bell {
                 self.bell.hush();
             }
+            state.note_life(news.bell);
             if news.signals {
                 self.forward_signals(state)?;
             }
@@ -175,10 +197,13 @@ impl Session {
         if ending.is_none() {
             fds.push(PollFd::new(&self.control, PollFlags::IN));
         }
-        // While counted bytes are missing only the bell tells that they came; after that the clock counts, too.
+        // While counted bytes are missing the bell tells that they came, and silence that they never will.
         let timeout = ending
-            .filter(|ending| has_counted(ending, state.outputs()))
-            .map(|ending| ending.deadline.saturating_duration_since(Instant::now()))
+            .map(|ending| match has_counted(ending, state.outputs()) {
+                true => ending.deadline,
+                false => ending.deadline.max(ending.heard + SILENCE),
+            })
+            .map(|until| until.saturating_duration_since(Instant::now()))
             .and_then(|rest| Timespec::try_from(rest).ok());
         rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))
             .map_err(|error| Lost::Wait(error.into()))?;
@@ -205,7 +230,7 @@ impl Session {
                     self.bell.ring_at_every_step();
                     let grace = end.grace_ms.map_or(self.grace, Duration::from_millis);
                     let deadline = Instant::now() + grace;
-                    state.ending = Some(Ending { end, deadline });
+                    state.ending = Some(Ending { end, deadline, heard: Instant::now() });
                 }
             }
         }
@@ -309,5 +334,6 @@ fn finished(state: &State) -> Option<u8> {
     let ending = state.ending.as_ref()?;
     let over = state.outputs().iter().all(|output| output.progress.is_over());
     let waited = over || Instant::now() >= ending.deadline;
-    (waited && has_counted(ending, state.outputs())).then_some(ending.end.code)
+    let silent = ending.heard.elapsed() >= SILENCE;
+    (waited && (silent || has_counted(ending, state.outputs()))).then_some(ending.end.code)
 }
