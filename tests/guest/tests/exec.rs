@@ -247,7 +247,9 @@ fn many_execs_at_once_and_in_a_row_say_what_they_should_and_leave_nothing() {
         one(number);
     }
     let after = usage(shim);
-    assert_eq!((after.0, after.1), (before.0, before.1), "threads and descriptors of the shim");
+    // What belonged to the last one may be closed a moment later; forty would leave forty of a kind.
+    assert!(after.0 < before.0 + 10, "threads of the shim: {} after {}", after.0, before.0);
+    assert!(after.1 < before.1 + 10, "descriptors of the shim: {} after {}", after.1, before.1);
     assert!(after.2 < before.2 + 1024, "the shim has grown from {} to {} KiB", before.2, after.2);
     let left = container.exec(&["sh", "-c", "ls -d /proc/[0-9]* | wc -l"], b"");
     // The container's own, and the three that ask.
