@@ -48,7 +48,16 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
         serve(flags, &place, &bundle)?;
     }
     let address = place.address();
+    keep_address(&bundle, &address)?;
     io::stdout().write_all(address.as_bytes()).context("print the address")
+}
+
+/// Leaves the address in the bundle, where an engine that restarts looks for it; written whole, then named.
+fn keep_address(bundle: &Path, address: &str) -> anyhow::Result<()> {
+    let draft = bundle.join(".address");
+    fs::write(&draft, address)
+        .and_then(|()| fs::rename(&draft, bundle.join("address")))
+        .with_context(|| format!("write {}/address", bundle.display()))
 }
 
 /// Starts a process that serves the sandbox.

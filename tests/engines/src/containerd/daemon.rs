@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Cri,
-    runtime::{RemovePodSandboxRequest, StopPodSandboxRequest},
+    runtime::{RemovePodSandboxRequest, StopPodSandboxRequest, VersionRequest},
 };
 use crate::Netns;
 
@@ -99,7 +99,9 @@ impl Containerd {
 
     fn await_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.ctr(&["version"]).output().unwrap().status.success() {
+        let answers = || self.ctr(&["version"]).output().unwrap().status.success();
+        // CRI comes up later than the rest.
+        while !answers() || self.cri().version(&VersionRequest::default()).is_err() {
             assert!(Instant::now() < deadline, "containerd does not answer: {}", self.log());
             thread::sleep(Duration::from_millis(50));
         }
