@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -187,10 +188,22 @@ pub fn the_network_of_a_runc_container_is_left_alone(engine: &Engine) {
         output.stderr()
     );
     assert_eq!(links(&mut life), before);
+    assert_eq!(shims_below(engine), Vec::<PathBuf>::new());
     let address = match engine.kind() {
         Kind::Podman | Kind::Docker => life.field(".NetworkSettings.IPAddress"),
     };
     let mut wget = engine.beside("wget");
     wget.args(["-qO-", "--timeout=20", &format!("http://{address}/")]);
     assert_eq!(run(wget, b"").stdout(), "page\n");
+}
+
+/// Kata's shims that work for an engine.
+fn shims_below(engine: &Engine) -> Vec<PathBuf> {
+    let is_shim = |process: &PathBuf| {
+        let program = fs::read_link(process.join("exe")).unwrap_or_default();
+        let log = fs::read_link(process.join("fd/2")).unwrap_or_default();
+        program.ends_with("containerd-shim-kata-v2") && log.starts_with(engine.scratch())
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    processes.filter(is_shim).collect()
 }
