@@ -52,12 +52,9 @@ const SMOKE: &[(&str, &[&str])] = &[
     ),
     (
         "network",
-        &[
-            "the_guest_has_what_is_in_the_namespace",
-            "tcp_by_ipv4_carries_both_directions_at_once",
-            "the_hosts_own_namespace_is_refused_and_left_alone",
-        ],
+        &["the_guest_has_what_is_in_the_namespace", "tcp_by_ipv4_carries_both_directions_at_once"],
     ),
+    ("network_guard", &["the_hosts_own_namespace_is_refused_and_left_alone"]),
 ];
 
 /// What must work there, so that no fall-back to TCG hides a failure.
