@@ -105,6 +105,14 @@ fn wrong_fields_are_named() {
             json!([{"path": "dev/x", "type": "c", "major": 1, "minor": 3}]),
             "linux.devices[0].path: must be an absolute path",
         ),
+        ("/annotations", json!({"a.b": 1}), "annotations[\"a.b\"]: must be a string, is 1"),
+    ];
+    assert_named(&cases);
+}
+
+#[test]
+fn wrong_hooks_are_named() {
+    assert_named(&[
         (
             "/hooks",
             json!({"createRuntime": [{"path": "bin/true"}]}),
@@ -115,8 +123,10 @@ fn wrong_fields_are_named() {
             json!({"poststop": [{"path": "/bin/true", "timeout": 0}]}),
             "hooks.poststop[0].timeout: must be a whole number from 1 to",
         ),
-        ("/annotations", json!({"a.b": 1}), "annotations[\"a.b\"]: must be a string, is 1"),
-    ];
+    ]);
+}
+
+fn assert_named(cases: &[(&str, Value, &str)]) {
     for (pointer, value, words) in cases {
         let line = complaint(&[(pointer, value.clone())]);
         assert!(

@@ -297,6 +297,7 @@ fn look(
     rootfs::mount_all(mounts, &bundle.join("rootfs")).map_err(|e| Refusal::internal(&e))?;
     let guest_path = |kind: &str, path: &Path| pod::guest_path(neighbours, kind, path);
     let spec = check_beside(&value, bundle, &guest_path).map_err(|e| invalid(&e))?;
+    refuse_host_hooks(&spec)?;
     let shares_pids = pod::shares_pids(&value, neighbours);
     let shared_memory = pod::shared_memory(&value);
     // The container that stands for the pod never runs.
@@ -316,6 +317,21 @@ fn look(
     };
     let stdio = Stdio::open(names).map_err(|e| Refusal::internal(&e))?;
     Ok(Seen { role, spec, shares_pids, shared_memory, trees, stdio, network, view })
+}
+
+/// Only the command line runs hooks on the host yet; `startContainer` is the agent's.
+fn refuse_host_hooks(spec: &Checked) -> Result<(), Refusal> {
+    let kinds = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
+    let asked = |kind: &&str| spec.hooks[kind].as_array().is_some_and(|hooks| !hooks.is_empty());
+    match kinds.iter().find(|kind| asked(kind)) {
+        None => Ok(()),
+        Some(kind) => {
+            let message = format!(
+                "hooks.{kind}: not supported by this shim: use kata-runtime as the binary of io.containerd.runc.v2"
+            );
+            Err(Refusal::new(FailureKind::Unimplemented, message))
+        }
+    }
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd, Refusal> {
