@@ -21,6 +21,7 @@ use std::{
 };
 
 use kata_spec::Limits;
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 use thiserror::Error;
 
 use self::{files::Setting, hierarchies::Hierarchies};
@@ -33,6 +34,9 @@ const VM_SUFFIX: &str = ".kata-vm";
 
 /// Longest name of a group that another one's is made from.
 const LONGEST_NAME: usize = 255 - VM_SUFFIX.len();
+
+/// Attribute of a group that one of us has made, not an engine.
+const MADE_BY_US: &str = "trusted.kata";
 
 /// Parent of the groups of sandboxes whose spec names none.
 const COMMON_PARENT: &str = "kata";
@@ -144,9 +148,11 @@ impl Group {
             let mut path = root.clone();
             for (above, part) in self.path.components().enumerate() {
                 path.push(part);
-                // Our own common parent is everybody's to remove: the last to leave finds it unused.
-                if !path.exists() || path == root.join(COMMON_PARENT) {
-                    missing.push(Missing { path: path.clone(), own: above + 1 == depth });
+                // A parent that one of us has made is everybody's to remove: the last to leave finds it unused.
+                let own = above + 1 == depth;
+                let shared = !own && (path == root.join(COMMON_PARENT) || is_ours(&path));
+                if !path.exists() || shared {
+                    missing.push(Missing { path: path.clone(), own });
                 }
             }
         }
@@ -330,13 +336,26 @@ fn make_all(root: &Path, group: &Path) -> Result<(), CgroupError> {
     for part in group.components() {
         path.push(part);
         match fs::create_dir(&path) {
+            Ok(()) => {
+                claim(&path);
+                inherit_cpuset(&path)?;
+            }
             // One that another sandbox has just made may not have been given any CPU yet.
-            Ok(()) => inherit_cpuset(&path)?,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => inherit_cpuset(&path)?,
             Err(source) => return Err(CgroupError::Make { path, source }),
         }
     }
     Ok(())
+}
+
+/// Says on a group that no engine has made it.
+fn claim(group: &Path) {
+    // A v1 hierarchy may not take attributes: then whoever made a parent removes it, or nobody.
+    setxattr(group, MADE_BY_US, &[], XattrFlags::empty()).ok();
+}
+
+fn is_ours(group: &Path) -> bool {
+    getxattr(group, MADE_BY_US, &mut [0_u8; 0]).is_ok()
 }
 
 #[cfg(test)]

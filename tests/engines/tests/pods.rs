@@ -110,7 +110,9 @@ fn a_command_has_its_output_its_code_and_its_time() {
 fn an_end_has_its_time_its_code_and_its_reason() {
     on_both(|engine, handler| {
         let pod = Pod::run(engine, handler);
-        let graceful = pod.start(pod.script("trap 'exit 7' TERM; while :; do sleep 0.1; done"));
+        let script = "trap 'exit 7' TERM; touch /tmp/ready; while :; do sleep 0.1; done";
+        let graceful = pod.start(pod.script(script));
+        graceful.output("until [ -e /tmp/ready ]; do sleep 0.05; done");
         graceful.stop(20);
         let end = graceful.status();
         assert_eq!((end.exit_code, end.reason.as_str()), (7, "Error"));

@@ -78,18 +78,37 @@ pub fn run(workspace: &Workspace, options: &TestOptions, skips: &mut Skips) -> R
         build::everything(workspace, Some(Profile::Lean))?;
         build::distro_guest(workspace)?;
     }
-    let job = describe(workspace, options)?;
     let log = cache::root()?.join("logs/kvm.log");
-    let mut file = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+    let mut log = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+    let failed = attempt(workspace, describe(workspace, options)?, skips, &mut log)?;
+    if failed.is_empty() {
+        return Ok(());
+    }
+    // A processor that emulates virtualisation loses guests now and then, whoever made them: what fails twice is ours.
+    println!("    once more, in a nested host of its own: {}", failed.join(", "));
+    let mut job = describe(workspace, options)?;
+    job.programs.retain(|program| failed.contains(&program.name));
+    let failed = attempt(workspace, job, skips, &mut log)?;
+    ensure!(failed.is_empty(), "failed twice in the nested host: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Runs a job; returns the names of programs that failed.
+fn attempt(
+    workspace: &Workspace,
+    job: Job,
+    skips: &mut Skips,
+    log: &mut File,
+) -> Result<Vec<String>> {
     let mut written = Ok(());
     let wanted = job.programs.len();
     let outcome = nested::run(workspace, job, |line| {
         skips.line(line);
         if written.is_ok() {
-            written = writeln!(file, "{line}");
+            written = writeln!(log, "{line}");
         }
     })?;
-    written.with_context(|| format!("write {}", log.display()))?;
+    written.context("write the log of the nested host")?;
     if !outcome.missing.is_empty() {
         let lines = outcome.missing.iter().map(|(name, why)| format!("\n  {name}: {why}"));
         bail!("the nested host lacks:{}", lines.collect::<String>());
@@ -103,12 +122,11 @@ pub fn run(workspace: &Workspace, options: &TestOptions, skips: &mut Skips) -> R
         };
         println!("    {}: {how} ({:.1} s)", program.name, program.seconds);
         if program.code != 0 {
-            failed.push(program.name.as_str());
+            failed.push(program.name.clone());
         }
     }
-    ensure!(failed.is_empty(), "failed in the nested host: {}", failed.join(", "));
     ensure!(outcome.programs.len() > wanted, "not all programs were run");
-    Ok(())
+    Ok(failed)
 }
 
 fn describe(workspace: &Workspace, options: &TestOptions) -> Result<Job> {
