@@ -8,7 +8,10 @@ use kata_guest_tests::{
     image::{Image, Layer, gzipped, hex, named, packed, with_type},
     run,
 };
-use rustix::process::{Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal},
+};
 use serde_json::{Value, json};
 
 /// An image of busybox alone that does this.
@@ -299,7 +302,10 @@ fn check_repairs_what_a_killed_shim_has_left() {
     let shim = fixture.kata.host_pid(&id, "shimPid");
     // The runtime goes first, for it would clean up.
     kill_process(running.pid(), Signal::KILL).unwrap();
-    kill_process(rustix::process::Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+    let shim = pidfd_open(Pid::from_raw(shim).unwrap(), PidfdFlags::empty()).unwrap();
+    pidfd_send_signal(&shim, Signal::KILL).unwrap();
+    let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&shim, PollFlags::IN)], Some(&limit)).unwrap(), 1);
     drop(running);
     assert_eq!((fixture.names("runs").len(), cgroups_named(&id).is_empty()), (1, false));
     let store = fixture.store();
