@@ -80,7 +80,8 @@ pub const KEYS: &[Key] = &[
     ),
     per_sandbox(
         "network.spare_nics",
-        "Network cards that wait in the guest for links which appear after its start. A link that finds none stays outside.",
+        "Network cards that wait in the guest for links which appear after its start. A link that finds none stays outside. \
+         Without an engine, as by `run --rootfs`, there are none.",
         Field::Number(0, 8, |config| &mut config.network.spare_nics),
     ),
     host_only(

@@ -52,9 +52,10 @@ pub fn made(rootfs: &str, program: &Program, id: &str, made_up: &MadeUp) -> Valu
     if let Some(Cpus(quota)) = made_up.cpus {
         resources["cpu"] = json!({ "quota": quota, "period": Cpus::PERIOD });
     }
-    if !program.annotations.is_empty() {
-        spec["annotations"] = json!(program.annotations);
-    }
+    let mut annotations = program.annotations.clone();
+    // No engine knows of it that could give it a link later, and a card costs time at every start.
+    annotations.insert("io.katacontainers.network.spare_nics".to_owned(), "0".to_owned());
+    spec["annotations"] = json!(annotations);
     spec
 }
 
