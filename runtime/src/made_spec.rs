@@ -20,6 +20,13 @@ pub struct Program {
     pub may_gain_privileges: bool,
 }
 
+/// A made-up spec, of a container that no engine knows of: nobody gives it a link later, and a card that waits for one costs
+/// time at every start.
+pub fn alone(mut spec: Value) -> Value {
+    spec["annotations"]["io.katacontainers.network.spare_nics"] = json!("0");
+    spec
+}
+
 /// A spec for a program in a root directory.
 pub fn made(rootfs: &str, program: &Program, id: &str, made_up: &MadeUp) -> Value {
     let mut spec = kata_spec::default_for(rootfs, &program.args, made_up.terminal);
@@ -52,10 +59,9 @@ pub fn made(rootfs: &str, program: &Program, id: &str, made_up: &MadeUp) -> Valu
     if let Some(Cpus(quota)) = made_up.cpus {
         resources["cpu"] = json!({ "quota": quota, "period": Cpus::PERIOD });
     }
-    let mut annotations = program.annotations.clone();
-    // No engine knows of it that could give it a link later, and a card costs time at every start.
-    annotations.insert("io.katacontainers.network.spare_nics".to_owned(), "0".to_owned());
-    spec["annotations"] = json!(annotations);
+    if !program.annotations.is_empty() {
+        spec["annotations"] = json!(program.annotations);
+    }
     spec
 }
 

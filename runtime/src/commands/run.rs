@@ -18,7 +18,7 @@ use crate::{
     hooks::{self, Owed},
     id::ContainerId,
     image::{self, ImageRoot},
-    made_spec::{Program, made},
+    made_spec::{Program, alone, made},
     shim_client::{ShimClient, block_on},
     terminal::{self, RawTerminal},
 };
@@ -38,7 +38,7 @@ impl Context<'_> {
             (None, Some(reference)) => {
                 let image = ImageRoot::open(reference, &typed.of_image.store, self.journal)?;
                 let program = image.program(&typed)?;
-                Some((made(image::ROOT, &program, id.as_str(), &typed.made_up), Some(image)))
+                Some((alone(made(image::ROOT, &program, id.as_str(), &typed.made_up)), Some(image)))
             }
             (None, None) => None,
         };
@@ -184,7 +184,7 @@ fn spec_for_rootfs(typed: &Run, rootfs: &Path, id: &ContainerId) -> Result<Value
         user: find_user(&root, typed.made_up.user.as_deref().unwrap_or_default())?,
         ..Program::default()
     };
-    Ok(made(path, &program, id.as_str(), &typed.made_up))
+    Ok(alone(made(path, &program, id.as_str(), &typed.made_up)))
 }
 
 fn console(typed: &Run, terminal: bool) -> Result<Console, Failure> {
