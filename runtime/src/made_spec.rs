@@ -20,8 +20,8 @@ pub struct Program {
     pub may_gain_privileges: bool,
 }
 
-/// A made-up spec, of a container that no engine knows of: nobody gives it a link later, and a card that waits for one costs
-/// time at every start.
+/// A made-up spec, of a container that no engine knows of: nobody gives it a link later, and a card that waits for
+/// one costs time at every start.
 pub fn alone(mut spec: Value) -> Value {
     spec["annotations"]["io.katacontainers.network.spare_nics"] = json!("0");
     spec
