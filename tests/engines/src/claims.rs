@@ -9,7 +9,22 @@ use std::{
 
 use kata_guest_tests::{Leftovers, repetitions, run};
 
-use crate::{Engine, Kind, Life, Runtime};
+use crate::{
+    Cases, Engine, Kind, Life, Runtime,
+    options::{self, Table},
+};
+
+/// Makes a test of each claim, for one engine.
+#[macro_export]
+macro_rules! claims_of {
+    ($engine:ident: $($claim:ident)*) => { $(
+        #[test]
+        fn $claim() {
+            let Some(engine) = $engine() else { return };
+            $crate::claims::$claim(&engine);
+        }
+    )* };
+}
 
 const BOTH: [Runtime; 2] = [Runtime::Runc, Runtime::Kata];
 
@@ -206,4 +221,50 @@ fn shims_below(engine: &Engine) -> Vec<PathBuf> {
     };
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     processes.filter(is_shim).collect()
+}
+
+/// Each option that the engine shows has a row, and each row is of an option.
+pub fn every_option_that_is_shown_has_a_row(engine: &Engine) {
+    let table = Table::of(engine.kind());
+    let mut missing = Vec::new();
+    for command in ["run", "create", "exec"] {
+        let shown = options::shown(engine, command);
+        assert!(shown.len() > 5, "{command}: {shown:?}");
+        let rows = |name: &str| table.option.get(name).into_iter().flat_map(|rows| rows.keys());
+        // `create` has the options of `run`, but for a few.
+        let known: Vec<&String> = match command {
+            "create" => rows("create").chain(rows("run")).collect(),
+            command => rows(command).collect(),
+        };
+        missing.extend(
+            shown
+                .iter()
+                .filter(|option| !known.contains(option))
+                .map(|option| format!("{command} {option}: no row")),
+        );
+        missing.extend(
+            rows(command)
+                .filter(|option| !shown.contains(option))
+                .map(|option| format!("{command} {option}: not an option of this engine")),
+        );
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The cases of the table.
+pub fn options_do_what_they_do_with_runc(engine: &Engine) {
+    let table = Table::of(engine.kind());
+    let faults = Cases { engine }.run(&table.case);
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// Those of `exec`.
+pub fn options_of_exec_do_what_they_do_with_runc(engine: &Engine) {
+    let table = Table::of(engine.kind());
+    let cases = Cases { engine };
+    for runtime in [Runtime::Runc, Runtime::Kata] {
+        engine.run(runtime, &["-d", "--name", runtime.name(), "busybox", "sleep", "600"]);
+    }
+    let faults = cases.exec(&table.exec);
+    assert!(faults.is_empty(), "{faults:#?}");
 }

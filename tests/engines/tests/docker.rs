@@ -3,20 +3,11 @@
 
 use std::fs;
 
-use kata_engine_tests::{Engine, Runtime, claims, docker};
+use kata_engine_tests::{Engine, Runtime, claims_of, docker};
 use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 
-macro_rules! claims {
-    ($($claim:ident)*) => { $(
-        #[test]
-        fn $claim() {
-            let Some(docker) = docker() else { return };
-            claims::$claim(&docker);
-        }
-    )* };
-}
-
-claims! {
+claims_of! {
+    docker:
     a_server_lives_as_with_runc
     files_are_copied_while_it_runs
     a_terminal_is_one

@@ -3,19 +3,10 @@
 
 use std::fs;
 
-use kata_engine_tests::{Life, Runtime, claims, podman};
+use kata_engine_tests::{Life, Runtime, claims_of, podman};
 
-macro_rules! claims {
-    ($($claim:ident)*) => { $(
-        #[test]
-        fn $claim() {
-            let Some(podman) = podman() else { return };
-            claims::$claim(&podman);
-        }
-    )* };
-}
-
-claims! {
+claims_of! {
+    podman:
     a_server_lives_as_with_runc
     files_are_copied_while_it_runs
     a_terminal_is_one
