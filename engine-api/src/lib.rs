@@ -8,3 +8,4 @@ pub mod handover;
 pub mod monitor;
 pub mod record;
 pub mod timestamp;
+pub mod words;

@@ -3,9 +3,9 @@
 use std::{io, path::PathBuf};
 
 use kata_config::{ArtefactError, ConfigError};
-use kata_engine_api::{handover::FailureKind, monitor::MonitorError};
+use kata_engine_api::{handover::FailureKind, monitor::MonitorError, words::chain};
 use kata_hooks::{HookError, place::PlaceError};
-use kata_spec::TreeError;
+use kata_spec::{SpecError, TreeError};
 use kata_store::{StoreError, UserError};
 use kata_sys::spawn::SpawnError;
 
@@ -39,6 +39,9 @@ pub enum Failure {
     /// A bundle and its spec.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// Limits to change to.
+    #[error(transparent)]
+    Resources(#[from] SpecError),
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -118,9 +121,7 @@ impl Failure {
 
     /// The error with its causes, on one line whatever they contain.
     pub fn line(&self) -> String {
-        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
-        let line = causes.fold(self.to_string(), |line, cause| format!("{line}: {cause}"));
-        without_numbers(&one_line(&line))
+        without_numbers(&one_line(&chain(self)))
     }
 }
 

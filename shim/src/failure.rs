@@ -1,6 +1,9 @@
 //! One error for everything that a request can fail of, mapped once to each of the two ways out.
 
-use kata_engine_api::handover::{Failure, FailureKind};
+use kata_engine_api::{
+    handover::{Failure, FailureKind},
+    words::chain,
+};
 use kata_sandbox::{agent::AgentError, lifecycle::SandboxError};
 use ttrpc::Code;
 
@@ -30,18 +33,6 @@ impl Refusal {
     pub fn internal(error: &dyn std::error::Error) -> Self {
         Self::new(FailureKind::Internal, chain(error))
     }
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 impl From<AgentError> for Refusal {

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use kata_engine_api::handover::{Answer, Create, Exec, FailureKind, Request};
+use kata_engine_api::{
+    handover::{Answer, Create, Exec, FailureKind, Request},
+    words::chain,
+};
 use kata_sandbox::{
     layers::Layers,
     network::Namespace,
@@ -92,8 +95,7 @@ async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> R
     };
     let volumes = create.volumes.iter().map(|_| fds.next("a volume")).collect::<Result<_, _>>()?;
     let value = serde_json::from_slice(&config).map_err(|e| invalid(e.to_string()))?;
-    let spec =
-        check(&value, create.bundle.as_ref()).map_err(|e| invalid(crate::failure::chain(&e)))?;
+    let spec = check(&value, create.bundle.as_ref()).map_err(|e| invalid(chain(&e)))?;
     let path = network_path(&spec, create.monitor_pid);
     let creation = Creation {
         id: create.id.clone(),
@@ -122,7 +124,7 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
     let control = fds.next("the monitor's control socket")?;
     let json = read_json(fds.next("the process")?)?;
     let process = kata_spec::parse_process(&json, "process")
-        .map_err(|e| Refusal::new(FailureKind::InvalidArgument, crate::failure::chain(&e)))?;
+        .map_err(|e| Refusal::new(FailureKind::InvalidArgument, chain(&e)))?;
     let monitor = Monitor::new(control, exec.monitor_pid).map_err(|e| Refusal::internal(&e))?;
     let monitor = monitor.on_callers_terminal(exec.callers_terminal);
     let terminal = process.terminal.then_some(exec.terminal_size);

@@ -20,6 +20,7 @@ use kata_engine_api::{
     handover::{FailureKind, TerminalSize},
     record::{HOOKS_FILE, Record, Status},
     timestamp::rfc3339,
+    words::chain,
 };
 use kata_hypervisor::{Accelerator, MachineType, MemoryMib, TscClock};
 use kata_protocol::{ROOTS, VOLUMES};
@@ -289,8 +290,7 @@ impl Service {
 
     /// The configuration, with what the spec's annotations say.
     fn configure(&self, spec: &Checked) -> Result<Config, Refusal> {
-        let invalid =
-            |e: &ConfigError| Refusal::new(FailureKind::InvalidArgument, crate::failure::chain(e));
+        let invalid = |e: &ConfigError| Refusal::new(FailureKind::InvalidArgument, chain(e));
         let mut loaded = self.configuration.as_ref().map_err(invalid)?.clone();
         let annotations = spec.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         for warning in loaded.annotate(annotations).map_err(|e| invalid(&e))? {

@@ -26,7 +26,7 @@ impl Context<'_> {
             None => from_options(typed).to_string().into_bytes(),
         };
         // Here, so that an error is the caller's own whatever becomes of the container.
-        check_resources(&resources).map_err(|error| Failure::Usage(chain(&error)))?;
+        check_resources(&resources)?;
         let dir = self.root.open(&typed.id)?;
         self.with_shim(&typed.id, async |shim| shim.update(resources.clone()).await)?;
         let noted = |record: &Record| record.sandbox.get(MEMORY_NOTE).cloned();
@@ -35,11 +35,6 @@ impl Context<'_> {
         }
         Ok(())
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {

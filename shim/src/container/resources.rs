@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use kata_engine_api::{handover::FailureKind, record::Status};
+use kata_engine_api::{handover::FailureKind, record::Status, words::chain};
 use kata_protocol::agent;
 use kata_sandbox::{cgroup::Group, lifecycle::SandboxError, step::Step};
 use kata_spec::{Limits, check_resources};
@@ -16,10 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::Container;
-use crate::{
-    failure::{Refusal, chain},
-    statistics::Statistics,
-};
+use crate::{failure::Refusal, statistics::Statistics};
 
 /// Engines take a task that lists no process for a leaked one, and wait for 5 s for the lists of all.
 const LISTING: Duration = Duration::from_secs(1);

@@ -11,6 +11,7 @@ use kata_engine_api::{
     containerd::task,
     handover::{FailureKind, TerminalSize},
     monitor::{self, Network as MonitorNetwork, Plan, Terminal},
+    words::chain,
 };
 use kata_sandbox::network::Namespace;
 use kata_spec::{Checked, Network, Trees, check_beside, parse_process, resolve_program};
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::{
     container::{Container, Role},
-    failure::{Refusal, chain},
+    failure::Refusal,
     monitor::Monitor,
     process::Process,
     service::{Creation, network_path},

@@ -34,6 +34,7 @@ use std::{
 };
 
 use args::{Args, ArgsError, Network};
+use kata_engine_api::words::chain;
 use kata_sys::{inherit, network, signals::SignalFd};
 use rustix::{io::Errno, process::setsid};
 
@@ -77,12 +78,6 @@ fn main() -> ExitCode {
         Ok(session) => ExitCode::from(session.run()),
         Err(_) => ExitCode::FAILURE,
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 /// Everything that can fail, before the caller is told `ok`.

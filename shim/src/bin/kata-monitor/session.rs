@@ -24,6 +24,7 @@ use std::{
 use kata_engine_api::{
     control::{End, Stream, ToMonitor, ToShim},
     record::Cause,
+    words::chain,
 };
 use kata_sys::{
     scm::{self, Packet},
@@ -143,7 +144,7 @@ impl Session {
             Err(lost) => {
                 if let Some(directory) = &self.directory {
                     // A note that can't be written has no other reader either: the exit code still tells.
-                    let detail = Some(crate::chain(&lost));
+                    let detail = Some(chain(&lost));
                     note::write(directory.as_fd(), note::LOST, Cause::ShimLost, detail).ok();
                 }
                 note::LOST
