@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::{Engine, Kind, Netns, engine::installed};
+use crate::{Engine, Kind, Netns, engine::installed, scratch::scratch};
 
 /// What dockerd logs when it can be asked.
 const READY: &str = "API listen on";
@@ -17,7 +17,7 @@ const READY: &str = "API listen on";
 /// where it can't be had.
 pub fn docker() -> Option<Engine> {
     let kata = installed(&["docker", "dockerd", "containerd", "runc"])?;
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = scratch();
     let at = |name: &str| scratch.path().join(name).display().to_string();
     fs::create_dir(at("home")).unwrap();
     let configuration = json!({

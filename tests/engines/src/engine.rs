@@ -76,9 +76,12 @@ impl Engine {
         self.kind
     }
 
-    /// A program in its network namespace.
+    /// A program in its network namespace and its directory.
     pub fn beside(&self, program: &str) -> Command {
-        self.netns.command(program)
+        let mut command = self.netns.command(program);
+        // conmon leaves files where it is started.
+        command.current_dir(self.scratch());
+        command
     }
 
     /// The engine's command line, not started yet.

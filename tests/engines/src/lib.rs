@@ -13,6 +13,7 @@ mod life;
 mod netns;
 pub mod options;
 mod podman;
+mod scratch;
 
 pub use compare::{Cases, normal};
 pub use docker::docker;

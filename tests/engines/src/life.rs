@@ -78,6 +78,7 @@ impl<'a> Life<'a> {
         // The terminal's own program is `setsid`; the engine's environment goes by env(1).
         let wanted = self.engine.with(self.runtime, command, arguments);
         let mut at = std::process::Command::new("env");
+        at.arg("-C").arg(self.engine.scratch());
         for (name, value) in wanted.get_envs() {
             let value = value.unwrap_or_default().to_string_lossy();
             at.arg(format!("{}={value}", name.to_string_lossy()));

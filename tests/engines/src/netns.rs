@@ -7,6 +7,11 @@ use std::{
 
 use kata_guest_tests::ip;
 
+use crate::scratch::PREFIX;
+
+/// Where ip(8) keeps them.
+pub(crate) const PLACE: &str = "/run/netns";
+
 /// A namespace with loopback and forwarding. Dropping it takes it away.
 #[derive(Debug)]
 pub struct Netns {
@@ -18,7 +23,7 @@ impl Netns {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let netns = Self { name: format!("ke-{}-{number}", std::process::id()) };
+        let netns = Self { name: format!("{PREFIX}{}-{number}", std::process::id()) };
         ip(&["netns", "add", &netns.name]);
         ip(&["-n", &netns.name, "link", "set", "lo", "up"]);
         let mut forward = netns.command("sysctl");
@@ -30,7 +35,7 @@ impl Netns {
     /// A program that runs in it. `ip netns exec` would hide the control groups.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).args(["--", program]);
+        command.arg(format!("--net={PLACE}/{}", self.name)).args(["--", program]);
         command
     }
 }

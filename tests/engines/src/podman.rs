@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::{Engine, Kind, Netns, engine::installed};
+use crate::{Engine, Kind, Netns, engine::installed, scratch::scratch};
 
 /// The default limits are beyond what a machine without CAP_SYS_RESOURCE may set, for runc.
 const LIMITS: &str = r#"default_ulimits=["nofile=20000:20000","nproc=16384:16384"]"#;
@@ -11,7 +11,7 @@ const LIMITS: &str = r#"default_ulimits=["nofile=20000:20000","nproc=16384:16384
 /// where it can't be had.
 pub fn podman() -> Option<Engine> {
     let kata = installed(&["podman", "conmon", "runc"])?;
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = scratch();
     let at = |name: &str| scratch.path().join(name).display().to_string();
     for directory in ["home", "net"] {
         fs::create_dir(at(directory)).unwrap();

@@ -15,7 +15,7 @@ use super::{
     Cri,
     runtime::{RemovePodSandboxRequest, StopPodSandboxRequest, VersionRequest},
 };
-use crate::Netns;
+use crate::{Netns, scratch::scratch};
 
 /// A runtime handler, and the name of its shim.
 pub type Handler = (&'static str, &'static str);
@@ -56,7 +56,7 @@ impl Containerd {
             println!("SKIP {PROGRAM} is not installed");
             return None;
         }
-        let directory = tempfile::Builder::new().prefix("ke").tempdir().unwrap();
+        let directory = scratch();
         let name = directory.path().file_name().unwrap().to_string_lossy().into_owned();
         write_configuration(directory.path(), &name);
         let network = Netns::new();
