@@ -3,9 +3,10 @@
 use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    thread::JoinHandle,
 };
 
-use kata_guest_tests::ip;
+use kata_guest_tests::{beside, ip, snapshot};
 
 use crate::scratch::PREFIX;
 
@@ -30,6 +31,24 @@ impl Netns {
         forward.args(["-qw", "net.ipv4.ip_forward=1"]);
         assert!(forward.status().unwrap().success());
         netns
+    }
+
+    /// `ip` in it, which has to succeed.
+    pub fn ip(&self, arguments: &[&str]) -> String {
+        ip(&[&["-n", &self.name], arguments].concat())
+    }
+
+    /// All of it that does not change by itself.
+    pub fn snapshot(&self) -> Vec<String> {
+        snapshot(Some(&self.name))
+    }
+
+    /// Runs something in it, on a thread of its own.
+    pub fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        beside(&self.name, work)
     }
 
     /// A program that runs in it. `ip netns exec` would hide the control groups.

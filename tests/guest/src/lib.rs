@@ -28,7 +28,7 @@ pub use capture::Capture;
 pub use command::{Output, Running, run};
 pub use container::{Container, HostProcess, Traces, namespace};
 pub use leftovers::{Leftovers, cgroups_named};
-pub use namespace::{Wire, ip, set_network, snapshot};
+pub use namespace::{Wire, beside, has_kind, ip, set_network, snapshot};
 pub use pace::{ceiling, within};
 pub use python::{grant, python, run_bundle};
 pub use root::{Root, busybox, debian};

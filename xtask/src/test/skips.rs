@@ -7,8 +7,9 @@ use crate::process::Run;
 
 /// Set by `.ci/run`: there, a test may be skipped only for one of the reasons below.
 const CI: &str = "KATA_CI";
-/// What no machine of CI can give: hardware virtualisation, and a tool that takes longer to build than to wait for.
-const ALLOWED_IN_CI: &[&str] = &["KVM", "cargo-deny"];
+/// What no machine of CI can give: hardware virtualisation, kinds of links that its kernel lacks (the nested host has
+/// them), and a tool that takes longer to build than to wait for.
+const ALLOWED_IN_CI: &[&str] = &["KVM", "kind of link", "cargo-deny"];
 
 /// The reasons, one a skipped test or tier.
 #[derive(Debug, Default)]

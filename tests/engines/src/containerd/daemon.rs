@@ -9,10 +9,10 @@ use std::{
 };
 
 use kata_guest_tests::image::{Image, Layer, packed};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    Cri,
+    Cri, cni,
     runtime::{RemovePodSandboxRequest, StopPodSandboxRequest, VersionRequest},
 };
 use crate::{Netns, scratch::scratch};
@@ -46,6 +46,11 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one that knows [`KATA`] and [`RUNC`], with [`BUSYBOX`]; `None`, after a word on why, when it can't be.
     pub fn start() -> Option<Self> {
+        Self::start_with(&cni::bridge())
+    }
+
+    /// The same with CNI plugins, in their order.
+    pub fn start_with(plugins: &[Value]) -> Option<Self> {
         let prefix = env::var_os("KATA_PREFIX").map(PathBuf::from);
         let root = env::var_os("KATA_TEST_ROOT_BUSYBOX").map(PathBuf::from);
         let (Some(prefix), Some(root)) = (prefix, root) else {
@@ -58,7 +63,8 @@ impl Containerd {
         }
         let directory = scratch();
         let name = directory.path().file_name().unwrap().to_string_lossy().into_owned();
-        write_configuration(directory.path(), &name);
+        write_configuration(directory.path());
+        cni::write(directory.path(), &name, plugins);
         let network = Netns::new();
         let process = spawn(directory.path(), &prefix, &network);
         let engine = Self { directory, prefix, process, network };
@@ -90,6 +96,11 @@ impl Containerd {
         self.process.wait().unwrap();
         self.process = spawn(self.directory.path(), &self.prefix, &self.network);
         self.await_ready();
+    }
+
+    /// The network namespace that it lives in.
+    pub fn network(&self) -> &Netns {
+        &self.network
     }
 
     /// A command in its network namespace.
@@ -178,7 +189,7 @@ fn spawn(directory: &Path, prefix: &Path, network: &Netns) -> Child {
         .unwrap()
 }
 
-fn write_configuration(directory: &Path, bridge: &str) {
+fn write_configuration(directory: &Path) {
     let at = |name: &str| directory.join(name).display().to_string();
     let handlers: String = [KATA, RUNC]
         .iter()
@@ -217,18 +228,4 @@ default_runtime_name = "kata"
         cni = at("cni"),
     );
     fs::write(directory.join("config.toml"), configuration).unwrap();
-    fs::create_dir(directory.join("cni")).unwrap();
-    let ranges = json!([[{"subnet": "10.88.0.0/16"}]]);
-    let ipam = json!({
-        "type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}],
-        "dataDir": at("ipam"),
-    });
-    let list = json!({
-        "cniVersion": "0.4.0", "name": bridge,
-        "plugins": [
-            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam},
-            {"type": "portmap", "capabilities": {"portMappings": true}},
-        ],
-    });
-    fs::write(directory.join("cni/10.conflist"), list.to_string()).unwrap();
 }

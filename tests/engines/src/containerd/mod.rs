@@ -1,5 +1,6 @@
 //! containerd, spoken to as `ctr` and as a kubelet.
 
+pub mod cni;
 mod cri;
 mod daemon;
 mod grpc;
