@@ -112,6 +112,7 @@ pub enum Command {
 #[command(after_help = "Examples:
   kata-runtime install --podman --dry-run              what would be written, and where
   kata-runtime install --podman --docker
+  kata-runtime install --containerd --to /opt/kata     a copy of this version, beside older ones
   kata-runtime install --docker --uninstall")]
 pub struct Install {
     /// For podman and buildah: a drop-in of containers.conf
@@ -120,6 +121,21 @@ pub struct Install {
     /// For docker: a key in daemon.json
     #[arg(long)]
     pub docker: bool,
+    /// For containerd's CRI: a drop-in, or with version 2 of its configuration a block in config.toml
+    #[arg(long)]
+    pub containerd: bool,
+    /// For CRI-O: a drop-in of crio.conf
+    #[arg(long)]
+    pub crio: bool,
+    /// For k3s: a drop-in, or its template
+    #[arg(long)]
+    pub k3s: bool,
+    /// For RKE2: a drop-in, or its template
+    #[arg(long)]
+    pub rke2: bool,
+    /// Copy this installation to DIR/VERSION, point DIR/current to it, and have engines use that
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
     /// Change nothing, only say what would change
     #[arg(long)]
     pub dry_run: bool,
@@ -129,6 +145,9 @@ pub struct Install {
     /// Directory of the host's configuration
     #[arg(long, value_name = "DIR", default_value = "/etc", hide = true)]
     pub etc: PathBuf,
+    /// Where k3s and RKE2 keep what is theirs
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/rancher", hide = true)]
+    pub rancher: PathBuf,
 }
 
 #[derive(Debug, Args)]
