@@ -91,16 +91,7 @@ impl<'a> Container<'a> {
 
     /// The state, once the start is recorded: a first byte may be here before.
     pub fn state(&self) -> Result<Value> {
-        for _ in 0..STATES {
-            let output =
-                kata(self.stand).args(["state", ID]).output().context("start kata-runtime")?;
-            let state: Value = serde_json::from_slice(&output.stdout)
-                .context("understand the state of the container")?;
-            if state["status"] == "running" {
-                return Ok(state);
-            }
-        }
-        bail!("the container prints, but is never said to be running")
+        await_status(self.stand, "running")
     }
 
     pub fn pids(&self) -> Result<Pids> {
@@ -164,7 +155,20 @@ impl Drop for Container<'_> {
     }
 }
 
-fn kata(stand: &Stand) -> Command {
+/// The state of the container, once it has a status.
+pub fn await_status(stand: &Stand, status: &str) -> Result<Value> {
+    for _ in 0..STATES {
+        let output = kata(stand).args(["state", ID]).output().context("start kata-runtime")?;
+        let state: Value = serde_json::from_slice(&output.stdout)
+            .context("understand the state of the container")?;
+        if state["status"] == status {
+            return Ok(state);
+        }
+    }
+    bail!("the container is never said to be {status}")
+}
+
+pub fn kata(stand: &Stand) -> Command {
     let mut command = Command::new(stand.prefix().runtime());
     command.arg("--root").arg(stand.state());
     command

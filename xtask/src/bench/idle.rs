@@ -37,12 +37,7 @@ pub fn measure(stand: &Stand, line: &VmmLine, report: &mut Report) -> Result<()>
     });
     let times = times.collect::<Result<_>>()?;
     report.add("exec round trip", "ms", &Sample::new(times).context("no rounds")?);
-    container.finish()?;
-    // It is seen by a container without a pid namespace of its own, and such a one may be refused.
-    if let Err(error) = weigh_agent(stand, report) {
-        println!("    the agent could not be weighed: {error:#}");
-    }
-    Ok(())
+    container.finish()
 }
 
 /// QEMU and a proxy of its own, of the same size.
@@ -78,22 +73,5 @@ fn weigh(container: &Container<'_>, report: &mut Report) -> Result<()> {
     report.add("  guest memory in use", "MB", &megabytes(guest));
     let name = "PSS of shim, proxy and monitor";
     report.add_judged(name, "MB", &megabytes(counted), Target::AtMost(12.0));
-    Ok(())
-}
-
-/// Without a pid namespace of its own, a container sees the agent as process 1.
-fn weigh_agent(stand: &Stand, report: &mut Report) -> Result<()> {
-    let bundle = stand.bundle("no-pid-namespace", &["show", "/proc/1/status"], |spec| {
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.retain(|namespace| namespace["type"] != "pid");
-        }
-    })?;
-    let container = Container::start(stand, Source::Bundle(&bundle))?;
-    let line = patience::read_line(&container.stdout, "VmRSS:")?;
-    container.finish()?;
-    let kibibytes = line.split_whitespace().nth(1).and_then(|word| word.parse::<f64>().ok());
-    let kibibytes = kibibytes.with_context(|| format!("understand {line:?}"))?;
-    let sample = Sample::one(kibibytes * 1024.0 / 1e6);
-    report.add_judged("agent: RSS in the guest", "MB", &sample, Target::AtMost(3.0));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `make bench`: speed, sizes and memory of what `target/kata` holds, each over something that the same machine does in
 //! the same minutes. Absolute figures depend on the machine; ratios and processor time are what to compare.
 
+mod agent;
 mod bare;
 mod cold;
 mod container;
@@ -47,6 +48,7 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     if options.kvm {
         return nested::run(workspace, &guest);
     }
+    let built_agent = workspace.built("agent").join("kata-agent");
     let only = &options.only;
     let stand = Stand::new(workspace, &guest)?;
     let mut report = Report::default();
@@ -60,7 +62,8 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
             Measurement::Cold => cold::measure(&stand, &line, options.rounds.max(1), &mut report),
             Measurement::Files => files::measure(&stand, &line, &mut report),
             Measurement::Streams => throughput::measure(&stand, &line, &mut report),
-            Measurement::Idle => idle::measure(&stand, &line, &mut report),
+            Measurement::Idle => idle::measure(&stand, &line, &mut report)
+                .and_then(|()| agent::weigh(&stand, &built_agent, &mut report)),
             Measurement::Sizes => sizes::measure(workspace, &mut report),
         };
         measured.with_context(|| format!("measure {what}"))?;

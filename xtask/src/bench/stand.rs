@@ -47,9 +47,15 @@ impl Stand {
             fs::write(&file, SMALL_FILE).with_context(|| format!("write {}", file.display()))?;
         }
         copy_file(program, &stand.root().join("bench"), 0o755)?;
-        let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
-        replace_file(&stand.initrd(), 0o644, |out| Ok(Initrd::new(bytes).write_to(out)?))?;
+        replace_file(&stand.initrd(), 0o644, |out| Ok(stand.guest()?.write_to(out)?))?;
         Ok(stand)
+    }
+
+    /// An initrd that starts the benchmark's program.
+    pub fn guest(&self) -> Result<Initrd> {
+        let program = self.root().join("bench");
+        let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+        Ok(Initrd::new(bytes))
     }
 
     pub fn prefix(&self) -> Prefix {
