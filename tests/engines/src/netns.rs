@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use kata_guest_tests::{beside, ip, snapshot};
+use kata_guest_tests::{HostNetwork, beside, ip, snapshot};
 
 use crate::scratch::PREFIX;
 
@@ -17,6 +17,7 @@ pub(crate) const PLACE: &str = "/run/netns";
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    _host: HostNetwork,
 }
 
 impl Netns {
@@ -24,7 +25,8 @@ impl Netns {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let netns = Self { name: format!("{PREFIX}{}-{number}", std::process::id()) };
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let netns = Self { name, _host: HostNetwork::watch() };
         ip(&["netns", "add", &netns.name]);
         ip(&["-n", &netns.name, "link", "set", "lo", "up"]);
         let mut forward = netns.command("sysctl");

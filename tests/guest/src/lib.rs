@@ -15,6 +15,7 @@ mod namespace;
 mod pace;
 mod python;
 mod root;
+mod snapshot;
 mod stored;
 mod terminal;
 
@@ -28,10 +29,11 @@ pub use capture::Capture;
 pub use command::{Output, Running, run};
 pub use container::{Container, HostProcess, Traces, namespace};
 pub use leftovers::{Leftovers, cgroups_named};
-pub use namespace::{Wire, beside, has_kind, ip, set_network, snapshot};
+pub use namespace::{Wire, beside, has_kind, ip, set_network};
 pub use pace::{ceiling, within};
 pub use python::{grant, python, run_bundle};
 pub use root::{Root, busybox, debian};
+pub use snapshot::{HostNetwork, snapshot};
 pub use stored::{Stored, base};
 pub use terminal::Terminal;
 
@@ -40,6 +42,7 @@ pub use terminal::Terminal;
 pub struct Kata {
     program: PathBuf,
     state: tempfile::TempDir,
+    _host: HostNetwork,
 }
 
 impl Kata {
@@ -50,12 +53,16 @@ impl Kata {
             return None;
         };
         let program = PathBuf::from(prefix).join("bin/kata-runtime");
-        Some(Self { program, state: tempfile::tempdir().unwrap() })
+        Some(Self::of(program))
     }
 
     /// runc, which takes the same command line: what holds for it tests the test.
     pub fn oracle() -> Self {
-        Self { program: "runc".into(), state: tempfile::tempdir().unwrap() }
+        Self::of("runc".into())
+    }
+
+    fn of(program: PathBuf) -> Self {
+        Self { program, state: tempfile::tempdir().unwrap(), _host: HostNetwork::watch() }
     }
 
     /// True for [`Kata::oracle`].

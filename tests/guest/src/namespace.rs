@@ -118,7 +118,7 @@ pub fn ip(arguments: &[&str]) -> String {
     said(Command::new("ip").args(arguments))
 }
 
-fn said(command: &mut Command) -> String {
+pub(crate) fn said(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let (out, error) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
@@ -131,50 +131,4 @@ pub fn set_network(config: &mut Value, path: Option<&str>) {
     let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|namespace| namespace["type"] != "network");
     namespaces.extend(path.map(|path| json!({"type": "network", "path": path})));
-}
-
-/// What comes and goes with a carrier.
-const CARRIER: [&str; 7] = [
-    "NO-CARRIER,",
-    ",LOWER_UP",
-    " linkdown",
-    " state UP",
-    " state DOWN",
-    " state UNKNOWN",
-    " state LOWERLAYERDOWN",
-];
-
-/// Everything of a named network namespace, or of this process's own, that does not change by itself.
-pub fn snapshot(namespace: Option<&str>) -> Vec<String> {
-    let shows = [
-        "ip link show",
-        "ip address show scope global",
-        "ip -4 route show table all",
-        "ip -4 rule show",
-        "ip -6 rule show",
-        // A link-local address gets its entry in the local table when nobody else turns out to have it.
-        "ip -6 route show",
-        "ip neighbour show nud permanent",
-        "tc qdisc show",
-        // Without its counters.
-        "nft -s list ruleset",
-    ];
-    let show = |words: &str| {
-        let mut words: Vec<&str> = words.split(' ').collect();
-        match (words[0], namespace) {
-            ("nft", Some(name)) => {
-                words.splice(0..1, ["ip", "netns", "exec", name, "nft"]);
-            }
-            (_, Some(name)) => {
-                words.splice(1..1, ["-n", name]);
-            }
-            (_, None) => {}
-        }
-        let said = said(Command::new(words[0]).args(&words[1..]));
-        // The kernel tells of carriers up to a second later.
-        CARRIER.iter().fold(said, |said, word| said.replace(word, ""))
-    };
-    // A test host may be without nft; then there are no rules to change either.
-    let nft = Command::new("nft").arg("--version").output().is_ok();
-    shows.into_iter().filter(|words| nft || !words.starts_with("nft")).map(show).collect()
 }

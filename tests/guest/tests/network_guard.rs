@@ -109,3 +109,33 @@ fn an_engines_qdisc_and_filter_stay() {
     assert_eq!(output.code, 0, "{}", output.stderr());
     assert_eq!(show(), before);
 }
+
+#[test]
+fn a_snapshot_shows_whatever_is_changed() {
+    let wire = wire();
+    let mut before = snapshot(Some(&wire.name));
+    let mut changed = |what: &str| {
+        let now = snapshot(Some(&wire.name));
+        assert_ne!(before, now, "{what}");
+        before = now;
+    };
+    for command in [
+        "link add other type veth peer name another",
+        "link set eth0 mtu 1300",
+        "address add 192.0.2.3/32 dev eth0",
+        "route add 203.0.113.0/24 via 192.0.2.1 table 77",
+        "-6 route add 2001:db8:1::/64 dev eth0",
+        "rule add from 192.0.2.3 table 77",
+        "neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 nud permanent dev eth0",
+    ] {
+        wire.ip(&command.split(' ').collect::<Vec<_>>());
+        changed(command);
+    }
+    wire.tc(&["qdisc", "add", "dev", "eth0", "ingress"]);
+    changed("qdisc");
+    if Command::new("nft").arg("--version").output().is_ok() {
+        let add = ["netns", "exec", &wire.name, "nft", "add", "table", "inet", "t"];
+        kata_guest_tests::ip(&add);
+        changed("nft");
+    }
+}
