@@ -33,6 +33,8 @@ pub enum Command {
     Install(Place),
     /// Remove what `install` put there
     Uninstall(Place),
+    /// Render the Helm chart into the tree
+    Chart(ChartOptions),
     /// Measure speed, sizes and memory of what it builds
     Bench(BenchOptions),
 }
@@ -116,6 +118,13 @@ pub enum Measurement {
     Idle,
     /// Sizes of programs
     Sizes,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ChartOptions {
+    /// Take over the overhead that `bench --only idle` has measured
+    #[arg(long)]
+    pub measured: bool,
 }
 
 #[derive(Debug, clap::Args)]

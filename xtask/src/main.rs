@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod build;
 mod cache;
+mod chart;
 mod deny;
 mod image;
 mod install;
@@ -57,6 +58,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
         Command::Image => image::build_all(&workspace),
         Command::Install(place) => install::install(&workspace, &place),
         Command::Uninstall(place) => install::uninstall(&place),
+        Command::Chart(options) => chart::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options),
     }
 }

@@ -35,6 +35,8 @@ use crate::process::Run;
 use crate::progress::Step;
 use crate::setup::{self, Purpose};
 
+pub use self::idle::OVERHEAD;
+
 const GUEST_PACKAGE: &str = "kata-bench-guest";
 
 /// Builds, measures, prints the table and writes `target/kata/bench.json`; everything, unless options name some.

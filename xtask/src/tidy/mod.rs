@@ -8,6 +8,7 @@ mod source;
 
 use anyhow::{Result, bail};
 
+use crate::chart;
 use crate::layout::Workspace;
 use crate::progress::Step;
 
@@ -36,6 +37,11 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     crates::check(workspace, &mut findings)?;
     documents::check(workspace, &files, &mut findings)?;
     source::check(&files, &mut findings);
+    let (faults, skipped) = chart::check(workspace)?;
+    faults.into_iter().for_each(|fault| findings.fail(fault));
+    if let Some(reason) = skipped {
+        println!("    {reason}");
+    }
     for warning in &findings.warnings {
         println!("    warning: {warning}");
     }

@@ -1,0 +1,27 @@
+{{- define "kata.labels" -}}
+app.kubernetes.io/name: kata
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "kata.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{/* Directories of the node whose files the installation changes, by engine. */}}
+{{- define "kata.configuration" -}}
+{{- get (dict
+  "containerd" "/etc/containerd"
+  "crio" "/etc/crio"
+  "k3s" "/var/lib/rancher/k3s/agent/etc/containerd"
+  "rke2" "/var/lib/rancher/rke2/agent/etc/containerd") .Values.engine -}}
+{{- end -}}
+
+{{- define "kata.restart" -}}
+{{- .Values.restart | default (get (dict
+  "containerd" "systemctl restart containerd"
+  "crio" "systemctl restart crio"
+  "k3s" "systemctl try-restart k3s k3s-agent"
+  "rke2" "systemctl try-restart rke2-server rke2-agent") .Values.engine) -}}
+{{- end -}}
