@@ -289,7 +289,10 @@ fn the_modes_are_those_that_runc_gives() {
 #[test]
 fn the_modes_on_the_callers_terminal_are_those_that_runc_gives() {
     let screens = std::cell::RefCell::new(Vec::new());
-    on_both("stty -a; echo d''one; read line", |terminal| {
+    // runc gives the terminal its size while the program runs already.
+    let script =
+        "until stty size 2>&1 | grep -q '^[1-9]'; do :; done; stty -a; echo d''one; read line";
+    on_both(script, |terminal| {
         screens.borrow_mut().push(terminal.screen.until_has("done\r\n"));
         // The rest of its modes runc sets while the program runs already.
         assert!(terminal.modes().output_modes.contains(OutputModes::OPOST));
