@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What `ps` shows of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(into = "Wire", from = "Wire")]
 pub struct GuestProcess {
     /// In the guest.
     pub pid: u32,
@@ -19,6 +19,62 @@ pub struct GuestProcess {
 }
 
 impl GuestProcess {
-    /// `type_url` of the message, whose value is JSON.
-    pub const TYPE: &'static str = "io.katacontainers.GuestProcess";
+    /// `type_url` of the message, whose value is JSON. Clients of containerd refuse a list with a type that they don't
+    /// know; this one all of them know, and fields that it does not have they pass over.
+    pub const TYPE: &'static str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+}
+
+/// The `Process` of the OCI runtime spec, and what it has no field for.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Wire {
+    user: User,
+    args: Vec<String>,
+    /// Demanded by the spec; not known of others' processes.
+    cwd: String,
+    pid: u32,
+    parent: u32,
+    cpu_ms: u64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl From<GuestProcess> for Wire {
+    fn from(process: GuestProcess) -> Self {
+        let GuestProcess { pid, parent, uid, cpu_ms, command } = process;
+        let user = User { uid, gid: 0 };
+        Self { user, args: vec![command], cwd: String::new(), pid, parent, cpu_ms }
+    }
+}
+
+impl From<Wire> for GuestProcess {
+    fn from(wire: Wire) -> Self {
+        let Wire { user, args, pid, parent, cpu_ms, .. } = wire;
+        Self { pid, parent, uid: user.uid, cpu_ms, command: args.join(" ") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GuestProcess;
+
+    #[test]
+    fn what_is_told_is_a_process_of_the_spec_and_comes_back_whole() {
+        let process = GuestProcess {
+            pid: 7,
+            parent: 1,
+            uid: 1000,
+            cpu_ms: 12,
+            command: "sleep 5".to_owned(),
+        };
+        let told = serde_json::to_value(&process).unwrap();
+        assert_eq!(told["user"]["uid"], 1000);
+        assert_eq!(told["args"][0], "sleep 5");
+        assert_eq!(serde_json::from_value::<GuestProcess>(told).unwrap(), process);
+    }
 }

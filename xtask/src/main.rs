@@ -43,6 +43,7 @@ fn perform(command: Command) -> anyhow::Result<()> {
             setup::prepare(setup::Purpose::Everything)?;
             test::roots::busybox()?;
             test::roots::debian()?;
+            test::containerds::later()?;
             deny::prepare()
         }
         Command::Build(options) => build::everything(&workspace, options.profile),

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, time::Duration};
 
 use kata_engine_tests::containerd::{
-    Containerd, Handler, KATA, Pod, RUNC, config, resources,
+    Containerd, Handler, KATA, Pod, RUNC, Release, config, resources,
     runtime::{
         ContainerState, DNSConfig, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption,
         PodSandboxState, UpdateContainerResourcesRequest,
@@ -13,9 +13,11 @@ use kata_engine_tests::containerd::{
 };
 
 fn on_both(claim: impl Fn(&Containerd, Handler)) {
-    let Some(engine) = Containerd::start() else { return };
-    for handler in [RUNC, KATA] {
-        claim(&engine, handler);
+    for release in Release::tried() {
+        let Some(engine) = Containerd::start_release(release) else { return };
+        for handler in [RUNC, KATA] {
+            claim(&engine, handler);
+        }
     }
 }
 

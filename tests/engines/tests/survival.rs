@@ -62,20 +62,6 @@ fn a_killed_shim_is_an_end_that_is_told_and_leaves_nothing() {
     );
 }
 
-#[test]
-fn ctr_runs_a_container_with_its_output_and_its_code() {
-    let Some(engine) = Containerd::start() else { return };
-    for runtime in ["io.containerd.runc.v2", KATA.1] {
-        let mut run =
-            engine.ctr(&["run", "--rm", "--runtime", runtime, "localhost/busybox:1", "t"]);
-        let done = run.args(["sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
-        assert_eq!(
-            (done.status.code(), &done.stdout[..], &done.stderr[..]),
-            (Some(7), &b"out\n"[..], &b"err\n"[..])
-        );
-    }
-}
-
 fn shim_of(id: &str) -> Pid {
     let all = processes();
     let shim = all.iter().find(|(_, line)| line.contains("serve-engine") && line.contains(id));

@@ -1,5 +1,6 @@
 //! The tiers of tests, each by what its environment guarantees; see CONTRIBUTING.md.
 
+pub mod containerds;
 mod kvm;
 mod members;
 pub mod roots;
@@ -145,7 +146,8 @@ fn engines(workspace: &Workspace, full: bool, skips: &mut Skips) -> Result<()> {
     setup::prepare(Purpose::Engines)?;
     build::everything(workspace, Some(Profile::Lean))?;
     let tests = cargo_test(workspace, &["-p", ENGINE_TESTS]);
-    let variables = environment(workspace, full)?;
+    let mut variables = environment(workspace, full)?;
+    variables.push(("KATA_TEST_CONTAINERDS", containerds::later()?.into()));
     skips.watch(variables.iter().fold(tests, |run, (name, value)| run.env(name, value)))
 }
 

@@ -12,7 +12,7 @@ use kata_guest_tests::image::{Image, Layer, packed};
 use serde_json::{Value, json};
 
 use super::{
-    Cri, cni,
+    Cri, Release, cni,
     runtime::{RemovePodSandboxRequest, StopPodSandboxRequest, VersionRequest},
 };
 use crate::{Netns, scratch::scratch};
@@ -32,42 +32,47 @@ pub const BUSYBOX: &str = "localhost/busybox:1";
 /// The image of sandboxes, for the runtime that runs them.
 const PAUSE: &str = "localhost/pause:1";
 
-const PROGRAM: &str = "/usr/bin/containerd";
-
 /// An engine, ended with all that it runs when dropped.
 #[derive(Debug)]
 pub struct Containerd {
     directory: tempfile::TempDir,
     prefix: PathBuf,
+    release: Release,
     process: Child,
     network: Netns,
 }
 
 impl Containerd {
-    /// Starts one that knows [`KATA`] and [`RUNC`], with [`BUSYBOX`]; `None`, after a word on why, when it can't be.
+    /// Starts the one that is installed.
     pub fn start() -> Option<Self> {
-        Self::start_with(&cni::bridge())
+        Self::start_release(Release::installed()?)
     }
 
     /// The same with CNI plugins, in their order.
     pub fn start_with(plugins: &[Value]) -> Option<Self> {
+        Self::start_of(Release::installed()?, plugins)
+    }
+
+    /// Starts one of these programs, with a bridge.
+    pub fn start_release(release: Release) -> Option<Self> {
+        Self::start_of(release, &cni::bridge())
+    }
+
+    /// Starts one that knows [`KATA`] and [`RUNC`], with [`BUSYBOX`]; `None`, after a word on why, when it can't be.
+    fn start_of(release: Release, plugins: &[Value]) -> Option<Self> {
         let prefix = env::var_os("KATA_PREFIX").map(PathBuf::from);
         let root = env::var_os("KATA_TEST_ROOT_BUSYBOX").map(PathBuf::from);
         let (Some(prefix), Some(root)) = (prefix, root) else {
             println!("SKIP KATA_PREFIX or KATA_TEST_ROOT_BUSYBOX is not set; run cargo xtask test");
             return None;
         };
-        if !Path::new(PROGRAM).exists() {
-            println!("SKIP {PROGRAM} is not installed");
-            return None;
-        }
         let directory = scratch();
         let name = directory.path().file_name().unwrap().to_string_lossy().into_owned();
         write_configuration(directory.path());
         cni::write(directory.path(), &name, plugins);
         let network = Netns::new();
-        let process = spawn(directory.path(), &prefix, &network);
-        let engine = Self { directory, prefix, process, network };
+        let process = spawn(directory.path(), &prefix, &release, &network);
+        let engine = Self { directory, prefix, release, process, network };
         engine.await_ready();
         engine.import(&root);
         Some(engine)
@@ -85,7 +90,7 @@ impl Containerd {
 
     /// `ctr`, in containerd's default namespace.
     pub fn ctr(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(self.release.program("ctr"));
         command.arg("-a").arg(self.file("c.sock")).args(words);
         command
     }
@@ -94,7 +99,7 @@ impl Containerd {
     pub fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        self.process = spawn(self.directory.path(), &self.prefix, &self.network);
+        self.process = spawn(self.directory.path(), &self.prefix, &self.release, &self.network);
         self.await_ready();
     }
 
@@ -174,14 +179,15 @@ impl Drop for Containerd {
     }
 }
 
-fn spawn(directory: &Path, prefix: &Path, network: &Netns) -> Child {
+fn spawn(directory: &Path, prefix: &Path, release: &Release, network: &Netns) -> Child {
     let log = fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
     let path = env::var("PATH").unwrap_or_default();
+    let (ours, theirs) = (prefix.join("bin"), release.directory());
     network
-        .command(PROGRAM)
+        .command(release.program("containerd").to_str().unwrap())
         .arg("-c")
         .arg(directory.join("config.toml"))
-        .env("PATH", format!("{}:{path}", prefix.join("bin").display()))
+        .env("PATH", format!("{}:{}:{path}", ours.display(), theirs.display()))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
@@ -212,6 +218,8 @@ address = "{socket}.ttrpc"
 level = "warn"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{opt}"
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{PAUSE}"
 restrict_oom_score_adj = true

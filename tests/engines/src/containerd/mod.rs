@@ -5,11 +5,13 @@ mod cri;
 mod daemon;
 mod grpc;
 mod pod;
+mod release;
 
 pub use cri::Cri;
 pub use daemon::{BUSYBOX, Containerd, Handler, KATA, RUNC};
 pub use grpc::Status;
 pub use pod::{Container, Pod, config, resources, security};
+pub use release::Release;
 
 /// CRI's messages, generated from `proto/`.
 #[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
