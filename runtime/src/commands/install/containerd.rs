@@ -60,10 +60,14 @@ impl Head {
 pub(super) fn runtime(version: i64, shim: &Path) -> String {
     let section = if version < 3 { SECTION_V2 } else { SECTION_V3 };
     let shim = toml::Value::from(shim.to_string_lossy().as_ref());
+    let program = match version {
+        // containerd 1.6 has the key runtime_path and does not look at it.
+        ..=2 => format!("runtime_type = {shim}\n"),
+        _ => format!("runtime_type = \"io.containerd.kata.v2\"\nruntime_path = {shim}\n"),
+    };
     format!(
         "[plugins.\"{section}\".containerd.runtimes.{NAME}]\n\
-         runtime_type = \"io.containerd.kata.v2\"\n\
-         runtime_path = {shim}\n\
+         {program}\
          privileged_without_host_devices = true\n\
          pod_annotations = [\"io.katacontainers.*\"]\n\
          container_annotations = [\"io.katacontainers.*\"]\n"
