@@ -6,12 +6,14 @@ mod daemon;
 mod grpc;
 mod pod;
 mod release;
+mod stream;
 
 pub use cri::Cri;
 pub use daemon::{BUSYBOX, Containerd, Handler, KATA, RUNC};
 pub use grpc::Status;
 pub use pod::{Container, Pod, config, resources, security};
 pub use release::Release;
+pub use stream::{Channel, Stream};
 
 /// CRI's messages, generated from `proto/`.
 #[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]

@@ -1,0 +1,119 @@
+//! What a kubelet passes through for `kubectl exec`, `attach` and `logs`. Each claim holds for runc too, which tests the
+//! test.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use kata_engine_tests::containerd::{
+    Channel, Container, Containerd, Handler, KATA, Pod, RUNC, Release, Stream,
+    runtime::{AttachRequest, ExecRequest, ReopenContainerLogRequest},
+};
+
+fn on_both(claim: impl Fn(&Containerd, Handler)) {
+    for release in Release::tried() {
+        let Some(engine) = Containerd::start_release(release) else { return };
+        for handler in [RUNC, KATA] {
+            claim(&engine, handler);
+        }
+    }
+}
+
+/// A command with streams; with input it has a terminal too.
+fn exec(engine: &Containerd, container: &Container<'_>, script: &str, tty: bool) -> Stream {
+    let request = ExecRequest {
+        container_id: container.id.clone(),
+        cmd: ["sh", "-c", script].map(str::to_owned).into(),
+        tty,
+        stdin: tty,
+        stdout: true,
+        stderr: !tty,
+        ..Default::default()
+    };
+    Stream::open(engine.network(), &container.pod.cri.exec(&request).unwrap().url)
+}
+
+#[test]
+fn a_command_has_streams_a_terminal_and_a_code() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let container = pod.start(pod.script("exec sleep 1000"));
+        let plain = exec(engine, &container, "echo out; echo err >&2; exit 5", false);
+        assert_eq!(plain.ended(), 5);
+        let said = [Channel::Stdout, Channel::Stderr].map(|channel| plain.text(channel));
+        assert_eq!(said, ["out\n", "err\n"]);
+        let large = exec(engine, &container, "head -c 2000000 /dev/zero | tr '\\0' x", false);
+        assert_eq!((large.ended(), large.text(Channel::Stdout).len()), (0, 2_000_000));
+        let mut shell = exec(engine, &container, "exec sh", true);
+        shell.until(Channel::Stdout, |text| text.contains("# "));
+        shell.send(Channel::Resize, br#"{"Width": 111, "Height": 33}"#);
+        shell.send(Channel::Stdin, b"until [ \"$(stty size)\" = '33 111' ]; do :; done\n");
+        shell.send(Channel::Stdin, b"echo re''sized; exit 4\n");
+        shell.until(Channel::Stdout, |text| text.contains("resized\r\n"));
+        assert_eq!(shell.ended(), 4);
+        pod.remove();
+    });
+}
+
+#[test]
+fn whoever_attaches_talks_to_the_container_itself() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        for tty in [false, true] {
+            let mut config = pod.script("echo early; exec sh");
+            (config.stdin, config.tty) = (true, tty);
+            let container = pod.start(config);
+            let request = AttachRequest {
+                container_id: container.id.clone(),
+                stdin: true,
+                stdout: true,
+                stderr: !tty,
+                tty,
+                ..Default::default()
+            };
+            let attach = || Stream::open(engine.network(), &pod.cri.attach(&request).unwrap().url);
+            let mut first = attach();
+            first.send(Channel::Stdin, b"echo hel''lo\n");
+            first.until(Channel::Stdout, |text| text.contains("hello"));
+            // Its going ends nothing; the next one finds the container as it was.
+            drop(first);
+            let mut second = attach();
+            second.send(Channel::Stdin, b"echo ag''ain; exit 6\n");
+            second.until(Channel::Stdout, |text| text.contains("again"));
+            assert_eq!(container.ended().exit_code, 6);
+            let log = container.log_lines().join("\n");
+            assert!(log.contains("early") && log.contains("again"), "{log}");
+        }
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_log_goes_on_in_a_new_file_without_a_gap() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let script = "i=0; while :; do i=$((i+1)); echo $i; echo $i > /tmp/count; sleep 0.02; done";
+        let container = pod.start(pod.script(script));
+        let counted = |number: usize| {
+            container.output(&format!("until [ 0$(cat /tmp/count) -gt {number} ]; do :; done"));
+        };
+        counted(20);
+        let old = container.log.with_extension("log.1");
+        fs::rename(&container.log, &old).unwrap();
+        let container_id = container.id.clone();
+        let request = ReopenContainerLogRequest { container_id, ..Default::default() };
+        pod.cri.reopen_container_log(&request).unwrap();
+        let rotated = fs::read_to_string(&old).unwrap().lines().count();
+        counted(rotated + 20);
+        container.stop(0);
+        assert_eq!(fs::read_to_string(&old).unwrap().lines().count(), rotated);
+        let texts = [&old, &container.log].map(|log| fs::read_to_string(log).unwrap());
+        let numbers: Vec<usize> = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+            .collect();
+        assert!(numbers.len() > rotated + 20, "{numbers:?}");
+        assert!(numbers.iter().copied().eq(1..=numbers.len()), "{numbers:?}");
+        pod.remove();
+    });
+}
