@@ -104,6 +104,8 @@ pub struct VolumeSource {
     pub origin: Origin,
     /// With what is mounted below it.
     pub recursive: bool,
+    /// What the host mounts below it later appears in it, too.
+    pub follows_host: bool,
     /// A directory; else a regular file.
     pub directory: bool,
     /// The container may not write to it.

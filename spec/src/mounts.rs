@@ -219,6 +219,15 @@ impl Mount {
             .is_some_and(|word| word == "ro")
     }
 
+    /// `shared` is no more than `slave` here: what is mounted in a guest is its own kernel's.
+    fn follows_host(&self) -> bool {
+        let kind = |word: &&String| {
+            let kind = word.strip_prefix('r').unwrap_or(word);
+            ["shared", "slave", "private", "unbindable"].contains(&kind)
+        };
+        self.options.iter().rfind(kind).is_some_and(|word| word.contains('s'))
+    }
+
     fn is_read_only_below(&self) -> bool {
         let words = |word: &&String| matches!(word.as_str(), "rro" | "rrw");
         self.options.iter().rfind(words).is_some_and(|word| word == "rro")
@@ -258,6 +267,7 @@ impl Mount {
             read_only: self.is_read_only() || layers.upper.is_none(),
             origin: Origin::Overlay(layers),
             recursive: false,
+            follows_host: false,
             directory: true,
             read_only_below: false,
             id_map: None,
@@ -298,6 +308,7 @@ impl Mount {
                 mount: self.index,
                 origin: Origin::Path(self.source.clone()),
                 recursive: self.has("rbind"),
+                follows_host: self.follows_host(),
                 directory: kind.is_dir(),
                 read_only: self.is_read_only(),
                 read_only_below: self.is_read_only_below(),

@@ -21,7 +21,7 @@ const RULES: &[(&str, &str)] = &[
     (
         "mounts[].options",
         "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; propagation is among the \
-         mounts of the guest; a tmpfs without `mode` has that of its mount point",
+         mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a tmpfs without `mode` has that of its mount point",
     ),
     ("process.capabilities", "a name that nobody knows is left out, with a warning"),
     ("process.execCPUAffinity", "numbers of the guest's CPUs"),

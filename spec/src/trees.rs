@@ -15,7 +15,7 @@ use kata_sys::{
 };
 use rustix::{
     fs::CWD,
-    mount::{MountAttrFlags, OpenTreeFlags, open_tree},
+    mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags, open_tree},
 };
 use thiserror::Error;
 
@@ -27,6 +27,8 @@ use crate::{Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource, checked
 pub enum TreeError {
     #[error("cannot take the mount tree {}", path.display())]
     Take { path: PathBuf, source: io::Error },
+    #[error("cannot part the mount tree {} from the host's", path.display())]
+    Part { path: PathBuf, source: io::Error },
     #[error("cannot make the volume {} read-only", path.display())]
     ReadOnly { path: PathBuf, source: io::Error },
     #[error("cannot map the ids of the volume {}", path.display())]
@@ -50,7 +52,7 @@ impl Trees {
     /// # Errors
     /// [`TreeError`].
     pub fn take(spec: &Checked) -> Result<Self, TreeError> {
-        let root = clone(&spec.rootfs, true)?;
+        let root = clone(&spec.rootfs, true, PRIVATE)?;
         let mut volumes = Vec::new();
         for volume in &spec.volumes {
             let tree = match &volume.origin {
@@ -67,7 +69,7 @@ impl Trees {
     /// # Errors
     /// [`TreeError`].
     pub fn seen(spec: &Checked) -> Result<Seen<'_>, TreeError> {
-        let root = clone(&spec.rootfs, true)?;
+        let root = clone(&spec.rootfs, true, PRIVATE)?;
         let mut volumes = Vec::new();
         for volume in &spec.volumes {
             if let Origin::Path(path) = &volume.origin {
@@ -95,7 +97,8 @@ pub struct Seen<'a> {
 }
 
 fn take_volume(volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError> {
-    let tree = clone(path, volume.recursive)?;
+    let propagation = if volume.follows_host { MountPropagationFlags::DOWNSTREAM } else { PRIVATE };
+    let tree = clone(path, volume.recursive, propagation)?;
     if let Some(map) = &volume.id_map {
         map_ids(&tree, map)
             .map_err(|source| TreeError::MapIds { path: path.to_owned(), source })?;
@@ -108,13 +111,25 @@ fn take_volume(volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError>
     Ok(tree)
 }
 
-fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, TreeError> {
+const PRIVATE: MountPropagationFlags = MountPropagationFlags::PRIVATE;
+
+/// A clone of shared mounts is a peer of theirs: taking it away would take theirs away.
+fn clone(
+    path: &Path,
+    recursive: bool,
+    propagation: MountPropagationFlags,
+) -> Result<OwnedFd, TreeError> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    open_tree(CWD, path, flags)
-        .map_err(|source| TreeError::Take { path: path.to_owned(), source: source.into() })
+    let tree = open_tree(CWD, path, flags)
+        .map_err(|source| TreeError::Take { path: path.to_owned(), source: source.into() })?;
+    let attributes =
+        MountAttributes { propagation: propagation.bits().into(), ..MountAttributes::default() };
+    mount_attr::change(&tree, attributes, Reach::Tree)
+        .map_err(|source| TreeError::Part { path: path.to_owned(), source })?;
+    Ok(tree)
 }
 
 /// Makes our clone of a tree read-only, so that it is for a guest whose kernel has been taken over, too. As for mount(8),

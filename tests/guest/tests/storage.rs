@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
     path::Path,
+    thread,
 };
 
 use kata_guest_tests::{
@@ -12,7 +13,7 @@ use kata_guest_tests::{
 };
 use rustix::{
     fs::{XattrFlags, getxattr, setxattr},
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
 };
 use serde_json::{Value, json};
 
@@ -348,11 +349,19 @@ impl<'a> Tmpfs<'a> {
         mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).unwrap();
         Self(path)
     }
+
+    /// As every mount is where systemd runs.
+    fn shared(path: &'a Path) -> Self {
+        let mounted = Self::mount(path);
+        mount_change(path, MountPropagationFlags::SHARED).unwrap();
+        mounted
+    }
 }
 
 impl Drop for Tmpfs<'_> {
     fn drop(&mut self) {
-        unmount(self.0, UnmountFlags::DETACH).unwrap();
+        let done = unmount(self.0, UnmountFlags::DETACH);
+        assert!(done.is_ok() || thread::panicking(), "{done:?}");
     }
 }
 
@@ -369,6 +378,57 @@ fn a_mount_below_a_volume_is_seen_with_rbind_and_not_with_bind() {
     let Some(output) = with_volumes("ls /all/below /one/below", &volumes) else { return };
     assert_done(&output);
     assert_eq!(output.stdout(), "/all/below:\ninner\n\n/one/below:\nhidden\n");
+}
+
+#[test]
+fn mounts_of_the_host_outlive_a_container_that_had_them_in_a_volume() {
+    let volume = tempfile::tempdir().unwrap();
+    let _mounted = Tmpfs::shared(volume.path());
+    let [below, other] = ["below", "other"].map(|name| volume.path().join(name));
+    fs::create_dir(&below).unwrap();
+    fs::create_dir(&other).unwrap();
+    let _below = Tmpfs::shared(&below);
+    fs::write(below.join("inner"), "").unwrap();
+    for propagation in ["rprivate", "rslave", "rshared"] {
+        let options = ["rbind", propagation];
+        // The second volume is mounted in the first: that is nothing of the host's either.
+        let volumes: [(&Path, &str, &[&str]); 2] =
+            [(volume.path(), "/v", &options), (&below, "/v/other", &options)];
+        let Some(output) = with_volumes("ls /v/below /v/other", &volumes) else { return };
+        assert_eq!(output.stdout(), "/v/below:\ninner\n\n/v/other:\ninner\n", "{propagation}");
+        assert!(below.join("inner").exists(), "{propagation}: the host has lost a mount");
+        assert!(!other.join("inner").exists(), "{propagation}: the host has got a mount");
+    }
+}
+
+#[test]
+fn what_the_host_mounts_later_is_seen_in_a_volume_that_follows_it() {
+    let Some(kata) = Kata::installed() else { return };
+    let volume = tempfile::tempdir().unwrap();
+    let _mounted = Tmpfs::shared(volume.path());
+    let later = volume.path().join("later");
+    fs::create_dir(&later).unwrap();
+    for kata in [kata, Kata::oracle()] {
+        let Some(root) = busybox() else { return };
+        let mut bundle = Bundle::new(&kata, root, &["cat"]);
+        for propagation in ["rslave", "rprivate"] {
+            bundle.config["mounts"].as_array_mut().unwrap().push(json!({
+                "type": "bind", "source": volume.path(), "destination": format!("/{propagation}"),
+                "options": ["rbind", propagation],
+            }));
+        }
+        bundle.write();
+        let container = Container::started(&kata, &bundle, "follows");
+        let _mounted = Tmpfs::mount(&later);
+        fs::write(later.join("inner"), "").unwrap();
+        let output = container.exec(&["ls", "/rslave/later", "/rprivate/later"], b"");
+        assert_eq!(
+            output.stdout(),
+            "/rprivate/later:\n\n/rslave/later:\ninner\n",
+            "{}",
+            output.stderr()
+        );
+    }
 }
 
 #[test]
