@@ -1,10 +1,11 @@
-//! What runs guests is told truly: with KVM, without, and where KVM is there and can't be used.
+//! What runs guests is told truly: with KVM, without, and where KVM is there and can't be used; and what guests have of a
+//! host with KVM they have.
 #![allow(clippy::unwrap_used)]
 
 use std::{fs, path::Path, process::Command};
 
-use kata_guest_tests::{Kata, Output, busybox, run};
-use serde_json::Value;
+use kata_guest_tests::{Bundle, Container, Kata, Output, Wire, busybox, run, set_network};
+use serde_json::{Value, json};
 
 /// Makes a `/dev` of the caller's own, with what Kata needs and no `/dev/kvm`, does what is said, and becomes the program.
 const SCRIPT: &str = "set -e; mount --make-rprivate /; mount -t tmpfs none \"$0\"; \
@@ -92,6 +93,14 @@ fn a_device_that_may_not_be_opened_is_told_from_none() {
     let output = with_dev(&kata, FORBID, &["--config", config, "check", "--json"]);
     let (verdict, detail) = accelerator(&output);
     assert!(verdict == "failed" && detail.contains("/dev/kvm may not be opened"), "{detail}");
+    let Some(root) = busybox() else { return };
+    let run = ["--config", config, "run", "--rootfs", root.path(), "--", "true"];
+    with_dev(&kata, FORBID, &run).assert_one_line(&["/dev/kvm may not be opened"]);
+    let config = configured("auto");
+    let arguments = ["--config", config.path().to_str().unwrap(), "check", "--json"];
+    let (verdict, detail) = accelerator(&with_dev(&kata, FORBID, &arguments));
+    let why = "(/dev/kvm may not be opened";
+    assert!(verdict == "warning" && detail.contains(why), "{verdict}: {detail}");
 }
 
 /// Lets the processor look as if it could virtualise, checks, runs a container, and shows what was found.
@@ -118,4 +127,89 @@ fn a_kvm_that_runs_no_guest_is_told_and_not_used() {
     let (verdict, detail) = accelerator(&output);
     let why = "(KVM does not run a stock guest: ";
     assert!(verdict == "warning" && detail.contains(why), "{verdict}: {detail}");
+}
+
+/// A container on a network, started.
+fn connected<'a>(kata: &'a Kata, wire: &Wire, id: &str) -> Option<(Bundle, Container<'a>)> {
+    let mut bundle = Bundle::new(kata, busybox()?, &["sleep", "1000"]);
+    set_network(&mut bundle.config, Some(&wire.path()));
+    bundle.write();
+    let container = Container::started(kata, &bundle, id);
+    Some((bundle, container))
+}
+
+/// What the descriptors of a process lead to.
+fn opened(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = entries.map(|entry| fs::read_link(entry.unwrap().path()).unwrap());
+    links.map(|link| link.to_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn packets_are_moved_by_the_hosts_kernel_where_it_can() {
+    let Some(kata) = Kata::installed() else { return };
+    let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
+    let Some((_bundle, container)) = connected(&kata, &wire, "packets") else { return };
+    let ping = container.exec(&["ping", "-c", "1", "-W", "60", "192.0.2.1"], b"");
+    assert_eq!(ping.code, 0, "{}{}", ping.stdout(), ping.stderr());
+    let vmm = kata.host_pid(&container.id, "vmmPid");
+    let devices = opened(vmm);
+    let by_kernel = devices.iter().any(|path| path.ends_with("/vhost-net"));
+    let able = host_has_kvm() && Path::new("/dev/vhost-net").exists();
+    assert_eq!(by_kernel, able, "{devices:?}");
+    let told = container.state()["kata"]["packets"].to_string();
+    assert_eq!(told.contains("moved by the kernel"), able, "{told}");
+    // The kernel names who does it after whom it does it for: a thread of it in newer kernels, a task of its own before.
+    let threads = fs::read_dir(format!("/proc/{vmm}/task")).unwrap().map(|it| it.unwrap().path());
+    let tasks = fs::read_dir("/proc").unwrap().map(|it| it.unwrap().path());
+    let names = threads.chain(tasks).filter_map(|task| fs::read_to_string(task.join("comm")).ok());
+    let worker = format!("vhost-{vmm}\n");
+    assert_eq!(names.filter(|name| *name == worker).count() > 0, able, "{worker}");
+}
+
+/// The host's pool of huge pages, larger for as long as this lives.
+struct Pool(u64);
+
+impl Pool {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn size() -> u64 {
+        fs::read_to_string(Self::FILE).unwrap().trim().parse().unwrap()
+    }
+
+    /// `None` when the host has no room for so many.
+    fn grown_by(pages: u64) -> Option<Self> {
+        let before = Self(Self::size());
+        fs::write(Self::FILE, (before.0 + pages).to_string()).unwrap();
+        (Self::size() == before.0 + pages).then_some(before)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        fs::write(Self::FILE, self.0.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn memory_is_of_huge_pages_when_that_is_asked_for() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let Some(_pool) = Pool::grown_by(160) else {
+        println!("SKIP this host has no room for huge pages");
+        return;
+    };
+    let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
+    bundle.config["annotations"] = json!({"io.katacontainers.vm.pages": "huge"});
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "huge-pages");
+    assert_eq!(container.exec(&["true"], b"").code, 0);
+    let vmm = kata.host_pid(&container.id, "vmmPid");
+    let rollup = fs::read_to_string(format!("/proc/{vmm}/smaps_rollup")).unwrap();
+    let huge: u64 = rollup
+        .lines()
+        .filter(|line| line.starts_with("Shared_Hugetlb") || line.starts_with("Private_Hugetlb"))
+        .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
+        .sum();
+    // The guest has touched a good part of its memory.
+    assert!(huge >= 16 << 10, "{rollup}");
 }

@@ -1,9 +1,9 @@
 //! Why a container ended: each cause by its own doing, told by `state`.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, io::Write, path::Path, process::Command};
+use std::{fs, io::Write, process::Command};
 
-use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox};
+use kata_guest_tests::{Bundle, Container, HostGroup, HostProcess, Kata, busybox};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -156,16 +156,12 @@ fn a_vm_that_the_hosts_oom_killer_killed_is_told_as_such() {
     bundle.write();
     let container = Container::started(&kata, &bundle, "host-oom");
     container.stdout.until_has("ready");
-    let vm = format!("/sys/fs/cgroup/memory{path}.kata-vm");
-    if !Path::new(&vm).exists() {
-        println!("SKIP this host has no control groups v1");
-        return;
-    }
+    let vm = HostGroup::new(&path).of_vm();
     // Less than the guest is going to want, and a little more than it has.
-    let usage: u64 =
-        fs::read_to_string(format!("{vm}/memory.usage_in_bytes")).unwrap().trim().parse().unwrap();
-    let mut limit =
-        fs::File::options().write(true).open(format!("{vm}/memory.limit_in_bytes")).unwrap();
+    let usage = ["memory.usage_in_bytes", "memory.current"];
+    let usage: u64 = vm.read("memory", usage).parse().unwrap();
+    let limit = vm.file("memory", ["memory.limit_in_bytes", "memory.max"]);
+    let mut limit = fs::File::options().write(true).open(limit).unwrap();
     limit.write_all((usage + 16 * MIB).to_string().as_bytes()).unwrap();
     container.write(b"go\n");
     assert_eq!(container.wait().0, 137);

@@ -6,14 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Bundle, Container, HostProcess, Kata, Output, Running, busybox, run};
+use kata_guest_tests::{
+    Bundle, Container, HostGroup, HostProcess, Kata, Output, Running, busybox, run,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
 /// Runs a claim on Kata and on runc, each with a root and a bundle of its own, in a group of its own.
-fn on_both(args: &[&str], claim: impl Fn(&Kata, &Bundle, &str)) {
+fn on_both(args: &[&str], claim: impl Fn(&Kata, &Bundle, &HostGroup)) {
     let Some(kata) = Kata::installed() else { return };
     for runtime in [&Kata::oracle(), &kata] {
         let Some((bundle, group)) = bundle(&kata, args) else { return };
@@ -21,7 +23,7 @@ fn on_both(args: &[&str], claim: impl Fn(&Kata, &Bundle, &str)) {
     }
 }
 
-fn bundle(kata: &Kata, args: &[&str]) -> Option<(Bundle, String)> {
+fn bundle(kata: &Kata, args: &[&str]) -> Option<(Bundle, HostGroup)> {
     let mut bundle = Bundle::new(kata, busybox()?, args);
     let name = bundle.path().rsplit('/').next().unwrap().trim_start_matches('.').to_owned();
     let group = format!("/kata-stats-{}-{name}", std::process::id());
@@ -29,7 +31,7 @@ fn bundle(kata: &Kata, args: &[&str]) -> Option<(Bundle, String)> {
     bundle.config["linux"]["resources"] =
         json!({"memory": {"limit": 64 * MIB}, "pids": {"limit": 50}});
     bundle.write();
-    Some((bundle, group))
+    Some((bundle, HostGroup::new(&group)))
 }
 
 fn statistics(container: &Container) -> Value {
@@ -47,9 +49,12 @@ fn must(output: &Output) {
     assert_eq!(output.code, 0, "{}", output.stderr());
 }
 
-fn host_file(group: &str, controller: &str, file: &str) -> Option<String> {
-    let path = format!("/sys/fs/cgroup/{controller}{group}/{file}");
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+const MEMORY: [&str; 2] = ["memory.limit_in_bytes", "memory.max"];
+const QUOTA: [&str; 2] = ["cpu.cfs_quota_us", "cpu.max"];
+
+/// The first word of a file of a group: version 2 has quota and period in one.
+fn first_word(group: &HostGroup, controller: &str, names: [&str; 2]) -> String {
+    group.read(controller, names).split(' ').next().unwrap_or_default().to_owned()
 }
 
 #[test]
@@ -169,12 +174,10 @@ fn an_update_is_seen_inside_and_on_the_host() {
     ] {
         await_file(&container, file, &value);
     }
-    if let Some(limit) = host_file(&group, "memory", "memory.limit_in_bytes") {
-        assert_eq!(limit, (96 * MIB).to_string());
-        assert_eq!(host_file(&group, "cpu", "cpu.cfs_quota_us").unwrap(), "30000");
-        let vm = format!("{group}.kata-vm");
-        assert_eq!(host_file(&vm, "cpu", "cpu.cfs_quota_us").unwrap(), "100000");
-    }
+    assert_eq!(group.read("memory", MEMORY), (96 * MIB).to_string());
+    assert_eq!(first_word(&group, "cpu", QUOTA), "30000");
+    // Half a processor, and half of one for devices.
+    assert_eq!(first_word(&group.of_vm(), "cpu", QUOTA), "100000");
     let record = kata.state().join(&container.id).join("state.json");
     let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     assert_eq!(record["resources"]["memory"]["limit"], 96 * MIB);
@@ -191,11 +194,10 @@ fn an_update_comes_from_a_file_or_stdin_and_changes_no_more() {
         fs::write(&file, r#"{"pids": {"limit": 33}}"#).unwrap();
         must(&update(&container, &["--resources", file.to_str().unwrap()]));
         must(&update(&container, &[]));
-        if let Some(limit) = host_file(group, "memory", "memory.limit_in_bytes") {
-            assert_eq!(limit, (64 * MIB).to_string());
-            assert_eq!(host_file(group, "cpu", "cpu.shares").unwrap(), "300");
-            assert_eq!(host_file(group, "pids", "pids.max").unwrap(), "33");
-        }
+        assert_eq!(group.read("memory", MEMORY), (64 * MIB).to_string());
+        let weight = group.read("cpu", ["cpu.shares", "cpu.weight"]);
+        assert_eq!(weight, if HostGroup::are_v2() { "12" } else { "300" });
+        assert_eq!(group.read("pids", ["pids.max"; 2]), "33");
     });
 }
 
@@ -245,9 +247,8 @@ fn updates_that_make_no_sense_are_refused_and_change_nothing() {
     run(broken, b"{").assert_one_line(&["resources"]);
     await_file(&container, "memory.max", &(64 * MIB).to_string());
     await_file(&container, "cpu.max", "max 100000");
-    if let Some(quota) = host_file(&group, "cpu", "cpu.cfs_quota_us") {
-        assert_eq!(quota, "-1");
-    }
+    let unlimited = if HostGroup::are_v2() { "max" } else { "-1" };
+    assert_eq!(first_word(&group, "cpu", QUOTA), unlimited);
     must(&container.kill("KILL"));
     container.wait();
     update(&container, &["--memory=80M"]).assert_one_line(&["stopped"]);
