@@ -41,6 +41,11 @@ pub enum KvmUnusable {
     /// All looked well, and a guest was tried.
     #[error("KVM does not run a stock guest: {0}")]
     Guest(String),
+    /// The guest that was tried was not up within these seconds.
+    #[error(
+        "KVM does not run a stock guest: it was not up within {0} s (kata-runtime check tries again)"
+    )]
+    Late(u64),
 }
 
 /// The first two questions.
@@ -115,24 +120,39 @@ impl Identity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
     subject: Subject,
-    /// Why no guest came up; none when one did.
-    failure: Option<String>,
+    outcome: Outcome,
+}
+
+/// How the boot ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Up,
+    /// With the reason.
+    Failed(String),
+    /// It was not up when its time was over: KVM does not start it, or the host had too much else to do.
+    Late(u64),
 }
 
 impl Proof {
     /// Boots `vm` until the guest's process 1 runs: without a nonce the agent ends at once, upon which the kernel says so.
     pub async fn by_boot(vm: &dyn Hypervisor, subject: Subject, limit: Duration) -> Self {
-        let failure = match vm.boot().await {
-            Err(error) => Some(crate::accelerator::chain(&error)),
+        let outcome = match vm.boot().await {
+            Err(error) => Outcome::Failed(crate::accelerator::chain(&error)),
             Ok(()) => match tokio::time::timeout(limit, vm.wait()).await {
-                Ok(VmEnd::AgentDied(_)) => None,
-                Ok(end) => Some(end.to_string()),
-                Err(_) => Some(format!("it was not up within {} s", limit.as_secs())),
+                Ok(VmEnd::AgentDied(_)) => Outcome::Up,
+                Ok(end) => Outcome::Failed(end.to_string()),
+                Err(_) => Outcome::Late(limit.as_secs()),
             },
         };
         // It has ended, or is of no use any more; one that can't be killed is killed when it is dropped.
         vm.stop().await.ok();
-        Self { subject, failure }
+        Self { subject, outcome }
+    }
+
+    /// False when another boot may show something else: whoever asks whether KVM works then has to try again.
+    pub fn is_certain(&self) -> bool {
+        !matches!(self.outcome, Outcome::Late(_))
     }
 
     /// The proof that was kept, if it is about this subject.
@@ -155,11 +175,12 @@ impl Proof {
     /// What it says about KVM.
     ///
     /// # Errors
-    /// [`KvmUnusable::Guest`].
+    /// [`KvmUnusable::Guest`], [`KvmUnusable::Late`].
     pub fn judge(&self) -> Result<(), KvmUnusable> {
-        match &self.failure {
-            None => Ok(()),
-            Some(why) => Err(KvmUnusable::Guest(why.clone())),
+        match &self.outcome {
+            Outcome::Up => Ok(()),
+            Outcome::Failed(why) => Err(KvmUnusable::Guest(why.clone())),
+            Outcome::Late(seconds) => Err(KvmUnusable::Late(*seconds)),
         }
     }
 }
@@ -201,7 +222,7 @@ mod tests {
         Subject::now([Path::new("/proc/self/exe"); 3]).unwrap()
     }
 
-    fn prove(ends: Option<VmEnd>) -> Result<(), KvmUnusable> {
+    fn prove(ends: Option<VmEnd>) -> Proof {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let file = || "/proc/self/exe".into();
         let (vm, guest) = Fake::new(VmConfig::new(file(), file()));
@@ -212,21 +233,31 @@ mod tests {
                 guest.end(end);
             }
         };
-        runtime.block_on(async { tokio::join!(proof, play).0 }).judge()
+        runtime.block_on(async { tokio::join!(proof, play).0 })
     }
 
     #[test]
     fn a_guest_whose_process_1_ran_proves_it() {
-        assert_eq!(prove(Some(VmEnd::AgentDied("exitcode=0x100".into()))), Ok(()));
+        let proof = prove(Some(VmEnd::AgentDied("exitcode=0x100".into())));
+        assert_eq!((proof.judge(), proof.is_certain()), (Ok(()), true));
     }
 
     #[test]
     fn any_other_end_and_none_at_all_disprove_it() {
         let exited = VmEnd::VmmExited { code: 1, stderr: "failed to set MSR 0x10a".into() };
-        let told = prove(Some(exited)).unwrap_err().to_string();
+        let exited = prove(Some(exited));
+        let told = exited.judge().unwrap_err().to_string();
         assert!(told.starts_with("KVM does not run a stock guest: ") && told.contains("0x10a"));
-        assert!(prove(Some(VmEnd::GuestPanic("no root".into()))).is_err());
-        assert!(prove(None).is_err());
+        assert!(exited.is_certain());
+        assert!(prove(Some(VmEnd::GuestPanic("no root".into()))).judge().is_err());
+        assert!(prove(None).judge().is_err());
+    }
+
+    #[test]
+    fn a_guest_that_was_late_is_to_be_tried_again() {
+        let late = prove(None);
+        assert!(!late.is_certain());
+        assert!(late.judge().unwrap_err().to_string().contains("check tries again"));
     }
 
     #[test]
@@ -234,7 +265,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("kvm.json");
         assert_eq!(Proof::kept(&place, &subject()), None);
-        let proof = Proof { subject: subject(), failure: Some("x".into()) };
+        let proof = Proof { subject: subject(), outcome: super::Outcome::Failed("x".into()) };
         proof.keep(&place).unwrap();
         assert_eq!(Proof::kept(&place, &subject()), Some(proof));
         let other = Subject::now([Path::new("/proc/cpuinfo"); 3]).unwrap();

@@ -82,19 +82,28 @@ impl Parts {
         Subject::now([&self.vmm, &self.kernel, &self.initrd])
     }
 
-    /// Whether KVM runs a guest made of these, by a short boot unless one is known.
+    /// Whether KVM runs a guest made of these, by a short boot unless one is known. What was late is tried again, at once
+    /// and whenever somebody asks: a busy host must not be without KVM until it boots.
     async fn prove(&self, config: &Config) -> anyhow::Result<Result<(), KvmUnusable>> {
         if let Err(unusable) = kvm::probe() {
             return Ok(Err(unusable));
         }
         let subject = self.subject().context("look at what guests are made of")?;
-        if let Some(proof) = Proof::kept(Path::new(PROOF), &subject) {
+        let kept = Proof::kept(Path::new(PROOF), &subject);
+        if let Some(proof) = kept.filter(Proof::is_certain) {
             return Ok(proof.judge());
         }
-        let vm = self.bare_vm().context("prepare a guest that proves KVM")?;
-        let proof = Proof::by_boot(&vm, subject, config.boot.timeout_kvm).await;
+        let mut proof = self.boot(config, subject.clone()).await?;
+        if !proof.is_certain() {
+            proof = self.boot(config, subject).await?;
+        }
         proof.keep(Path::new(PROOF)).with_context(|| format!("write {PROOF}"))?;
         Ok(proof.judge())
+    }
+
+    async fn boot(&self, config: &Config, subject: Subject) -> anyhow::Result<Proof> {
+        let vm = self.bare_vm().context("prepare a guest that proves KVM")?;
+        Ok(Proof::by_boot(&vm, subject, config.boot.timeout_kvm).await)
     }
 
     /// A guest without any device, jailed as all are.
