@@ -4,6 +4,7 @@
 //! one that announces a file is followed by its bytes). QEMU dies with this thread, and its disks are discarded with it.
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -56,6 +57,17 @@ pub struct Ended {
     /// What ended it, when it was not it itself.
     pub cause: String,
     pub seconds: f64,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match (self.code, self.cause.as_str()) {
+            (0, _) => "passed",
+            (_, "") => "FAILED",
+            (_, cause) => cause,
+        };
+        write!(f, "    {}: {how} ({:.1} s)", self.name, self.seconds)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -276,7 +288,10 @@ impl<F: FnMut(&str)> Reading<F> {
                     self.outcome.missing.push((name, why))
                 }
                 Word::Facility { .. } => {}
-                Word::Program(ended) => self.outcome.programs.push(ended),
+                Word::Program(ended) => {
+                    (self.lines.on_line)(&ended.to_string());
+                    self.outcome.programs.push(ended);
+                }
                 Word::Failure { why } => self.failure = Some(why),
                 Word::End {} => self.ended = true,
             }
