@@ -19,7 +19,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kata_sys::{bpf, watch};
+use kata_sys::{
+    bpf::{self, ProgramKind},
+    watch,
+};
 use rustix::fs::{Mode, OFlags};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -134,7 +137,7 @@ impl Cgroup {
     }
 
     fn limit_devices(&mut self, rules: &[crate::spec::DeviceRule]) -> io::Result<()> {
-        let program = bpf::load_device_program(&device_program::assemble(rules)?)?;
+        let program = bpf::load(ProgramKind::CgroupDevice, &device_program::assemble(rules)?)?;
         bpf::attach_device_program(self.open()?, &program, self.devices.as_ref())?;
         self.devices = Some(program);
         Ok(())

@@ -65,6 +65,10 @@ impl Network {
         for neighbour in &change.removed_neighbours {
             note(change_neighbour(&mut netlink, neighbour, &devices, false));
         }
+        for rule in &change.removed_rules {
+            let removed = unless_gone(netlink.request(&message::remove_rule(rule)));
+            note(removed.step(|| format!("remove rule {rule:02x?}")));
+        }
         note(self.fetch(&mut netlink, &change.links));
         let devices = netlink.devices().step(|| "list links")?;
         note(make_way(&mut netlink, &change.links, &devices));
@@ -74,6 +78,9 @@ impl Network {
         let devices = netlink.devices().step(|| "list links")?;
         for route in in_order(&change.routes) {
             note(add_route(&mut netlink, route, &devices));
+        }
+        for rule in &change.rules {
+            note(add_rule(&mut netlink, rule));
         }
         for neighbour in &change.neighbours {
             note(change_neighbour(&mut netlink, neighbour, &devices, true));
@@ -220,6 +227,13 @@ fn add_route(netlink: &mut Netlink, route: &Route, devices: &[Device]) -> Result
     let message = route_message(route, devices)?;
     let message = message.ok_or_else(|| Failure::invalid(format!("{}: no such link", step())))?;
     netlink.request(&message.encode()).step(step)
+}
+
+fn add_rule(netlink: &mut Netlink, rule: &[u8]) -> Result<(), Failure> {
+    match netlink.request(&message::add_rule(rule)) {
+        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => Ok(()),
+        done => done.step(|| format!("add rule {rule:02x?}")),
+    }
 }
 
 /// With its link, a route has gone by itself.

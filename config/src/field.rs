@@ -4,7 +4,9 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{
     nearest,
-    settings::{Accelerator, Config, LogLevel, Machine, Pages, UnknownAnnotations, Word},
+    settings::{
+        Accelerator, Config, LogLevel, Machine, NetworkModel, Pages, UnknownAnnotations, Word,
+    },
 };
 
 /// A place in [`Config`] with its type and bounds.
@@ -24,6 +26,8 @@ pub enum Field {
     Machine(fn(&mut Config) -> &mut Machine),
     /// A word of [`Pages`].
     Pages(fn(&mut Config) -> &mut Pages),
+    /// A word of [`NetworkModel`].
+    NetworkModel(fn(&mut Config) -> &mut NetworkModel),
     /// A word of [`LogLevel`].
     LogLevel(fn(&mut Config) -> &mut LogLevel),
     /// A word of [`UnknownAnnotations`].
@@ -67,6 +71,7 @@ impl Field {
             Self::Accelerator(_) => list::<Accelerator>(),
             Self::Machine(_) => list::<Machine>(),
             Self::Pages(_) => list::<Pages>(),
+            Self::NetworkModel(_) => list::<NetworkModel>(),
             Self::LogLevel(_) => list::<LogLevel>(),
             Self::UnknownAnnotations(_) => list::<UnknownAnnotations>(),
         }
@@ -97,6 +102,7 @@ impl Field {
             Self::Accelerator(place) => *place(config) = word(given)?,
             Self::Machine(place) => *place(config) = word(given)?,
             Self::Pages(place) => *place(config) = word(given)?,
+            Self::NetworkModel(place) => *place(config) = word(given)?,
             Self::LogLevel(place) => *place(config) = word(given)?,
             Self::UnknownAnnotations(place) => *place(config) = word(given)?,
         }
@@ -115,6 +121,7 @@ impl Field {
             Self::Accelerator(place) => place(config).name().into(),
             Self::Machine(place) => place(config).name().into(),
             Self::Pages(place) => place(config).name().into(),
+            Self::NetworkModel(place) => place(config).name().into(),
             Self::LogLevel(place) => place(config).name().into(),
             Self::UnknownAnnotations(place) => place(config).name().into(),
         })

@@ -84,6 +84,13 @@ pub const KEYS: &[Key] = &[
          Without an engine, as by `run --rootfs`, there are none.",
         Field::Number(0, 8, |config| &mut config.network.spare_nics),
     ),
+    per_sandbox(
+        "network.model",
+        "How frames get from a link of the sandbox's network namespace to the guest's, and back. `auto`: redirected by \
+         tc's u32 filter, and by an eBPF program where a link has packets without an Ethernet header; `u32` and `ebpf`: by \
+         that alone; `none`: the guest has loopback alone, and nothing in the namespace is looked at.",
+        Field::NetworkModel(|config| &mut config.network.model),
+    ),
     host_only(
         "kernel.path",
         "Guest kernel: an ELF `vmlinux` with a PVH entry, or a bzImage. The installed one when not given.",

@@ -20,6 +20,6 @@ pub use load::{ConfigError, DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, Loaded, Sourc
 pub use nearest::nearest;
 pub use reference::reference;
 pub use settings::{
-    Accelerator, Boot, Config, Guest, Hypervisor, LogLevel, Machine, Pages, Runtime,
+    Accelerator, Boot, Config, Guest, Hypervisor, LogLevel, Machine, NetworkModel, Pages, Runtime,
     UnknownAnnotations, Vm,
 };

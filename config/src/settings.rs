@@ -54,11 +54,13 @@ impl Default for Vm {
 pub struct Network {
     /// Cards that wait for links which appear later.
     pub spare_nics: u32,
+    /// How frames get from a link to the guest.
+    pub model: NetworkModel,
 }
 
 impl Default for Network {
     fn default() -> Self {
-        Self { spare_nics: 1 }
+        Self { spare_nics: 1, model: NetworkModel::default() }
     }
 }
 
@@ -154,6 +156,21 @@ pub enum Machine {
     Q35,
 }
 words!(Machine: "auto" = Auto, "microvm" = Microvm, "q35" = Q35);
+
+/// How frames get from a link of the namespace to the guest's, and back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NetworkModel {
+    /// By the model that suits each link.
+    #[default]
+    Auto,
+    /// Redirected by tc's u32 filter.
+    U32,
+    /// Redirected by an eBPF program.
+    Ebpf,
+    /// Not at all: the guest has loopback alone, and nobody looks at the namespace.
+    None,
+}
+words!(NetworkModel: "auto" = Auto, "u32" = U32, "ebpf" = Ebpf, "none" = None);
 
 /// Pages of the host that guest memory is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

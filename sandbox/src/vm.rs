@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap, fmt::Write, num::NonZeroU8, path::PathBuf, sync::Arc, time::Duration,
 };
 
+use kata_config::NetworkModel;
 use kata_hypervisor::{
     AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice, MachineDemand,
     MachineType, MemoryMib, Nic as VmNic, Pages, Share, TscClock, Vhost, VmConfig, Vsock,
@@ -60,6 +61,8 @@ pub struct VmSettings {
     pub tsc: Arc<TscClock>,
     /// Cards that wait for links which appear later.
     pub spare_nics: usize,
+    /// How frames get from a link to its card.
+    pub network_model: NetworkModel,
     /// Longest that a boot may take.
     pub boot_limit: Duration,
 }

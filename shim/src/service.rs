@@ -438,6 +438,7 @@ fn vm_settings(
             Machine::Q35 => Some(MachineType::Q35),
         },
         spare_nics: config.network.spare_nics as usize,
+        network_model: config.network.model,
         boot_limit: match accelerator.accelerator {
             Accelerator::Kvm => config.boot.timeout_kvm,
             Accelerator::Tcg => config.boot.timeout_tcg,

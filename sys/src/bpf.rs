@@ -1,4 +1,4 @@
-//! Device rules of a cgroup: loading and attaching of `BPF_PROG_TYPE_CGROUP_DEVICE` programs.
+//! eBPF: loading of programs, and attaching of those that are the device rules of a cgroup.
 
 use std::{
     io,
@@ -22,7 +22,17 @@ pub struct Instruction {
 
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
-const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+
+/// What a program is for: values of `enum bpf_prog_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ProgramKind {
+    /// `BPF_PROG_TYPE_SCHED_CLS`: decides on a packet that a link receives or sends.
+    Classifier = 3,
+    /// `BPF_PROG_TYPE_CGROUP_DEVICE`: decides on the opening of a device node.
+    CgroupDevice = 15,
+}
+
 const ATTACH_CGROUP_DEVICE: u32 = 6;
 const ATTACH_ALLOW_MULTI: u32 = 2;
 
@@ -52,9 +62,9 @@ struct AttachAttributes {
 ///
 /// # Errors
 /// `EINVAL` or `EACCES` when the verifier refuses; `EPERM` without CAP_BPF.
-pub fn load_device_program(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+pub fn load(kind: ProgramKind, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     let attributes = LoadAttributes {
-        program_type: PROG_TYPE_CGROUP_DEVICE,
+        program_type: kind as u32,
         instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         instructions: instructions.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,

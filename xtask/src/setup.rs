@@ -42,6 +42,7 @@ const TEST: &[&str] = &[
     "mmdebstrap",
     "procps",
     "runc",
+    "socat",
     "strace",
     "util-linux",
 ];

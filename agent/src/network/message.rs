@@ -8,12 +8,15 @@ const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
+const NEW_RULE: u16 = 32;
+const DELETE_RULE: u16 = 33;
 const NEW_NEIGHBOUR: u16 = 28;
 const DELETE_NEIGHBOUR: u16 = 29;
 
 const REQUEST: u16 = 0x1;
 const ACKNOWLEDGE: u16 = 0x4;
 const REPLACE: u16 = 0x100;
+const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
 const DUMP: u16 = 0x300;
@@ -211,6 +214,16 @@ impl AddressMessage {
             .attribute(IFA_LOCAL, &octets(address))
             .attribute(IFA_ADDRESS, &octets(address))
     }
+}
+
+/// Adds a rule, which is a header and attributes already; the same one a second time is an error.
+pub fn add_rule(rule: &[u8]) -> Vec<u8> {
+    Message::new(NEW_RULE, ACKNOWLEDGE | CREATE | EXCLUSIVE, rule).finish()
+}
+
+/// Removes a rule.
+pub fn remove_rule(rule: &[u8]) -> Vec<u8> {
+    Message::new(DELETE_RULE, ACKNOWLEDGE, rule).finish()
 }
 
 /// One way that a route leads.

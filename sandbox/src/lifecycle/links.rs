@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kata_config::NetworkModel;
 use tokio::sync::watch;
 
 use super::{Sandbox, SandboxError};
@@ -18,12 +19,18 @@ impl Sandbox {
         namespace: Option<Namespace>,
     ) -> Result<(Option<Mirror>, Attached), SandboxError> {
         let Some(namespace) = namespace else { return Ok((None, Attached::default())) };
+        let model = self.settings.vm.network_model;
+        if model == NetworkModel::None {
+            self.network_note.send_replace("loopback alone, as the configuration asks".into());
+            return Ok((None, Attached::default()));
+        }
         let claim = namespace.claim()?;
         self.live().claim = Some(claim.clone());
         let means = Means {
             claim,
             ledger: self.ledger.clone(),
             steps: self.steps.clone(),
+            model,
             note: self.network_note.clone(),
         };
         let spares = |links| vm::spare_nics(&self.settings.vm, links);

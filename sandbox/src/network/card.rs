@@ -1,15 +1,20 @@
 //! Cards: taps beside the links, and the redirects between the two.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc};
 
 use futures_util::TryStreamExt;
-use kata_sys::tap;
+use kata_config::NetworkModel;
+use kata_sys::{
+    bpf::{self, ProgramKind},
+    tap,
+};
 use rtnetlink::{Error, Handle, LinkUnspec};
 
 use super::{
     Namespace, NetworkError, Nic, enter,
     guard::Claim,
-    model::Link,
+    model::{Link, Passage},
+    program,
     redirect::{self, Hook},
     view::CardAddress,
 };
@@ -21,6 +26,9 @@ use crate::{
 
 /// Locally administered, and of no vendor's: what a card without a link has.
 const PREFIX: [u8; 2] = [0x02, 0x6b];
+
+/// A link without Ethernet has no address of its.
+const NONE: CardAddress = [0; 6];
 
 /// A tap that the VMM holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +54,7 @@ pub(super) struct Wiring {
     pub claim: Arc<Claim>,
     pub ledger: Arc<Ledger>,
     pub steps: Arc<Steps>,
+    pub model: NetworkModel,
 }
 
 impl Wiring {
@@ -61,7 +70,7 @@ impl Wiring {
         taken: &mut BTreeSet<CardAddress>,
     ) -> Result<(Card, Nic), NetworkError> {
         let address = match like.map(|link| link.mac) {
-            Some(mac) if taken.insert(mac) => mac,
+            Some(mac) if mac != NONE && taken.insert(mac) => mac,
             _ => {
                 let [a, b, c, d] = random::bytes().map_err(NetworkError::Random)?;
                 let mac = [PREFIX[0], PREFIX[1], a, b, c, d];
@@ -96,18 +105,47 @@ impl Wiring {
         let entry = self.namespace.redirect(&wired)?;
         self.ledger.intend(&self.steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))?;
         self.steps.enter(Step::RedirectLink)?;
+        let header = (link.passage == Passage::Packets).then_some(card.address);
+        let inwards = self.program(card.tap, header)?;
+        let outwards = self.program(index, None)?;
         let both = [
-            (index, link.name.as_str(), card.tap, card.tap_name.as_str(), hook),
-            (card.tap, card.tap_name.as_str(), index, link.name.as_str(), Hook::Free),
+            (index, link.name.as_str(), card.tap, card.tap_name.as_str(), hook, inwards),
+            (card.tap, card.tap_name.as_str(), index, link.name.as_str(), Hook::Free, outwards),
         ];
-        for (from, from_name, to, to_name, hook) in both {
-            if let Err(source) = redirect::add(&self.handle, from, to, hook).await {
+        for (from, from_name, to, to_name, hook, program) in both {
+            let added = redirect::add(&self.handle, from, to, hook, program.as_ref()).await;
+            if let Err(source) = added {
                 self.disconnect(&wired).await;
                 let (from, to) = (from_name.into(), to_name.into());
                 return Err(NetworkError::Redirect { from, to, source });
             }
         }
         Ok(wired)
+    }
+
+    /// The program that redirects, where u32 does not.
+    fn program(
+        &self,
+        to: u32,
+        header: Option<CardAddress>,
+    ) -> Result<Option<OwnedFd>, NetworkError> {
+        if self.model != NetworkModel::Ebpf && header.is_none() {
+            return Ok(None);
+        }
+        let instructions = program::redirect(to, header);
+        let loaded = bpf::load(ProgramKind::Classifier, &instructions);
+        loaded.map(Some).map_err(NetworkError::Program)
+    }
+
+    /// How a link's frames get to its card, for people.
+    pub fn way(&self, passage: &Passage) -> &'static str {
+        match (passage, self.model) {
+            (Passage::Packets, _) => {
+                "its packets redirected to a tap by eBPF, which adds a header of Ethernet's"
+            }
+            (_, NetworkModel::Ebpf) => "redirected to a tap by eBPF",
+            _ => "redirected to a tap",
+        }
     }
 
     /// Takes a redirect back; what fails here is in the ledger, and is tried again when the sandbox goes.

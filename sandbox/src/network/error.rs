@@ -51,6 +51,8 @@ pub enum NetworkError {
         #[source]
         source: rtnetlink::Error,
     },
+    #[error("load the program that redirects packets")]
+    Program(#[source] io::Error),
     #[error("redirect {from} to {to}")]
     Redirect {
         from: String,

@@ -13,8 +13,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
+use kata_config::NetworkModel;
 use kata_protocol::agent as wire;
-use rtnetlink::{RouteMessageBuilder, packet_route::RouteNetlinkMessage};
+use rtnetlink::{IpVersion, RouteMessageBuilder, packet_route::RouteNetlinkMessage};
 use tokio::sync::watch;
 
 use super::{
@@ -31,6 +32,9 @@ use crate::{
 
 /// The key that says how many cards wait for links.
 const SPARES_KEY: &str = "network.spare_nics";
+
+/// The key that says how frames get to a card.
+const MODEL_KEY: &str = "network.model";
 
 /// A link with its card.
 #[derive(Debug)]
@@ -71,7 +75,7 @@ impl Mirror {
             passed: BTreeMap::new(),
             spares: Vec::new(),
             without: BTreeMap::new(),
-            told: View::default(),
+            told: View::of_a_new_namespace(),
             note,
         }
     }
@@ -208,7 +212,11 @@ impl Mirror {
 
     /// Links whose frames can get into the guest; the taps of this sandbox are none.
     fn passing(&self) -> impl Iterator<Item = (u32, &Link)> {
-        self.others().filter(|(_, link)| self.model.passage(link) == Passage::Redirect)
+        self.others().filter(|(_, link)| match self.model.passage(link) {
+            Passage::Frames => true,
+            Passage::Packets => self.wiring.model != NetworkModel::U32,
+            Passage::None | Passage::Refused(_) => false,
+        })
     }
 
     fn others(&self) -> impl Iterator<Item = (u32, &Link)> {
@@ -225,11 +233,17 @@ impl Mirror {
         for (index, link) in self.others() {
             let why = match self.model.passage(link) {
                 _ if self.passed.contains_key(&index) => {
-                    notes.push(format!("{} ({}): redirected to a tap", link.name, link.kind));
+                    let way = self.wiring.way(&link.passage);
+                    notes.push(format!("{} ({}): {way}", link.name, link.kind));
                     continue;
                 }
                 Passage::None => continue,
-                Passage::Redirect => format!("no card is left; raise {SPARES_KEY}"),
+                Passage::Packets if self.wiring.model == NetworkModel::U32 => format!(
+                    "its packets have no header of Ethernet's, which {MODEL_KEY}=u32 can't add"
+                ),
+                Passage::Frames | Passage::Packets => {
+                    format!("no card is left; raise {SPARES_KEY}")
+                }
                 Passage::Refused(why) => why,
             };
             notes.push(format!("{} ({}): not in the guest: {why}", link.name, link.kind));
@@ -272,6 +286,12 @@ impl Mirror {
             let mut routes = handle.route().get(all).execute();
             while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
                 take(RouteNetlinkMessage::NewRoute(route));
+            }
+        }
+        for family in [IpVersion::V4, IpVersion::V6] {
+            let mut rules = handle.rule().get(family).execute();
+            while let Some(rule) = rules.try_next().await.map_err(failed("rules"))? {
+                take(RouteNetlinkMessage::NewRule(rule));
             }
         }
         let mut neighbours = handle.neighbours().get().execute();

@@ -18,7 +18,9 @@ mod mirror;
 mod model;
 mod monitor;
 mod parse;
+mod program;
 mod redirect;
+mod rule;
 mod view;
 
 use std::{
@@ -30,6 +32,7 @@ use std::{
     thread,
 };
 
+use kata_config::NetworkModel;
 use rustix::{
     fs::fstat,
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -89,6 +92,8 @@ pub struct Means {
     pub ledger: Arc<Ledger>,
     /// The seam.
     pub steps: Arc<Steps>,
+    /// How frames get from a link to its tap.
+    pub model: NetworkModel,
     /// Where it says how each link is passed.
     pub note: watch::Sender<String>,
 }
@@ -111,13 +116,13 @@ pub async fn attach(
     means: Means,
     spares: impl FnOnce(usize) -> usize,
 ) -> Result<(Mirror, Attached), NetworkError> {
-    let Means { claim, ledger, steps, note } = means;
+    let Means { claim, ledger, steps, model, note } = means;
     // Whoever may not be looked at is not even listened to.
     claim.check().map_err(|source| namespace.refused(source))?;
     let handle = connect(&namespace.fd)?;
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
-    let wiring = Wiring { handle, namespace, claim, ledger, steps };
+    let wiring = Wiring { handle, namespace, claim, ledger, steps, model };
     let mut mirror = Mirror::new(wiring, monitor, note);
     let attached = mirror.attach(spares).await?;
     Ok((mirror, attached))

@@ -1,4 +1,4 @@
-//! What a network namespace holds: links, addresses, routes, neighbours.
+//! What a network namespace holds: links, addresses, routes, rules, neighbours.
 //!
 //! A [`Model`] is fed rtnetlink's messages. Those of a dump and those of events are the same, so there is one way in.
 //! Some things the kernel does without a word, and the model does them too: with a link that goes down or an address
@@ -11,17 +11,29 @@ use std::{
 
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::parse;
+use super::{
+    parse,
+    rule::{self, Rule},
+};
 
 /// How a link's frames could get into a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Passage {
-    /// Redirected to a tap.
-    Redirect,
+    /// Its frames are Ethernet's, as the guest's are.
+    Frames,
+    /// It has packets, to which the guest's link adds a header of Ethernet's.
+    Packets,
     /// Not at all, and nobody expects it: loopback, a port of another link, what the kernel puts everywhere.
     None,
     /// Not at all, for this reason.
     Refused(String),
+}
+
+impl Passage {
+    /// Whether there is one at all.
+    pub fn is_one(&self) -> bool {
+        matches!(self, Self::Frames | Self::Packets)
+    }
 }
 
 /// A link.
@@ -90,6 +102,8 @@ pub(super) struct Model {
     /// In their order, which decides on the address that a connection comes from.
     pub addresses: Vec<(u32, Prefix)>,
     pub routes: BTreeSet<Route>,
+    /// Which table a packet goes by.
+    pub rules: BTreeSet<Rule>,
     pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
 }
 
@@ -130,6 +144,12 @@ impl Model {
                 {
                     self.routes
                         .retain(|other| !(other.same_key(&route) && other.hops == route.hops));
+                }
+            }
+            RouteNetlinkMessage::NewRule(message) => self.rules.extend(rule::parse(message)),
+            RouteNetlinkMessage::DelRule(message) => {
+                if let Some(rule) = rule::parse(message) {
+                    self.rules.remove(&rule);
                 }
             }
             RouteNetlinkMessage::NewNeighbour(message) => match parse::neighbour(message) {
@@ -175,7 +195,7 @@ impl Model {
     /// How a link's frames get into a guest, its neighbours considered.
     pub fn passage(&self, link: &Link) -> Passage {
         match link.lower.and_then(|lower| self.links.get(&lower)) {
-            Some(lower) if link.passage == Passage::Redirect => Passage::Refused(format!(
+            Some(lower) if link.passage.is_one() => Passage::Refused(format!(
                 "it stands on {}, whose frames go to the guest already",
                 lower.name
             )),
@@ -295,6 +315,6 @@ mod tests {
         upper.attributes.push(LinkAttribute::Link(2));
         model.apply(&RouteNetlinkMessage::NewLink(upper), false);
         assert!(matches!(model.passage(&model.links[&3]), Passage::Refused(_)));
-        assert_eq!(model.passage(&model.links[&2]), Passage::Redirect);
+        assert_eq!(model.passage(&model.links[&2]), Passage::Frames);
     }
 }

@@ -14,8 +14,8 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// RTMGRP_ of linux/rtnetlink.h: links, neighbours, IPv4 and IPv6 addresses and routes.
-const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
+/// RTMGRP_ of linux/rtnetlink.h: links, neighbours, IPv4 and IPv6 addresses, routes and rules.
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
 
 /// More than the kernel puts into one datagram.
 const DATAGRAM: usize = 64 * 1024;

@@ -23,6 +23,18 @@ use super::model::{Hop, Link, NeighbourKey, Passage, Prefix, Route};
 const FALLBACK: [&str; 9] =
     ["sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"];
 
+/// Links of IP packets: the kernel's `dev_is_mac_header_xmit` has the same list.
+const HEADERLESS: [LinkLayerType; 8] = [
+    LinkLayerType::None,
+    LinkLayerType::Ppp,
+    LinkLayerType::Rawip,
+    LinkLayerType::Tunnel,
+    LinkLayerType::Tunnel6,
+    LinkLayerType::Sit,
+    LinkLayerType::Ipgre,
+    LinkLayerType::Ip6gre,
+];
+
 pub(super) fn link(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
@@ -34,7 +46,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         no_ipv6: false,
         loopback: flags.contains(LinkFlags::Loopback),
         kind: String::new(),
-        passage: Passage::Redirect,
+        passage: Passage::Frames,
         lower: None,
     };
     let (mut device, mut master, mut elsewhere) = (None, false, false);
@@ -67,13 +79,16 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     let nothing = link.loopback || master || FALLBACK.contains(&link.name.as_str());
     link.passage = if nothing {
         Passage::None
+    } else if HEADERLESS.contains(&message.header.link_layer_type) {
+        Passage::Packets
     } else if message.header.link_layer_type != LinkLayerType::Ether {
         let kind = if link.kind.is_empty() { "this kind" } else { &link.kind };
-        Passage::Refused(format!("links of {kind} have no Ethernet frames, which a guest needs"))
+        let layer = message.header.link_layer_type;
+        Passage::Refused(format!("links of {kind} carry {layer:?}, which a guest has no card for"))
     } else if let Some(device) = device {
         Passage::Refused(format!("it is a device of the host ({device}), which is not passed on"))
     } else {
-        Passage::Redirect
+        Passage::Frames
     };
     link
 }

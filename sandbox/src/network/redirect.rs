@@ -3,13 +3,19 @@
 //! The filter has the last preference, so that an engine's own filters come first. A qdisc that is there already is used and
 //! stays; one of ours goes with the redirect.
 
+use std::os::fd::{AsRawFd, OwnedFd};
+
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Error, Handle,
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
     packet_route::{
         RouteNetlinkMessage,
-        tc::{TcAttribute, TcHandle, TcMessage},
+        tc::{
+            TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+        },
     },
 };
 use rustix::io::Errno;
@@ -49,13 +55,45 @@ pub(super) async fn look(handle: &Handle, link: u32) -> Result<Hook, Error> {
     Ok(if theirs.is_empty() { Hook::Abandoned } else { Hook::Taken })
 }
 
-/// Sends every frame that comes in on `from` out of `to`.
-pub(super) async fn add(handle: &Handle, from: u32, to: u32, hook: Hook) -> Result<(), Error> {
+/// Sends every frame that comes in on `from` out of `to`, as the program says if there is one.
+pub(super) async fn add(
+    handle: &Handle,
+    from: u32,
+    to: u32,
+    hook: Hook,
+    program: Option<&OwnedFd>,
+) -> Result<(), Error> {
     if hook == Hook::Free {
         handle.qdisc().add(from.cast_signed()).ingress().execute().await?;
     }
+    if let Some(program) = program {
+        return add_program(handle, from, program).await;
+    }
     let filter = handle.traffic_filter(from.cast_signed()).add().ingress();
     filter.priority(PREFERENCE).protocol(ALL_PROTOCOLS).redirect(to)?.execute().await
+}
+
+/// Lets a program decide on every frame that comes in.
+async fn add_program(handle: &Handle, link: u32, program: &OwnedFd) -> Result<(), Error> {
+    let options = [
+        TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
+        TcFilterBpfOption::ProgName("kata".into()),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    let mut message = filter_message(link);
+    message.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.into()));
+    message.attributes.push(TcAttribute::Options(options.map(TcOption::Bpf).into()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewTrafficFilter(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    acknowledged(handle, request).await
+}
+
+/// Names our filter on the ingress hook of a link.
+fn filter_message(link: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(link.cast_signed());
+    message.header.parent = INGRESS_HOOK;
+    message.header.info = u32::from(TcHandle { major: PREFERENCE, minor: ALL_PROTOCOLS });
+    message
 }
 
 /// Takes the filter away, and the qdisc if it is `ours`. What is gone already, with its link or without, is no error.
@@ -71,12 +109,16 @@ pub(super) async fn remove(handle: &Handle, link: u32, ours: bool) -> Result<(),
 }
 
 async fn remove_filter(handle: &Handle, link: u32) -> Result<(), Error> {
-    let mut message = TcMessage::with_index(link.cast_signed());
-    message.header.parent = INGRESS_HOOK;
-    message.header.info = u32::from(TcHandle { major: PREFERENCE, minor: ALL_PROTOCOLS });
-    message.attributes.push(TcAttribute::Kind("u32".into()));
+    let message = filter_message(link);
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelTrafficFilter(message));
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    acknowledged(handle, request).await
+}
+
+async fn acknowledged(
+    handle: &Handle,
+    request: NetlinkMessage<RouteNetlinkMessage>,
+) -> Result<(), Error> {
     let mut answers = handle.clone().request(request)?;
     while let Some(answer) = answers.next().await {
         if let NetlinkPayload::Error(error) = answer.payload

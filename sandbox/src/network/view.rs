@@ -7,7 +7,10 @@ use std::{
 
 use kata_protocol::agent;
 
-use super::model::{Model, NeighbourKey, Prefix, Route};
+use super::{
+    model::{Model, NeighbourKey, Passage, Prefix, Route},
+    rule::{self, Rule},
+};
 
 /// Address of a card, which it keeps whatever link it carries.
 pub(super) type CardAddress = [u8; 6];
@@ -17,10 +20,16 @@ pub(super) type CardAddress = [u8; 6];
 pub(super) struct View {
     links: BTreeMap<u32, agent::Link>,
     routes: BTreeSet<Route>,
+    rules: BTreeSet<Rule>,
     neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
 }
 
 impl View {
+    /// What every namespace has, the guest's among them.
+    pub fn of_a_new_namespace() -> Self {
+        Self { rules: rule::defaults(), ..Self::default() }
+    }
+
     pub fn of(model: &Model, cards: &BTreeMap<u32, CardAddress>) -> Self {
         let mut links = BTreeMap::new();
         for (index, link) in &model.links {
@@ -33,12 +42,15 @@ impl View {
             let addresses = mine.map(|(_, prefix)| format_prefix(*prefix)).collect();
             let told = agent::Link {
                 name: link.name.clone(),
-                hardware_address: format_mac(&link.mac),
+                hardware_address: match link.passage {
+                    Passage::Packets => card.clone(),
+                    _ => format_mac(&link.mac),
+                },
                 mtu: link.mtu,
                 addresses,
                 up: link.up,
                 card,
-                no_arp: link.no_arp,
+                no_arp: link.no_arp || link.passage == Passage::Packets,
                 no_ipv6: link.no_ipv6,
                 ..Default::default()
             };
@@ -50,6 +62,7 @@ impl View {
         let neighbours = model.neighbours.iter().filter(|((link, _), _)| there(*link));
         Self {
             routes: routes.cloned().collect(),
+            rules: model.rules.clone(),
             neighbours: neighbours.map(|(key, mac)| (*key, *mac)).collect(),
             links,
         }
@@ -75,6 +88,9 @@ impl View {
         change.removed_routes = removed.map(|route| before.route(route)).collect();
         let added = self.routes.difference(&before.routes);
         change.routes = added.map(|route| self.route(route)).collect();
+        let bytes = |rule: &Rule| rule.bytes().to_vec();
+        change.removed_rules = before.rules.difference(&self.rules).map(bytes).collect();
+        change.rules = self.rules.difference(&before.rules).map(bytes).collect();
         for (key, mac) in &before.neighbours {
             if !self.neighbours.contains_key(key) && self.links.contains_key(&key.0) {
                 change.removed_neighbours.push(before.neighbour(key, mac));
@@ -135,7 +151,7 @@ pub(super) fn format_mac(mac: &[u8; 6]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::{Model, View};
     use crate::network::model::{Hop, Link, Passage, Prefix, Route};
@@ -150,7 +166,7 @@ mod tests {
             no_ipv6: false,
             loopback: false,
             kind: "veth".into(),
-            passage: Passage::Redirect,
+            passage: Passage::Frames,
             lower: None,
         }
     }
@@ -174,6 +190,7 @@ mod tests {
             links: BTreeMap::from([(2, link("eth0")), (3, link("net1"))]),
             addresses: vec![(2, prefix("192.0.2.2")), (3, prefix("198.51.100.2"))],
             routes: [route].into(),
+            rules: BTreeSet::new(),
             neighbours: BTreeMap::from([((3, "198.51.100.1".parse().unwrap()), [2; 6])]),
         }
     }

@@ -23,7 +23,16 @@ fn wire() -> Wire {
         "route add default via 192.0.2.1",
         "route add 203.0.113.0/24 via 192.0.2.1 metric 50 src 198.51.100.7",
         "route add 10.1.0.0/16 via 10.1.2.3 dev eth0 onlink",
+        "route add 10.2.0.0/16 nexthop via 192.0.2.1 weight 3 nexthop via 192.0.2.9 dev eth0 onlink weight 1",
         "route add default via 2001:db8::1",
+        "route add 2001:db8:2::/48 nexthop via 2001:db8::1 nexthop via 2001:db8::9",
+        "route add 2001:db8:3::/48 via 2001:db8::1 metric 7 mtu 1280",
+        "route add 10.3.0.0/16 via 192.0.2.1 table 100",
+        "route add default via 2001:db8::1 table 1000",
+        "rule add from 198.51.100.7 table 100 priority 50",
+        "rule add not fwmark 7/0xff iif lo table 1000 suppress_prefixlength 0",
+        "-6 rule add to 2001:db8:4::/48 ipproto 253 table 1000",
+        "rule delete priority 32767",
         "neighbour add 192.0.2.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0",
         "neighbour add 2001:db8::77 lladdr 02:00:00:00:00:77 nud permanent dev eth0",
     ] {
@@ -40,11 +49,14 @@ fn run_in(wire: &Wire, script: &str) -> Option<Output> {
 }
 
 /// What `ip -json` prints, a list for each call, a line each.
-const SHOW: [&str; 5] = [
+const SHOW: [&str; 8] = [
     "-json address show",
     "-json -4 route show",
     "-json -6 route show",
     "-json neighbour show nud permanent",
+    "-json -4 route show table 100",
+    "-json -6 route show table 1000",
+    "-json -4 rule show",
     "-json -6 rule show",
 ];
 
@@ -55,6 +67,7 @@ struct View {
     addresses: BTreeSet<String>,
     routes: BTreeSet<String>,
     neighbours: BTreeSet<String>,
+    rules: BTreeSet<String>,
 }
 
 impl View {
@@ -73,9 +86,13 @@ impl View {
                 addresses.insert(pick(link, &["ifname"]) + &pick(address, &["local", "prefixlen"]));
             }
         }
-        let route = ["dst", "gateway", "dev", "metric", "prefsrc", "scope"];
+        let route = ["dst", "gateway", "dev", "metric", "metrics", "prefsrc", "scope", "nexthops"];
         let mut routes = of(&lists[1], &route);
-        routes.append(&mut of(&lists[2], &route));
+        for list in [2, 4, 5] {
+            routes.append(&mut of(&lists[list], &route));
+        }
+        let whole = |list: &Value| list.as_array().unwrap().iter().map(Value::to_string).collect();
+        let rules: [BTreeSet<String>; 2] = [whole(&lists[6]), whole(&lists[7])];
         for set in [&mut addresses, &mut routes] {
             set.retain(|line| !line.contains("\"fe80:"));
         }
@@ -84,6 +101,7 @@ impl View {
             addresses,
             routes,
             neighbours: of(&lists[3], &["dst", "dev", "lladdr"]),
+            rules: rules.into_iter().flatten().collect(),
         }
     }
 

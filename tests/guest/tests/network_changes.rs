@@ -82,6 +82,15 @@ fn addresses_routes_and_neighbours_come_and_go() {
             "route add 203.0.113.0/24 via 192.0.2.1 table 77 metric 5",
             "ip route show table 77 | grep -q '203.0.113.0/24 via 192.0.2.1.*metric 5'",
         ),
+        (
+            "rule add from 192.0.2.2 table 77 priority 5",
+            "ip rule | grep -q '^5:.*from 192.0.2.2 lookup 77'",
+        ),
+        (
+            "route replace 10.9.0.0/16 nexthop via 192.0.2.1 nexthop via 192.0.2.9",
+            "test $(ip route | grep -A2 ^10.9.0.0/16 | grep -c nexthop) -eq 2",
+        ),
+        ("rule delete priority 5", "! ip rule | grep -q ^5:"),
         ("route add blackhole 203.0.113.128/25", "ip route | grep -q 'blackhole 203.0.113.128/25'"),
         (
             "route replace default via 192.0.2.9",

@@ -1,0 +1,192 @@
+//! The ways in which a link's frames get into the guest: chosen by what the link is, or by configuration.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kata_guest_tests::{Bundle, Container, Kata, Wire, debian, ip, set_network, snapshot};
+use serde_json::json;
+
+const SIZE: usize = 3_000_000;
+
+/// Two ends of a tunnel, a link of packets in each namespace, as a VPN makes them.
+struct Tunnel {
+    ends: Vec<Child>,
+    _directory: tempfile::TempDir,
+}
+
+impl Tunnel {
+    fn between(wire: &Wire) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let end = |namespace: &str, link: &str, own: &str, other: &str| {
+            let link = format!("TUN,tun-name={link},tun-type=tun,iff-no-pi");
+            let way = format!("UNIX-SENDTO:{},bind={}", path(other), path(own));
+            let mut enter = Command::new("nsenter");
+            enter.arg(format!("--net=/run/netns/{namespace}")).args(["--", "socat", "-b9100"]);
+            enter.args([link, way]).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let ends = vec![end(&wire.name, "tun0", "a", "b"), end(&wire.peer, "peer0", "b", "a")];
+        let tunnel = Self { ends, _directory: directory };
+        for (namespace, link, own, other) in [
+            (&wire.name, "tun0", "10.8.0.2", "10.8.0.1"),
+            (&wire.peer, "peer0", "10.8.0.1", "10.8.0.2"),
+        ] {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while !there(namespace, link) {
+                assert!(Instant::now() < deadline, "{link} does not come");
+            }
+            ip(&["-n", namespace, "address", "add", own, "peer", other, "dev", link]);
+            let own6 = format!("2001:db8:8::{}/64", &own[own.len() - 1..]);
+            ip(&["-n", namespace, "address", "add", &own6, "dev", link, "nodad"]);
+            ip(&["-n", namespace, "link", "set", link, "up", "mtu", "1400"]);
+        }
+        tunnel
+    }
+}
+
+fn there(namespace: &str, link: &str) -> bool {
+    ip(&["-n", namespace, "-brief", "link", "show"]).contains(link)
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        for end in &mut self.ends {
+            end.kill().ok();
+            end.wait().ok();
+        }
+    }
+}
+
+/// Says back what it hears, and hears back what it says.
+const GUEST: &str = "
+import socket, sys
+server = socket.create_server(('::', 6000), family=socket.AF_INET6, dualstack_ipv6=True)
+print('listening', flush=True)
+for _ in range(2):
+    c = server.accept()[0]
+    data = bytearray()
+    while piece := c.recv(65536):
+        data.extend(piece)
+    d = socket.create_connection((c.getpeername()[0].removeprefix('::ffff:'), 5000), 60)
+    d.sendall(data)
+    d.close()
+print('done', flush=True)
+";
+
+/// Bytes go in and come back, opened from either side.
+fn exchange(wire: &Wire, container: &Container<'_>, addresses: [&'static str; 2]) {
+    container.stdout.until_has("listening");
+    for address in addresses {
+        let peer = wire.beside(move || {
+            let listener = TcpListener::bind(("::", 5000)).unwrap();
+            let sent: Vec<u8> = (0..SIZE).map(|i| u8::try_from(i % 251).unwrap()).collect();
+            let mut stream = TcpStream::connect((address, 6000)).unwrap();
+            stream.write_all(&sent).unwrap();
+            drop(stream);
+            let mut back = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut back).unwrap();
+            assert!(back == sent, "{} bytes came back", back.len());
+        });
+        peer.join().unwrap();
+    }
+    container.stdout.until_has("done");
+}
+
+struct Case {
+    kata: Kata,
+    bundle: Bundle,
+    wire: Wire,
+}
+
+/// A guest in a namespace of its own, by a model.
+fn case(model: &str, wire: Wire) -> Option<Case> {
+    let (kata, root) = (Kata::installed()?, debian()?);
+    let script = format!("python3 -c \"{GUEST}\"; exec sleep 1000");
+    let mut bundle = Bundle::new(&kata, root, &["sh", "-c", &script]);
+    bundle.config["annotations"] = json!({"io.katacontainers.network.model": model});
+    set_network(&mut bundle.config, Some(&wire.path()));
+    bundle.write();
+    Some(Case { kata, bundle, wire })
+}
+
+impl Case {
+    fn start(&self) -> Container<'_> {
+        Container::started(&self.kata, &self.bundle, "model")
+    }
+}
+
+/// What `state` says of the links.
+fn told(container: &Container<'_>) -> String {
+    container.state()["kata"]["network"].to_string()
+}
+
+#[test]
+fn a_tunnel_of_packets_reaches_the_guest() {
+    let wire = Wire::bare();
+    let _tunnel = Tunnel::between(&wire);
+    let before = snapshot(Some(&wire.name));
+    let Some(case) = case("auto", wire) else { return };
+    let container = case.start();
+    exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
+    assert!(
+        told(&container).contains("tun0 (tun): its packets redirected"),
+        "{}",
+        told(&container)
+    );
+    for ping in [["10.8.0.1", "-s", "1372"], ["2001:db8:8::1", "-s", "1352"]] {
+        let ping = [&["ping", "-M", "do", "-c", "3", "-W", "5"], &ping[..]].concat();
+        let ping = container.exec(&ping, b"");
+        assert_eq!(ping.code, 0, "{}{}", ping.stdout(), ping.stderr());
+    }
+    let said = container.exec(&["sh", "-c", "ip -brief link; ip route"], b"").stdout();
+    assert!(said.contains("tun0") && said.contains("10.8.0.1 dev tun0"), "{said}");
+    drop(container);
+    assert_eq!(snapshot(Some(&case.wire.name)), before);
+}
+
+#[test]
+fn a_program_redirects_frames_as_well() {
+    let wire = Wire::new(&["192.0.2.2/24", "2001:db8::2/64"], &["192.0.2.1/24", "2001:db8::1/64"]);
+    let before = snapshot(Some(&wire.name));
+    let Some(case) = case("ebpf", wire) else { return };
+    let container = case.start();
+    exchange(&case.wire, &container, ["192.0.2.2", "2001:db8::2"]);
+    assert!(
+        told(&container).contains("eth0 (veth): redirected to a tap by eBPF"),
+        "{}",
+        told(&container)
+    );
+    let filters = case.wire.tc(&["filter", "show", "dev", "eth0", "ingress"]);
+    assert!(filters.contains("bpf") && !filters.contains("u32"), "{filters}");
+    drop(container);
+    assert_eq!(snapshot(Some(&case.wire.name)), before);
+}
+
+#[test]
+fn packets_are_refused_by_name_where_nothing_can_add_their_header() {
+    let wire = Wire::bare();
+    let _tunnel = Tunnel::between(&wire);
+    let Some(case) = case("u32", wire) else { return };
+    let container = case.start();
+    assert!(told(&container).contains("tun0 (tun): not in the guest"), "{}", told(&container));
+    assert!(told(&container).contains("network.model=u32"), "{}", told(&container));
+    let filters = case.wire.tc(&["qdisc", "show", "dev", "tun0"]);
+    assert!(!filters.contains("ingress"), "{filters}");
+    assert_eq!(container.exec(&["ls", "/sys/class/net"], b"").stdout(), "lo\n");
+}
+
+#[test]
+fn no_model_is_loopback_alone_and_a_namespace_that_nobody_touches() {
+    let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
+    let before = snapshot(Some(&wire.name));
+    let Some(case) = case("none", wire) else { return };
+    let container = case.start();
+    assert_eq!(container.exec(&["ls", "/sys/class/net"], b"").stdout(), "lo\n");
+    assert!(told(&container).contains("loopback alone"), "{}", told(&container));
+    assert_eq!(snapshot(Some(&case.wire.name)), before);
+}
