@@ -18,6 +18,7 @@ use crate::{
     clock,
     container::{Container, Creation},
     helper::{set_sysctl, sysctl_path},
+    localhost::Localhost,
     network::Network,
     order::{Failure, FailureKind, Step},
     pod::PodPids,
@@ -40,6 +41,7 @@ type Containers = HashMap<String, Option<Arc<Container>>>;
 pub struct Sandbox {
     pub reaper: Arc<Reaper>,
     pub pids: PodPids,
+    pub localhost: Localhost,
     containers: Mutex<Containers>,
     network: Mutex<Network>,
 }

@@ -7,10 +7,11 @@ use futures_util::stream;
 use kata_protocol::{
     AGENT_PORT,
     agent::{
-        ContainerRef, ContainerStatsResponse, CreateContainerRequest, Empty, ExecProcessRequest,
-        ListProcessesResponse, NetworkChange, OomCount, ProcessCreated, ProcessEnd, ProcessRef,
-        ResizeTerminalRequest, SetClockRequest, SignalProcessRequest, StartSandboxRequest,
-        StartSandboxResponse, UpdateContainerRequest, WaitOomRequest,
+        ContainerRef, ContainerStatsResponse, CreateContainerRequest, DialLocalhostRequest, Empty,
+        ExecProcessRequest, ListProcessesResponse, NetworkChange, OomCount, ProcessCreated,
+        ProcessEnd, ProcessRef, ResizeTerminalRequest, ServeResolverRequest, SetClockRequest,
+        SignalProcessRequest, StartSandboxRequest, StartSandboxResponse, UpdateContainerRequest,
+        WaitOomRequest,
     },
     agent_ttrpc::{Agent, create_agent},
     hello::{AgentHello, BootNonce},
@@ -29,10 +30,11 @@ use crate::{
     process::{End, Process},
     process_table,
     reaper::Exit,
+    resolver,
     sandbox::{Sandbox, flush},
     socket::{self, Connection},
     spec::Resources,
-    streams::Wanted,
+    streams::{self, Wanted},
 };
 
 /// Dials the host, and serves it until it hangs up.
@@ -124,6 +126,9 @@ impl Agent for Service {
         let sandbox = self.sandbox.clone();
         let first = whole(async move {
             sandbox.configure(&request)?;
+            if let Some(token) = streams::token(&request.resolver_token)? {
+                resolver::serve(token).await?;
+            }
             let Some(first) = request.first_container.take() else { return Ok(None) };
             let container = sandbox.create(first).await?;
             if request.start
@@ -274,6 +279,27 @@ impl Agent for Service {
     async fn update_network(&self, _: &TtrpcContext, request: NetworkChange) -> Answer<Empty> {
         let sandbox = self.sandbox.clone();
         whole(async move { sandbox.network().apply(&request) }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn dial_localhost(
+        &self,
+        _: &TtrpcContext,
+        request: DialLocalhostRequest,
+    ) -> Answer<Empty> {
+        let sandbox = self.sandbox.clone();
+        whole(async move { sandbox.localhost.dial(&request).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn serve_resolver(
+        &self,
+        _: &TtrpcContext,
+        request: ServeResolverRequest,
+    ) -> Answer<Empty> {
+        let token = streams::token(&request.token).map_err(status)?;
+        let token = token.ok_or_else(|| status(Failure::invalid("a stream needs a token")))?;
+        whole(resolver::serve(token)).await?;
         Ok(Empty::default())
     }
 

@@ -38,6 +38,20 @@ pub async fn send_all(socket: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result
     Ok(())
 }
 
+/// Receives until `bytes` is full.
+pub async fn receive_all(socket: &AsyncFd<OwnedFd>, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let mut guard = socket.readable().await?;
+        let received = guard.try_io(|socket| Ok(rustix::io::read(socket.as_fd(), &mut *bytes)?));
+        match received {
+            Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => bytes = bytes.get_mut(length?..).unwrap_or_default(),
+            Err(_would_block) => {}
+        }
+    }
+    Ok(())
+}
+
 /// The agent's own connection, which tells when it is over.
 #[derive(Debug)]
 pub struct Connection {

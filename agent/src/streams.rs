@@ -88,7 +88,7 @@ impl Wanted {
     }
 }
 
-fn token(bytes: &[u8]) -> Result<Option<StreamToken>, Failure> {
+pub fn token(bytes: &[u8]) -> Result<Option<StreamToken>, Failure> {
     match bytes.len() {
         0 => Ok(None),
         _ => StreamToken::try_from(bytes)
@@ -98,7 +98,7 @@ fn token(bytes: &[u8]) -> Result<Option<StreamToken>, Failure> {
 }
 
 /// A connection that has said which stream it is.
-async fn dial(kind: StreamKind, token: StreamToken) -> io::Result<AsyncFd<OwnedFd>> {
+pub async fn dial(kind: StreamKind, token: StreamToken) -> io::Result<AsyncFd<OwnedFd>> {
     let connection = socket::dial(STREAM_PORT).await?;
     socket::send_all(&connection, &StreamHello { kind, token }.encode()).await?;
     Ok(connection)

@@ -3,6 +3,8 @@
 //! End of the connection, seen by the shim: the monitor is gone, so its container or process is killed. Seen by the
 //! monitor before [`ToMonitor::End`]: the shim is gone.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{handover::TerminalSize, record::Cause};
@@ -13,6 +15,12 @@ use crate::{handover::TerminalSize, record::Cause};
 pub enum ToMonitor {
     /// Guest ends of the streams: one descriptor for each kind, in order.
     Streams(Vec<Stream>),
+    /// Listeners for what is dialled on localhost of the network namespace: one descriptor each.
+    Localhost {},
+    /// A dialled connection, whose descriptor comes along; none when the guest refuses it.
+    Dialled(u64),
+    /// Guest's end of the stream of questions for docker's resolver.
+    Resolver {},
     /// The input ends with what the engine has written until now.
     CloseStdin {},
     /// The process has ended; pass on what is left of its output, answer [`ToShim::Drained`], exit.
@@ -50,6 +58,16 @@ pub struct End {
     pub grace_ms: Option<u64>,
 }
 
+/// One connection to localhost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dial {
+    /// By which [`ToMonitor::Dialled`] answers; each is used once.
+    pub number: u64,
+    /// What was dialled.
+    pub address: SocketAddr,
+}
+
 /// From monitor to shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -58,6 +76,8 @@ pub enum ToShim {
     Signal(i32),
     /// The terminal's new size.
     Resize(TerminalSize),
+    /// Somebody dials localhost of the network namespace, and the guest is to take it.
+    Dial(Dial),
     /// All output is passed on, or the grace is over. The shim records the end and closes the connection; then the
     /// monitor exits.
     Drained {},

@@ -71,7 +71,7 @@ impl AgentHello {
     }
 }
 
-/// Which stdio stream a connection carries.
+/// Which stream a connection carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum StreamKind {
@@ -83,16 +83,25 @@ pub enum StreamKind {
     Stderr = 2,
     /// Both ways.
     Terminal = 3,
+    /// Both ways: a connection to the guest's localhost.
+    Localhost = 4,
+    /// Both ways: questions of names, and their answers.
+    Resolver = 5,
 }
 
 impl TryFrom<u32> for StreamKind {
     type Error = HelloError;
 
     fn try_from(value: u32) -> Result<Self, HelloError> {
-        [Self::Stdin, Self::Stdout, Self::Stderr, Self::Terminal]
-            .into_iter()
-            .find(|kind| *kind as u32 == value)
-            .ok_or(HelloError::Kind(value))
+        const KINDS: [StreamKind; 6] = [
+            StreamKind::Stdin,
+            StreamKind::Stdout,
+            StreamKind::Stderr,
+            StreamKind::Terminal,
+            StreamKind::Localhost,
+            StreamKind::Resolver,
+        ];
+        KINDS.into_iter().find(|kind| *kind as u32 == value).ok_or(HelloError::Kind(value))
     }
 }
 
@@ -155,9 +164,14 @@ mod tests {
 
     #[test]
     fn stream_hello_survives_the_wire_for_every_kind() {
-        for kind in
-            [StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr, StreamKind::Terminal]
-        {
+        for kind in [
+            StreamKind::Stdin,
+            StreamKind::Stdout,
+            StreamKind::Stderr,
+            StreamKind::Terminal,
+            StreamKind::Localhost,
+            StreamKind::Resolver,
+        ] {
             let hello = StreamHello { kind, token: [3; 16] };
             assert_eq!(StreamHello::decode(&hello.encode()), Ok(hello));
         }
@@ -168,7 +182,7 @@ mod tests {
         let wire = *b"GET / HTTP/1.1\r\nHost: a\r";
         assert_eq!(StreamHello::decode(&wire), Err(HelloError::Magic { expected: "KSTR" }));
         let mut wire = StreamHello { kind: StreamKind::Stdin, token: [0; 16] }.encode();
-        wire[4] = 4;
-        assert_eq!(StreamHello::decode(&wire), Err(HelloError::Kind(4)));
+        wire[4] = 9;
+        assert_eq!(StreamHello::decode(&wire), Err(HelloError::Kind(9)));
     }
 }

@@ -1,8 +1,9 @@
 //! What host and guest say to each other: generated messages, the two hellos, and the version.
 //!
-//! Everything here is read from a peer that may be hostile; each type is parsed once, with its bounds, by [`hello`].
+//! Everything here is read from a peer that may be hostile; each type is parsed once, with its bounds, by [`hello`] and [`resolver`].
 
 pub mod hello;
+pub mod resolver;
 
 /// Generated from `proto/agent.proto`.
 #[allow(warnings, clippy::all, clippy::restriction)]
@@ -23,7 +24,7 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Host port of the agent's own connection.
 pub const AGENT_PORT: u32 = 1024;
 
-/// Host port of stdio streams.
+/// Host port of all other streams.
 pub const STREAM_PORT: u32 = 1025;
 
 /// virtio-fs tag and guest mount point of the container roots.

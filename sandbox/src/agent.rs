@@ -112,6 +112,10 @@ impl Agent {
         delete_process(ProcessRef) -> Empty;
         /// Follows the host's namespace.
         update_network(NetworkChange) -> Empty;
+        /// Connects to an address of the guest's localhost.
+        dial_localhost(DialLocalhostRequest) -> Empty;
+        /// Has the guest listen where docker's containers ask for names.
+        serve_resolver(ServeResolverRequest) -> Empty;
         /// Sets the guest's wall clock.
         set_clock(SetClockRequest) -> Empty;
         /// Lets the guest forget inodes that it merely caches.

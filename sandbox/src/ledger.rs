@@ -57,6 +57,13 @@ pub enum Entry {
         /// Whether the qdisc was made for the filter.
         own_qdisc: bool,
     },
+    /// The table that leads localhost of a namespace into the guest.
+    Localhost {
+        /// Host path of the network namespace.
+        namespace: PathBuf,
+        /// Device and inode of that namespace: another one at the same path is left alone.
+        identity: (u64, u64),
+    },
 }
 
 /// Why the ledger could not be written, read or replayed.
@@ -84,6 +91,12 @@ pub enum LedgerError {
     #[error("restore link {link}")]
     Redirect {
         link: String,
+        #[source]
+        source: Box<network::NetworkError>,
+    },
+    #[error("take localhost of {namespace} back from the guest")]
+    Localhost {
+        namespace: PathBuf,
         #[source]
         source: Box<network::NetworkError>,
     },
@@ -168,6 +181,11 @@ fn undo(entry: &Entry, steps: &Steps) -> Result<(), LedgerError> {
             network::restore_link(&redirected, steps).map_err(|source| LedgerError::Redirect {
                 link: link.clone(),
                 source: Box::new(source),
+            })
+        }
+        Entry::Localhost { namespace, identity } => {
+            network::localhost::close(namespace, *identity, steps).map_err(|source| {
+                LedgerError::Localhost { namespace: namespace.clone(), source: Box::new(source) }
             })
         }
     }

@@ -25,7 +25,10 @@ use std::{
 };
 
 use kata_hypervisor::Hypervisor;
-use kata_protocol::{agent, hello::HelloError};
+use kata_protocol::{
+    agent,
+    hello::{HelloError, StreamToken},
+};
 use kata_spec::Limits;
 use kata_sys::spawn::Child;
 use thiserror::Error;
@@ -121,6 +124,8 @@ pub struct Boot {
     pub first: Option<agent::CreateContainerRequest>,
     /// What its containers have in common.
     pub common: Common,
+    /// They ask docker's resolver: the token of the stream of their questions.
+    pub resolver: Option<StreamToken>,
 }
 
 /// What containers of a sandbox have in common.
@@ -159,6 +164,8 @@ struct Live {
     layers: Vec<OwnedFd>,
     /// On the network namespace.
     claim: Option<Arc<Claim>>,
+    /// Listeners of the namespace's localhost, until somebody takes them.
+    localhost: Vec<OwnedFd>,
     /// Keeps the guest's network at the namespace's.
     follower: Option<tokio::task::JoinHandle<()>>,
 }
@@ -323,8 +330,8 @@ impl Sandbox {
         booted
     }
 
-    async fn try_boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
-        let (mirror, attached) = self.attach_network(boot.network).await?;
+    async fn try_boot(self: &Arc<Self>, mut boot: Boot) -> Result<(), SandboxError> {
+        let (mirror, attached, localhost) = self.attach_network(boot.network.take()).await?;
         self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,
@@ -351,8 +358,10 @@ impl Sandbox {
             live.facts = Facts { vmm_pid, proxy_pid: Some(proxy_pid), notes };
         }
         tokio::spawn(self.clone().watch(vm.clone(), proxy_child));
+        // Meanwhile the guest comes up.
+        self.open_localhost(localhost)?;
         let agent = self.await_agent(&vm).await?;
-        self.start_sandbox(agent.clone(), attached.change, (boot.first, boot.common)).await?;
+        self.start_sandbox(agent.clone(), attached.change, boot).await?;
         self.follow_network(mirror, agent);
         Ok(())
     }
@@ -377,11 +386,12 @@ impl Sandbox {
         self: &Arc<Self>,
         agent: Agent,
         network: agent::NetworkChange,
-        (first, common): (Option<agent::CreateContainerRequest>, Common),
+        boot: Boot,
     ) -> Result<(), SandboxError> {
         self.steps.enter(Step::StartSandbox)?;
         let entropy = random::bytes::<64>().map_err(SandboxError::Random)?;
         self.live().agent = Some(agent.clone());
+        let Boot { first, common, resolver, .. } = boot;
         let request = agent::StartSandboxRequest {
             hostname: self.settings.hostname.clone(),
             entropy: entropy.to_vec(),
@@ -391,6 +401,7 @@ impl Sandbox {
             clock_unix_ns: clock::unix_nanoseconds(),
             sysctls: common.sysctls,
             shm_bytes: common.shm_bytes,
+            resolver_token: resolver.map(Vec::from).unwrap_or_default(),
             ..Default::default()
         };
         let answer = tokio::select! {

@@ -25,6 +25,8 @@ pub enum Step {
     MakeTap,
     RedirectLink,
     RestoreLink,
+    OpenLocalhost,
+    CloseLocalhost,
     SpawnProxy,
     BootVmm,
     AwaitAgent,

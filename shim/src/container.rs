@@ -6,8 +6,10 @@
 mod added;
 mod guest;
 mod links;
+mod localhost;
 mod monitored;
 mod oom;
+mod resolver;
 mod resources;
 mod signals;
 
@@ -39,7 +41,7 @@ use kata_sandbox::{
 use kata_spec::Limits;
 use tokio::sync::watch;
 
-use self::resources::Resources;
+use self::{resolver::Resolver, resources::Resources};
 use crate::{
     failure::Refusal,
     process::{LOST, Outcome, Phase, Process},
@@ -85,6 +87,8 @@ pub struct Parts {
     pub volumes: Range<usize>,
     /// Namespace whose links the guest takes over; none for loopback alone.
     pub network: Option<Namespace>,
+    /// The file that is mounted on its `/etc/resolv.conf`.
+    pub resolv_conf: Option<OwnedFd>,
     /// Bounded wait for streams that descendants hold open.
     pub grace: Duration,
     /// First record.
@@ -112,6 +116,7 @@ pub struct Container {
     common: Common,
     volumes: Range<usize>,
     network: Mutex<Option<Namespace>>,
+    resolver: Resolver,
     grace: Duration,
     record: Mutex<Record>,
     /// The record on disk is behind: writing it has failed.
@@ -140,6 +145,7 @@ impl Container {
             common: parts.common,
             volumes: parts.volumes,
             network: Mutex::new(parts.network),
+            resolver: Resolver::new(parts.resolv_conf),
             grace: parts.grace,
             record: Mutex::new(parts.record),
             unwritten: AtomicBool::new(false),

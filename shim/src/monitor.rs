@@ -68,6 +68,29 @@ impl Monitor {
         }
     }
 
+    /// Hands over the listeners of localhost. A monitor that is gone is noticed elsewhere.
+    pub async fn serve_localhost(&self, listeners: &[OwnedFd]) {
+        let listeners: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = self.control.send(&ToMonitor::Localhost {}, &listeners).await {
+            tracing::debug!(%error, pid = self.pid, "hand localhost to the monitor");
+        }
+    }
+
+    /// Hands over the stream of questions for docker's resolver.
+    pub async fn serve_resolver(&self, stream: &OwnedFd) {
+        if let Err(error) = self.control.send(&ToMonitor::Resolver {}, &[stream.as_fd()]).await {
+            tracing::debug!(%error, pid = self.pid, "hand the resolver to the monitor");
+        }
+    }
+
+    /// Answers a connection to localhost.
+    pub async fn dialled(&self, number: u64, stream: Option<OwnedFd>) {
+        let stream: Vec<_> = stream.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = self.control.send(&ToMonitor::Dialled(number), &stream).await {
+            tracing::debug!(%error, pid = self.pid, "hand a connection to the monitor");
+        }
+    }
+
     /// Tells how the process ended.
     pub async fn end(&self, end: End) {
         if let Err(error) = self.control.send(&ToMonitor::End(end), &[]).await {

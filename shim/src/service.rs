@@ -211,6 +211,7 @@ impl Service {
             let attached = attach_volumes(&sandbox, trees, (&spec, volumes));
             attached.map_err(|e| Refusal::internal(&e))?;
         }
+        let resolv_conf = trees.as_ref().and_then(|trees| resolv_conf(&spec, trees)).transpose();
         let guest_spec = spec.guest_spec(|number| format!("{}/{}", VOLUMES.1, volumes + number));
         let common = match role {
             Role::Pod => pod::common(&guest_spec),
@@ -235,6 +236,7 @@ impl Service {
             volumes: volumes..volumes + spec.volumes.len(),
             guest_root: format!("{}/{id}", ROOTS.1),
             network,
+            resolv_conf: resolv_conf.map_err(|e| Refusal::internal(&e))?,
             record,
         })
     }
@@ -388,6 +390,12 @@ impl Service {
     pub async fn finished(&self) {
         self.finished.notified().await;
     }
+}
+
+/// The file that is mounted on the container's `/etc/resolv.conf`.
+fn resolv_conf(spec: &Checked, trees: &Trees) -> Option<io::Result<OwnedFd>> {
+    let number = spec.volume_at(Path::new("/etc/resolv.conf"))?;
+    trees.volumes.get(number).map(OwnedFd::try_clone)
 }
 
 fn attach_volumes(

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
@@ -47,6 +47,15 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// Index of the volume that is mounted at this path of the container.
+    pub fn volume_at(&self, destination: &Path) -> Option<usize> {
+        let at = |volume: &VolumeSource| {
+            let mount = self.mounts.get(volume.mount);
+            mount.is_some_and(|mount| mount.destination == destination)
+        };
+        self.volumes.iter().rposition(at)
+    }
+
     /// `config.json` for the agent: checked, without what is only for the host, the sources of volumes replaced by what
     /// `volume_path` says about the volume with this index of [`Self::volumes`].
     pub fn guest_spec(&self, volume_path: impl Fn(usize) -> String) -> Vec<u8> {

@@ -23,6 +23,7 @@ pub mod signals;
 pub mod spawn;
 pub mod syscall_filter;
 pub mod tap;
+pub mod transparent;
 pub mod tsc;
 pub mod user_namespace;
 pub mod vsock;

@@ -255,12 +255,11 @@ impl Connection {
     /// Moves on after a step that went without a verdict.
     pub fn settle(&mut self) -> Verdict {
         self.flush();
-        if self.backlog.is_empty() && self.guest_ended.send {
-            self.pass_on(Halves { send: true, ..Halves::default() });
-        }
-        if self.guest_ended.receive {
-            self.pass_on(Halves { receive: true, ..Halves::default() });
-        }
+        // Together, if it is both: whoever sees the end of file of a guest that broke off can tell it from a half-close.
+        self.pass_on(Halves {
+            receive: self.guest_ended.receive,
+            send: self.guest_ended.send && self.backlog.is_empty(),
+        });
         match self.stage {
             Stage::Draining if self.backlog.is_empty() => Verdict::Remove,
             Stage::Open if self.backlog.is_empty() && self.guest_ended.both() => Verdict::Reset,
@@ -327,7 +326,11 @@ impl Connection {
             return;
         }
         self.passed_on = now;
-        let how = if halves.send { Shutdown::Write } else { Shutdown::Read };
+        let how = match halves {
+            Halves { send: true, receive: true } => Shutdown::Both,
+            Halves { send: true, .. } => Shutdown::Write,
+            Halves { .. } => Shutdown::Read,
+        };
         // Fails only with ENOTCONN, when the peer is gone anyway.
         shutdown(&self.socket, how).unwrap_or_else(|cause| tracing::trace!(%cause, "shutdown"));
     }

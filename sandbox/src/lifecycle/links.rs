@@ -1,6 +1,6 @@
 //! The sandbox's network, from before the VM to after its end.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use kata_config::NetworkModel;
 use tokio::sync::watch;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Sandbox, SandboxError};
 use crate::{
     agent::Agent,
-    network::{self, Attached, Means, Mirror, Namespace},
+    network::{self, Attached, Means, Mirror, Namespace, localhost},
     vm,
 };
 
@@ -17,15 +17,21 @@ impl Sandbox {
     pub(super) async fn attach_network(
         &self,
         namespace: Option<Namespace>,
-    ) -> Result<(Option<Mirror>, Attached), SandboxError> {
-        let Some(namespace) = namespace else { return Ok((None, Attached::default())) };
+    ) -> Result<(Option<Mirror>, Attached, Option<localhost::Plan>), SandboxError> {
+        let Some(namespace) = namespace else { return Ok((None, Attached::default(), None)) };
         let model = self.settings.vm.network_model;
         if model == NetworkModel::None {
             self.network_note.send_replace("loopback alone, as the configuration asks".into());
-            return Ok((None, Attached::default()));
+            return Ok((None, Attached::default(), None));
         }
         let claim = namespace.claim()?;
         self.live().claim = Some(claim.clone());
+        let localhost = localhost::Plan {
+            namespace: namespace.try_clone()?,
+            claim: claim.clone(),
+            ledger: self.ledger.clone(),
+            steps: self.steps.clone(),
+        };
         let means = Means {
             claim,
             ledger: self.ledger.clone(),
@@ -35,7 +41,29 @@ impl Sandbox {
         };
         let spares = |links| vm::spare_nics(&self.settings.vm, links);
         let (mirror, attached) = network::attach(namespace, means, spares).await?;
-        Ok((Some(mirror), attached))
+        Ok((Some(mirror), attached, Some(localhost)))
+    }
+
+    /// Leads localhost of the namespace into the guest, where the host's kernel can.
+    pub(super) fn open_localhost(&self, plan: Option<localhost::Plan>) -> Result<(), SandboxError> {
+        let Some(plan) = plan else { return Ok(()) };
+        let note = match plan.open()? {
+            Ok(listeners) => {
+                self.live().localhost = listeners;
+                "leads into the guest".to_owned()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "localhost of the network namespace does not lead into the guest: nf_tables' tproxy or socket failed");
+                format!("does not lead into the guest: nf_tables with tproxy and socket: {error}")
+            }
+        };
+        self.live().facts.notes.insert("localhost".into(), note);
+        Ok(())
+    }
+
+    /// Listeners whose connections are for the guest's localhost, for the process that lives in the namespace; once.
+    pub fn take_localhost(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.live().localhost)
     }
 
     /// Lets the guest follow its namespace until either is gone.

@@ -66,7 +66,9 @@ pub enum NetworkError {
         #[source]
         source: rtnetlink::Error,
     },
-    #[error("write the redirect into the ledger")]
+    #[error("take localhost back from the guest")]
+    CloseLocalhost(#[source] io::Error),
+    #[error("write into the ledger")]
     Ledger(#[source] Box<LedgerError>),
     #[error("network thread panicked")]
     Panicked,

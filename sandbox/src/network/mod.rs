@@ -14,9 +14,11 @@
 mod card;
 mod error;
 pub mod guard;
+pub mod localhost;
 mod mirror;
 mod model;
 mod monitor;
+mod nft;
 mod parse;
 mod program;
 mod redirect;
@@ -76,6 +78,15 @@ impl Namespace {
     /// [`NetworkError::Guard`].
     pub fn claim(&self) -> Result<Arc<Claim>, NetworkError> {
         Claim::take(&self.fd).map(Arc::new).map_err(|source| self.refused(source))
+    }
+
+    /// The same by another descriptor.
+    ///
+    /// # Errors
+    /// [`NetworkError::Identify`].
+    pub fn try_clone(&self) -> Result<Self, NetworkError> {
+        let fd = self.fd.try_clone().map_err(NetworkError::Identify)?;
+        Ok(Self { fd, path: self.path.clone() })
     }
 
     fn refused(&self, source: GuardError) -> NetworkError {
@@ -150,20 +161,8 @@ pub struct Redirected<'a> {
 /// # Errors
 /// [`NetworkError`].
 pub fn restore_link(redirected: &Redirected<'_>, steps: &Steps) -> Result<(), NetworkError> {
-    let path = redirected.namespace;
-    let namespace = match File::open(path) {
-        Ok(file) => OwnedFd::from(file),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(NetworkError::Open { path: path.into(), source }),
-    };
-    if identity(&namespace)? != redirected.identity {
+    let Some((namespace, _claim)) = reclaim(redirected.namespace, redirected.identity)? else {
         return Ok(());
-    }
-    let _claim = match Claim::take(&namespace) {
-        Ok(claim) => claim,
-        // It has found, and replaced, what we had left.
-        Err(GuardError::Claimed) => return Ok(()),
-        Err(source) => return Err(NetworkError::Guard { path: path.into(), source }),
     };
     let wired = Wired {
         link: redirected.index,
@@ -179,6 +178,24 @@ pub fn restore_link(redirected: &Redirected<'_>, steps: &Steps) -> Result<(), Ne
     };
     // The caller's thread may be one that drives a runtime.
     thread::scope(|scope| scope.spawn(work).join()).map_err(|_| NetworkError::Panicked)?
+}
+
+/// Claims a namespace that the ledger names; `None` when there is nothing left in it to take away.
+fn reclaim(path: &Path, known: Identity) -> Result<Option<(OwnedFd, Claim)>, NetworkError> {
+    let namespace = match File::open(path) {
+        Ok(file) => OwnedFd::from(file),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(NetworkError::Open { path: path.into(), source }),
+    };
+    if identity(&namespace)? != known {
+        return Ok(None);
+    }
+    match Claim::take(&namespace) {
+        Ok(claim) => Ok(Some((namespace, claim))),
+        // It has found, and replaced, what we had left.
+        Err(GuardError::Claimed) => Ok(None),
+        Err(source) => Err(NetworkError::Guard { path: path.into(), source }),
+    }
 }
 
 /// Speaks rtnetlink in the namespace, on the runtime that it is called on.

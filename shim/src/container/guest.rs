@@ -91,16 +91,28 @@ impl Container {
         Ok(())
     }
 
-    async fn boot(&self, first: Option<agent::CreateContainerRequest>) -> Result<(), Refusal> {
+    async fn boot(
+        self: &Arc<Self>,
+        first: Option<agent::CreateContainerRequest>,
+    ) -> Result<(), Refusal> {
         let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let resolver = self.expect_resolver()?;
         let booted = self
             .sandbox
-            .boot(Boot { network, first: first.clone(), common: self.common.clone() })
+            .boot(Boot { network, first: first.clone(), common: self.common.clone(), resolver })
             .await;
         if let (Err(_), Some(first)) = (&booted, &first) {
             self.forget_streams(first);
         }
-        Ok(booted?)
+        if let (Err(_), Some(token)) = (&booted, resolver) {
+            self.sandbox.switchboard().forget(token);
+        }
+        booted?;
+        let listeners = self.sandbox.take_localhost();
+        if !listeners.is_empty() {
+            self.init.monitor.serve_localhost(&listeners).await;
+        }
+        Ok(())
     }
 
     /// The request that makes it; its streams are expected from now on.

@@ -19,6 +19,8 @@ impl Container {
             let noted = self.update_record(|record| {
                 record.sandbox.insert("network".into(), text);
             });
+            // A link that came may be that of a network with names of its own.
+            self.serve_resolver_if_asked().await;
             if let Err(refusal) = noted {
                 tracing::warn!(message = refusal.message, "record the network");
             }

@@ -20,6 +20,9 @@ impl Container {
         while let Some(word) = process.next_word().await {
             match word {
                 ToShim::Drained {} => process.note_drained(),
+                ToShim::Dial(dial) => {
+                    tokio::spawn(self.clone().dial(process.clone(), dial));
+                }
                 word => {
                     if words.try_send(word).is_err() {
                         tracing::warn!("the guest is far behind its monitor: a signal is dropped");
@@ -38,7 +41,7 @@ impl Container {
             let done = match word {
                 ToShim::Signal(signal) => self.signal(&process, signal.unsigned_abs(), false).await,
                 ToShim::Resize(size) => self.resize(&process, size).await,
-                ToShim::Drained {} => Ok(()),
+                ToShim::Drained {} | ToShim::Dial(_) => Ok(()),
             };
             if let Err(refusal) = done {
                 tracing::debug!(message = refusal.message, "word of the monitor");

@@ -75,6 +75,14 @@ impl Wire {
     ) -> thread::JoinHandle<T> {
         beside(&self.peer, work)
     }
+
+    /// Runs something in the container's namespace, on a thread of its own.
+    pub fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
+        beside(&self.name, work)
+    }
 }
 
 impl Drop for Wire {

@@ -22,6 +22,7 @@ const STEPS: &[&str] = &[
     "RedirectLink",
     "SpawnProxy",
     "BootVmm",
+    "OpenLocalhost",
     "AwaitAgent",
     "StartSandbox",
 ];
@@ -145,14 +146,18 @@ fn a_shim_that_fails_on_the_way_down_leaves_nothing() {
 }
 
 #[test]
-fn a_redirect_outlives_no_sandbox() {
+fn neither_redirect_nor_localhost_outlives_a_sandbox() {
     let Some(fixture) = Fixture::new() else { return };
-    for how in ["fail", "kill"] {
-        let id = id("RestoreLink", how);
+    for (step, how) in [
+        ("RestoreLink", "fail"),
+        ("RestoreLink", "kill"),
+        ("CloseLocalhost", "fail"),
+        ("CloseLocalhost", "kill"),
+    ] {
+        let id = id(step, how);
         // Told, or not told any more by the shim: the next one to delete does the rest.
-        let output =
-            fixture.faulty(&["run", "--bundle", fixture.bundle.path(), &id], "RestoreLink", how);
+        let output = fixture.faulty(&["run", "--bundle", fixture.bundle.path(), &id], step, how);
         assert_eq!(fixture.kata.call(&["delete", "--force", &id]).code, 0, "{}", output.stderr());
-        fixture.assert_nothing_left("RestoreLink", &id);
+        fixture.assert_nothing_left(step, &id);
     }
 }

@@ -22,7 +22,10 @@
 mod args;
 mod console;
 mod flow;
+mod localhost;
 mod note;
+mod relay;
+mod resolver;
 mod session;
 mod view;
 

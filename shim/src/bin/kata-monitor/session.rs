@@ -35,7 +35,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     console,
     flow::{self, Afterwards, Bell, Engine, Progress},
-    note,
+    localhost::Localhost,
+    note, resolver,
 };
 
 const SIGTSTP: i32 = 20;
@@ -113,6 +114,7 @@ pub struct Session {
 struct State {
     outputs: Option<Vec<Output>>,
     ending: Option<Ending>,
+    localhost: Option<Localhost>,
 }
 
 impl State {
@@ -226,6 +228,20 @@ impl Session {
             };
             match serde_json::from_slice(&packet.bytes).map_err(Lost::Message)? {
                 ToMonitor::Streams(kinds) => self.start_flows(state, &kinds, packet)?,
+                ToMonitor::Localhost {} => {
+                    let control = self.control.try_clone().map_err(Lost::Flow)?;
+                    let served = Localhost::serve(packet.fds, control);
+                    state.localhost = Some(served.map_err(Lost::Flow)?);
+                }
+                ToMonitor::Dialled(number) => {
+                    if let Some(localhost) = &state.localhost {
+                        localhost.dialled(number, packet.fds.into_iter().next());
+                    }
+                }
+                ToMonitor::Resolver {} => {
+                    let stream = packet.fds.into_iter().next().ok_or(Lost::Streams)?;
+                    resolver::serve(stream).map_err(Lost::Flow)?;
+                }
                 ToMonitor::CloseStdin {} => self.last_input.ring(),
                 ToMonitor::End(end) => {
                     self.bell.ring_at_every_step();
