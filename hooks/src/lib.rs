@@ -4,6 +4,7 @@
 //! run is the caller's business; [`place::run_in`] makes a place of other namespaces and another working directory.
 //! See `docs/design/0003-hooks.md`.
 
+pub mod life;
 pub mod place;
 mod program;
 mod tail;

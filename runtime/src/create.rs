@@ -18,6 +18,7 @@ use std::{
 
 use kata_config::Prefix;
 use kata_engine_api::handover::{Create, Request, TerminalSize, Volume};
+use kata_hooks::life::Owed;
 use kata_spec::{Checked, Network, Trees};
 use kata_sys::{scm, spawn::Child};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -28,7 +29,7 @@ use crate::{
     bundle::Bundle,
     failure::Failure,
     handover::{ask, sealed},
-    hooks::{self, Owed},
+    hooks,
     id::ContainerId,
     image::{self, ImageRoot},
     journal::Journal,
@@ -194,19 +195,19 @@ fn make(
         Network::New => Some(network_of(&monitor)?),
         Network::Path(_) => joined,
     };
-    let owed = Owed::of(&bundle, creation.id);
+    let owed = hooks::owed(&bundle, creation.id);
     if let Some(owed) = owed.as_ref().filter(|owed| owed.survives_creation()) {
-        owed.keep(dir)?;
+        hooks::keep(owed, dir)?;
         undo.owed = Some(owed.clone());
     }
-    let hooks = hooks::Creating::of(&bundle, creation.id, monitor.pid());
+    let hooks = hooks::creating(&bundle, creation.id, monitor.pid());
     let trees = hooks.run(network.as_ref().map(AsFd::as_fd), || {
         bundle.find_program(image.map(ImageRoot::view).as_deref())?;
-        Ok(Trees::take(&bundle.spec)?)
+        Ok::<_, Failure>(Trees::take(&bundle.spec)?)
     })?;
     hand_over(creation, dir, &Parts { bundle, trees, network, image, monitor: &monitor })?;
     if let Some(owed) = owed.filter(|owed| !owed.survives_creation()) {
-        owed.keep(dir)?;
+        hooks::keep(&owed, dir)?;
     }
     creation.told.tell(&monitor, "standard")?;
     Ok(monitor.child)
@@ -306,7 +307,7 @@ impl Drop for Undo<'_> {
             self.dir.discard();
         }
         if let Some(owed) = &self.owed {
-            owed.poststop(self.creation.journal);
+            hooks::warn(self.creation.journal, owed.poststop());
         }
     }
 }

@@ -134,6 +134,9 @@ impl Task for TaskService {
                 false => container.start_added(&process).await?,
             }
             if let Some(engine) = events {
+                if process.is_init() {
+                    engine.poststart(&process.container_id, pid).await;
+                }
                 engine.tell_start(&process);
             }
             Ok(())

@@ -14,7 +14,7 @@ use super::{Context, state::has_unnoticed_end};
 use crate::{
     args::Delete,
     failure::Failure,
-    hooks::Claim,
+    hooks::{self, Claim},
     id::ContainerId,
     offline,
     sandbox_dir::SandboxDir,
@@ -63,7 +63,7 @@ impl Context<'_> {
         }
         self.root.tidy_up();
         if let Some(claim) = claim {
-            claim.owed.poststop(self.journal);
+            hooks::warn(self.journal, claim.owed.poststop());
         }
         Ok(())
     }

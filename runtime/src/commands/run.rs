@@ -15,7 +15,7 @@ use crate::{
     create::{Console, Created, Creation, Source, Told, create},
     failure::Failure,
     foreground::{Event, Foreground, Signals},
-    hooks::{self, Owed},
+    hooks,
     id::ContainerId,
     image::{self, ImageRoot},
     made_spec::{Program, alone, made},
@@ -123,7 +123,7 @@ impl Context<'_> {
 
     /// From the start on: the hooks that follow it, while signals are forwarded and the end is awaited.
     async fn until_end(&self, created: &Created, monitor: &Foreground<'_>) -> Result<u8, Failure> {
-        let Some(owed) = Owed::read(&created.dir)? else { return monitor.until_end().await };
+        let Some(owed) = hooks::read(&created.dir)? else { return monitor.until_end().await };
         let pid = created.pid();
         let hooks = tokio::task::spawn_blocking(move || owed.poststart(pid));
         let (code, errors) = tokio::join!(monitor.until_end(), hooks);

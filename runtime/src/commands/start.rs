@@ -9,12 +9,7 @@ use rustix::{
 };
 
 use super::Context;
-use crate::{
-    failure::Failure,
-    hooks::{self, Owed},
-    id::ContainerId,
-    sandbox_dir::SandboxDir,
-};
+use crate::{failure::Failure, hooks, id::ContainerId, sandbox_dir::SandboxDir};
 
 /// So long a monitor may take to end whose container did not come up.
 const ENDING: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -45,7 +40,7 @@ impl Context<'_> {
 
     /// Runs the hooks that follow a start. The container runs already: what fails of them is a warning.
     pub(super) fn after_start(&self, dir: &SandboxDir, id: &ContainerId) -> Result<(), Failure> {
-        let Some(owed) = Owed::read(dir)? else { return Ok(()) };
+        let Some(owed) = hooks::read(dir)? else { return Ok(()) };
         let record = self.record(dir, id)?;
         hooks::warn(self.journal, owed.poststart(record.pid));
         Ok(())

@@ -13,6 +13,7 @@ use kata_engine_api::{
     monitor::{self, Network as MonitorNetwork, Plan, Terminal},
     words::chain,
 };
+use kata_hooks::{Hooks, life::Creating};
 use kata_sandbox::network::Namespace;
 use kata_spec::{Checked, Network, Trees, check_beside, parse_process, resolve_program};
 use kata_sys::spawn::Child;
@@ -20,12 +21,12 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use super::{
-    Engine,
+    Engine, hooks,
     place::CONTAINERS,
     pod::{self, Neighbour, Neighbours},
     rootfs::{self, Mount},
     stdio::{Names, Stdio},
-    view::Mounts,
+    view::{Mounts, Room},
 };
 use crate::{
     container::{Container, Role},
@@ -42,6 +43,8 @@ struct Seen {
     shares_pids: bool,
     /// Host path of what is bound to `/dev/shm`.
     shared_memory: Option<PathBuf>,
+    hooks: Hooks,
+    /// None when hooks may change what they are, and for a container that never runs.
     trees: Option<Trees>,
     stdio: Stdio,
     network: Option<OwnedFd>,
@@ -81,10 +84,12 @@ impl Engine {
             let names = names.clone();
             move || look(&bundle, &mounts, &names, &neighbours)
         };
-        let seen = self.view.run(Mounts::Copy, look).await.map_err(|e| Refusal::internal(&e))??;
+        let room = self.view.enter(Mounts::Copy).await.map_err(|e| Refusal::internal(&e))?;
+        let seen = room.run(look).await.map_err(|e| Refusal::internal(&e))??;
         let directory = self.make_directory(&request.id)?;
-        let made = self.make(&request.id, seen, (names, directory)).await;
+        let made = self.make(&request.id, seen, (names, directory, &room)).await;
         if made.is_err() {
+            self.undo_hooks(&request.id, &room).await;
             self.remove_directory(&request.id);
         }
         made
@@ -94,9 +99,10 @@ impl Engine {
         &self,
         id: &str,
         seen: Seen,
-        (names, directory): (Names, Arc<OwnedFd>),
+        (names, directory, room): (Names, Arc<OwnedFd>, &Room),
     ) -> Result<u32, Refusal> {
-        let Seen { role, spec, shares_pids, shared_memory, trees, stdio, network, view } = seen;
+        let Seen { role, spec, shares_pids, shared_memory, hooks, trees, stdio, network, view } =
+            seen;
         let joined = match (self.service.network(), network) {
             (Some(ours), _) => Some(ours),
             (None, network) => network.map(Arc::new),
@@ -129,6 +135,15 @@ impl Engine {
             }
             None => None,
         };
+        let hooks = hooks::creating(hooks, &spec, (id, pid));
+        let (spec, trees) =
+            match self.run_hooks(hooks, (role, spec, trees), (&namespace, room)).await {
+                Ok(ready) => ready,
+                Err(refusal) => {
+                    monitor.kill();
+                    return Err(refusal);
+                }
+            };
         if let Some(namespace) = namespace {
             self.service.keep_network(namespace);
         }
@@ -154,6 +169,26 @@ impl Engine {
             self.service.keep_shared_memory(shared_memory);
         }
         Ok(pid)
+    }
+
+    /// Runs the hooks of the creation, and then takes the trees, if they have not been taken yet.
+    async fn run_hooks(
+        &self,
+        hooks: Creating,
+        (role, spec, trees): (Role, Checked, Option<Trees>),
+        (network, room): (&Option<Arc<OwnedFd>>, &Room),
+    ) -> Result<(Checked, Option<Trees>), Refusal> {
+        self.keep_hooks(&hooks)?;
+        if !hooks::precede_trees(&hooks.hooks) {
+            return Ok((spec, trees));
+        }
+        let network = network.clone();
+        let run = move || {
+            let look = || take(role, &spec);
+            let trees = hooks.run(network.as_ref().map(|network| network.as_fd()), look)?;
+            Ok((spec, trees))
+        };
+        room.run(run).await.map_err(|e| Refusal::internal(&e))?
     }
 
     /// Makes an additional process, which is started later.
@@ -266,8 +301,10 @@ impl Engine {
     pub async fn delete(&self, container: &Container) -> Result<(), Refusal> {
         let id = container.init().container_id.clone();
         container.init().let_go().await;
+        let owed = self.owed(&id);
         self.service.delete(&id).await?;
         self.remove_directory(&id);
+        self.poststop(owed).await;
         Ok(())
     }
 }
@@ -298,16 +335,12 @@ fn look(
     rootfs::mount_all(mounts, &bundle.join("rootfs")).map_err(|e| Refusal::internal(&e))?;
     let guest_path = |kind: &str, path: &Path| pod::guest_path(neighbours, kind, path);
     let spec = check_beside(&value, bundle, &guest_path).map_err(|e| invalid(&e))?;
-    refuse_host_hooks(&spec)?;
+    let hooks = hooks::of(&spec)?;
     let shares_pids = pod::shares_pids(&value, neighbours);
     let shared_memory = pod::shared_memory(&value);
-    // The container that stands for the pod never runs.
-    let trees = match role {
-        Role::Pod => None,
-        Role::Alone | Role::Member => {
-            resolve_program(&spec).map_err(|e| program_error(&e))?;
-            Some(Trees::take(&spec).map_err(|e| Refusal::internal(&e))?)
-        }
+    let trees = match hooks::precede_trees(&hooks) {
+        true => None,
+        false => take(role, &spec)?,
     };
     let seen = Trees::seen(&spec).map_err(|e| Refusal::internal(&e))?;
     let volumes = seen.volumes.into_iter().map(|(fd, path)| (fd, path.to_owned()));
@@ -317,22 +350,16 @@ fn look(
         Network::New => None,
     };
     let stdio = Stdio::open(names).map_err(|e| Refusal::internal(&e))?;
-    Ok(Seen { role, spec, shares_pids, shared_memory, trees, stdio, network, view })
+    Ok(Seen { role, spec, shares_pids, shared_memory, hooks, trees, stdio, network, view })
 }
 
-/// Only the command line runs hooks on the host yet; `startContainer` is the agent's.
-fn refuse_host_hooks(spec: &Checked) -> Result<(), Refusal> {
-    let kinds = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
-    let asked = |kind: &&str| spec.hooks[kind].as_array().is_some_and(|hooks| !hooks.is_empty());
-    match kinds.iter().find(|kind| asked(kind)) {
-        None => Ok(()),
-        Some(kind) => {
-            let message = format!(
-                "hooks.{kind}: not supported by this shim: use kata-runtime as the binary of io.containerd.runc.v2"
-            );
-            Err(Refusal::new(FailureKind::Unimplemented, message))
-        }
+/// Root and volumes; none of the container that stands for the pod, which never runs.
+fn take(role: Role, spec: &Checked) -> Result<Option<Trees>, Refusal> {
+    if role == Role::Pod {
+        return Ok(None);
     }
+    resolve_program(spec).map_err(|e| program_error(&e))?;
+    Trees::take(spec).map(Some).map_err(|e| Refusal::internal(&e))
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd, Refusal> {

@@ -24,6 +24,7 @@ use ttrpc::asynchronous::{Client, transport::Socket};
 
 use super::{
     flags::Flags,
+    hooks,
     place::{CONTAINERS, Place},
     pod,
 };
@@ -86,7 +87,11 @@ fn clean(place: &Place, id: &str, sandbox: bool) -> anyhow::Result<Option<Ended>
         .with_context(|| format!("clean up after {}", place.path().display()))?;
     let own = place.container(id);
     let ended = offline::settled(&own)?.and_then(|record| record.ended);
+    let owed = hooks::read(&own);
     remove(&own)?;
+    if let Some(owed) = owed {
+        hooks::poststop(&owed);
+    }
     let others =
         fs::read_dir(place.path().join(CONTAINERS)).is_ok_and(|mut all| all.next().is_some());
     if sandbox || !others {

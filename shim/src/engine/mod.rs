@@ -12,6 +12,7 @@ pub mod create;
 pub mod delete;
 pub mod events;
 pub mod flags;
+pub mod hooks;
 pub mod place;
 pub mod pod;
 pub mod rootfs;

@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
 };
 
@@ -60,15 +60,46 @@ impl View {
         mounts: Mounts,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ViewError> {
-        let (sender, receiver) = oneshot::channel();
+        self.enter(mounts).await?.run(work).await
+    }
+
+    /// A place there for several pieces of work.
+    pub async fn enter(&self, mounts: Mounts) -> Result<Room, ViewError> {
+        let (entered, receiver) = oneshot::channel();
+        let (sender, work) = mpsc::channel::<Work>();
         let namespace = self.0.clone();
         let run = move || {
-            let done = enter(&namespace, mounts).map(|()| work());
-            // Nobody waits when the request was given up; what was taken is let go with the result.
-            drop(sender.send(done));
+            let inside = enter(&namespace, mounts);
+            let failed = inside.is_err();
+            // Nobody waits when the request was given up; then nobody sends work either.
+            drop(entered.send(inside));
+            if !failed {
+                work.iter().for_each(|work| work());
+            }
         };
         thread::Builder::new().name("host view".into()).spawn(run).map_err(ViewError::Thread)?;
-        receiver.await.map_err(|_| ViewError::Panicked)?
+        receiver.await.map_err(|_| ViewError::Panicked)??;
+        Ok(Room(sender))
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread in the engine's namespace, or in a copy of it, that ends when this is dropped.
+#[derive(Debug)]
+pub struct Room(mpsc::Sender<Work>);
+
+impl Room {
+    /// Runs `work` after what was given to it before.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ViewError> {
+        let (done, receiver) = oneshot::channel();
+        // As above: what was taken is let go with a result that nobody waits for.
+        let work: Work = Box::new(move || drop(done.send(work())));
+        self.0.send(work).map_err(|_| ViewError::Panicked)?;
+        receiver.await.map_err(|_| ViewError::Panicked)
     }
 }
 

@@ -2,16 +2,21 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use kata_engine_tests::containerd::{BUSYBOX, Containerd, KATA, RUNC, Release};
-use kata_guest_tests::{Output, Terminal, run};
+use kata_guest_tests::{Output, Terminal, busybox, run};
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 fn everywhere(claim: impl Fn(&Containerd, &str)) {
-    for release in Release::installed().into_iter().chain(Release::later()) {
+    on(Release::installed().into_iter().chain(Release::later()), claim);
+}
+
+fn on(releases: impl IntoIterator<Item = Release>, claim: impl Fn(&Containerd, &str)) {
+    for release in releases {
         println!("containerd of {}", release.directory().display());
         let Some(engine) = Containerd::start_release(release) else { return };
         for (_, runtime) in [RUNC, KATA] {
@@ -94,5 +99,58 @@ fn a_run_has_its_input_its_output_and_its_code() {
         }
         terminal.type_in("exit 4\n");
         assert_eq!(terminal.wait(), 4);
+    });
+}
+
+/// The kinds of hooks that run on the host, in their order.
+const HOOKS: [&str; 5] = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
+
+/// A hook that is a shell script; `$pid` is what it is told.
+fn hook(script: &str) -> Value {
+    let script = format!("pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/;t;s/.*//'); {script}");
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": [path]}])
+}
+
+#[test]
+fn hooks_run_on_the_host_around_a_task() {
+    // The engine only passes them on.
+    on(Release::installed(), |engine, runtime| {
+        let Some(root) = busybox() else { return };
+        let root = root.path();
+        let (log, file) = (engine.file("hooks.log"), engine.file("spec.json"));
+        let mut spec: Value = serde_json::from_str(&ok(engine, &["oci", "spec"])).unwrap();
+        spec["root"]["path"] = json!(root);
+        spec["process"]["args"] = json!(["sh", "-c", "cat /from-hook; exit 6"]);
+        spec["process"]["env"] = json!(["PATH=/bin"]);
+        let mut run = |hooks: Value| {
+            spec["hooks"] = hooks;
+            fs::write(&file, spec.to_string()).unwrap();
+            fs::write(&log, "").unwrap();
+            let path = file.to_str().unwrap();
+            let done = ctr(engine, &["run", "--rm", "--runtime", runtime, "--config", path, "h"]);
+            // Of a container that did not come to run, ctr leaves its own note.
+            ctr(engine, &["container", "delete", "h"]);
+            done
+        };
+        let noted = || fs::read_to_string(&log).unwrap();
+        let note = |kind: &str| format!("echo {kind} >> {};", log.display());
+        let mut hooks = json!({});
+        for kind in HOOKS {
+            hooks[kind] = hook(&note(kind));
+        }
+        let network = "[ $(readlink /proc/$pid/ns/net) != $(readlink /proc/self/ns/net) ] &&";
+        let given = format!("{} {network} echo given > {root}/from-hook", note("createRuntime"));
+        hooks["createRuntime"] = hook(&given);
+        let done = run(hooks.clone());
+        assert_eq!((done.code, done.stdout()), (6, "given\n".to_owned()), "{}", done.stderr());
+        assert_eq!(noted().lines().collect::<Vec<_>>(), HOOKS);
+        hooks["createRuntime"] = hook("echo why >&2; exit 3");
+        let refused = run(hooks);
+        assert_eq!(refused.code, 1);
+        let said = refused.stderr();
+        assert!(said.contains("hook #0") && said.contains("why"), "{said}");
+        assert!(!noted().contains("createContainer"), "{}", noted());
+        assert_eq!(state(engine, "h"), "");
     });
 }
