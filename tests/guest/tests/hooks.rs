@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Leftovers, Output, Running, busybox};
+use kata_guest_tests::{Bundle, Container, Kata, Leftovers, Output, Running, Wire, busybox};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{CWD, Mode, mkfifoat},
@@ -132,15 +132,18 @@ fn a_link_that_a_hook_brings_is_the_containers() {
     // As docker's libnetwork does: nothing may look at the namespace before the hook has run.
     let script = "cat /sys/class/net/eth0/mtu; ip addr show eth0 | grep -o '10.123.0.2/24'";
     on_both(&["sh", "-c", script], |runtime, mut bundle| {
-        let peer = format!("kh{}{}", std::process::id() % 100_000, runtime.is_oracle() as u8);
+        // Its other end is in a namespace of a peer, from the start: the host's own is nobody's.
+        let wire = Wire::bare();
         hook(
             &mut bundle,
             "prestart",
             shell(&format!(
                 "set -e; pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); \
-                 ip link add {peer} mtu 1400 type veth peer name eth0 mtu 1400 netns $pid; \
+                 ip link add eth0 mtu 1400 netns $pid type veth \
+                 peer name peer0 mtu 1400 netns {}; \
                  exec nsenter --net=/proc/$pid/ns/net sh -c \
-                 'ip addr add 10.123.0.2/24 dev eth0; ip link set eth0 up'"
+                 'ip addr add 10.123.0.2/24 dev eth0; ip link set eth0 up'",
+                wire.peer
             )),
         );
         let container = Container::started(runtime, &bundle, "link");
