@@ -302,3 +302,52 @@ fn a_new_network_namespace_has_loopback_alone() {
     let output = kata.shell(&root, "ls /sys/class/net; ping -c 1 127.0.0.1 >&2");
     assert_eq!((output.code, output.stdout().as_str()), (0, "lo\n"), "{}", output.stderr());
 }
+
+/// Packets and bytes that a link has sent or received so far.
+fn counted(namespace: &str, link: &str, way: &str) -> (u64, u64) {
+    let said = ip(&["-n", namespace, "-s", "-json", "link", "show", link]);
+    let links: Value = serde_json::from_str(&said).unwrap();
+    let of = |what: &str| links[0]["stats64"][way][what].as_u64().unwrap();
+    (of("packets"), of("bytes"))
+}
+
+#[test]
+fn large_segments_pass_whole_in_both_directions() {
+    let wire = wire();
+    let size = 20 << 20;
+    let server = wire.beside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 5000)).unwrap());
+    let server = server.join().unwrap();
+    let (name, peer) = (wire.name.clone(), wire.peer.clone());
+    let counts = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        // Frames that go to the guest leave by its tap.
+        let before = [counted(&peer, "peer0", "rx"), counted(&name, "kata0", "tx")];
+        let mut received = vec![0; size];
+        stream.read_exact(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream.read_to_end(&mut received).unwrap();
+        let after = [counted(&peer, "peer0", "rx"), counted(&name, "kata0", "tx")];
+        std::array::from_fn(|i| (after[i].0 - before[i].0, after[i].1 - before[i].1))
+    });
+    let script = format!(
+        "
+import socket
+s = socket.create_connection(('192.0.2.1', 5000))
+s.sendall(bytes({size}))
+left = {size}
+while left:
+    left -= len(s.recv(1 << 20))
+"
+    );
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let bundle = Bundle::new(&kata, root, &["python3", "-c", &script]);
+    let output = run_bundle(&kata, bundle, |config| set_network(config, Some(&wire.path())));
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    let counts: [(u64, u64); 2] = counts.join().unwrap();
+    for (way, (packets, bytes)) in ["from the guest", "to the guest"].into_iter().zip(counts) {
+        assert!(bytes > 20 << 20, "{way}: {bytes} bytes");
+        // Acknowledgements count too, so that the segments themselves are larger still. The MTU is 1400.
+        assert!(bytes / packets > 3000, "{way}: {packets} packets of {bytes} bytes");
+    }
+}

@@ -135,6 +135,9 @@ fn a_link_that_appears_is_usable_and_one_that_goes_is_gone() {
     let container = fixture.start("link");
     let before = container.exec(&["ls", "/sys/class/net"], b"").stdout();
     assert_eq!(before, "eth0\nlo\n", "a spare card is not to be seen");
+    // The other one is busy all the time, both ways.
+    let load = "ping -q -i 0.005 -s 1000 192.0.2.1 > /dev/shm/load 2>&1 & echo $! > /dev/shm/pid";
+    assert_eq!(container.exec(&["sh", "-c", load], b"").code, 0);
     for round in 0..repetitions(50) {
         fixture.connect("net1", 9);
         until(&container, "ping -c 1 -W 1 10.9.0.1");
@@ -148,6 +151,10 @@ fn a_link_that_appears_is_usable_and_one_that_goes_is_gone() {
         // The other one has served all the time.
         until(&container, "ping -c 1 -W 1 192.0.2.1");
     }
+    assert_eq!(container.exec(&["sh", "-c", "kill -INT $(cat /dev/shm/pid)"], b"").code, 0);
+    let said = until(&container, "grep transmitted /dev/shm/load").stdout();
+    let counts: Vec<u32> = said.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(counts[1] > 10 && counts[1] > counts[0] / 2, "{said}");
     let traces = container.traces();
     container.remove(&traces);
 }

@@ -4,9 +4,12 @@
 use std::{
     io::{Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Wire, debian, ip, repetitions, set_network};
+use kata_guest_tests::{
+    Bundle, Container, Kata, Wire, debian, has_kind, ip, repetitions, set_network,
+};
 
 /// Megabytes each way, in a full run.
 const MEGABYTES: usize = 10;
@@ -22,6 +25,8 @@ enum Moment {
 /// A way to connect a namespace.
 struct Kind {
     name: &'static str,
+    /// What the kernel has to know for it beside pairs and macvlan.
+    needs: Option<&'static str>,
     /// What `ip` is asked for in the container's namespace, and in the peer's.
     make: &'static [&'static str],
     peer: &'static [&'static str],
@@ -34,6 +39,7 @@ struct Kind {
 const KINDS: &[Kind] = &[
     Kind {
         name: "veth",
+        needs: None,
         make: &[
             "link add eth0 type veth peer name peer0 netns PEER",
             "address add 192.0.2.2/24 dev eth0",
@@ -46,6 +52,7 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         name: "macvlan",
+        needs: None,
         make: &["address add 192.0.2.2/24 dev eth0", "link set eth0 up"],
         peer: &[
             "link add lower type veth peer name other",
@@ -61,6 +68,7 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         name: "two veths",
+        needs: None,
         make: &[
             "link add eth0 type veth peer name peer0 netns PEER",
             "link add net1 type veth peer name peer1 netns PEER",
@@ -80,6 +88,7 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         name: "IPv6 alone",
+        needs: None,
         make: &[
             "link add eth0 type veth peer name peer0 netns PEER",
             "address add 2001:db8::2/64 dev eth0 nodad",
@@ -92,6 +101,7 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         name: "MTU 9000",
+        needs: None,
         make: &[
             "link add eth0 mtu 9000 type veth peer name peer0 mtu 9000 netns PEER",
             "address add 192.0.2.2/24 dev eth0",
@@ -101,7 +111,91 @@ const KINDS: &[Kind] = &[
         reach: &[("192.0.2.1", 8972)],
         links: "eth0 lo",
     },
-    Kind { name: "no link", make: &[], peer: &[], reach: &[], links: "lo" },
+    Kind {
+        name: "ipvlan L2",
+        needs: Some("ipvlan"),
+        make: &["address add 192.0.2.2/24 dev eth0", "link set eth0 up"],
+        peer: &[
+            "link add lower type veth peer name other",
+            "link set lower up",
+            "link set other up",
+            "link add peer0 link lower type ipvlan mode l2",
+            "address add 192.0.2.1/24 dev peer0",
+            "link set peer0 up",
+            "link add eth0 link lower netns OWN type ipvlan mode l2",
+        ],
+        reach: &[("192.0.2.1", 1472)],
+        links: "eth0 lo",
+    },
+    Kind {
+        name: "ipvlan L3",
+        needs: Some("ipvlan"),
+        make: &["address add 192.0.2.2/24 dev eth0", "link set eth0 up"],
+        peer: &[
+            "link add lower type veth peer name other",
+            "link set lower up",
+            "link set other up",
+            "link add peer0 link lower type ipvlan mode l3",
+            "address add 192.0.2.1/24 dev peer0",
+            "link set peer0 up",
+            "link add eth0 link lower netns OWN type ipvlan mode l3",
+        ],
+        reach: &[("192.0.2.1", 1472)],
+        links: "eth0 lo",
+    },
+    Kind {
+        name: "VLAN",
+        needs: Some("vlan id 5"),
+        make: &["address add 192.0.2.2/24 dev eth0", "link set eth0 up"],
+        peer: &[
+            "link add lower type veth peer name other",
+            "link set lower up",
+            "link set other up",
+            "link add peer0 link other type vlan id 5",
+            "address add 192.0.2.1/24 dev peer0",
+            "link set peer0 up",
+            "link add eth0 link lower netns OWN type vlan id 5",
+        ],
+        reach: &[("192.0.2.1", 1472)],
+        links: "eth0 lo",
+    },
+    Kind {
+        name: "macvlan on a VLAN",
+        needs: Some("vlan id 5"),
+        make: &["address add 192.0.2.2/24 dev eth0", "link set eth0 up"],
+        peer: &[
+            "link add lower type veth peer name other",
+            "link set lower up",
+            "link set other up",
+            "link add via5 link lower type vlan id 5",
+            "link set via5 up",
+            "link add peer0 link via5 type macvlan mode bridge",
+            "address add 192.0.2.1/24 dev peer0",
+            "link set peer0 up",
+            "link add eth0 link via5 netns OWN type macvlan mode bridge",
+        ],
+        reach: &[("192.0.2.1", 1472)],
+        links: "eth0 lo",
+    },
+    Kind {
+        name: "macvlan on a bond",
+        needs: Some("bond"),
+        make: &["address add 192.0.2.2/24 dev eth0", "link set eth0 up"],
+        peer: &[
+            "link add lower type veth peer name other",
+            "link add bond5 type bond mode active-backup",
+            "link set lower master bond5",
+            "link set other up",
+            "link set bond5 up",
+            "link add peer0 link bond5 type macvlan mode bridge",
+            "address add 192.0.2.1/24 dev peer0",
+            "link set peer0 up",
+            "link add eth0 link bond5 netns OWN type macvlan mode bridge",
+        ],
+        reach: &[("192.0.2.1", 1472)],
+        links: "eth0 lo",
+    },
+    Kind { name: "no link", needs: None, make: &[], peer: &[], reach: &[], links: "lo" },
 ];
 
 /// Exchanges with the peer what it can check: TCP that it opens and that it is asked for, and datagrams.
@@ -195,9 +289,24 @@ fn works(kind: &Kind, container: &Container<'_>) {
     assert_eq!(links.trim(), kind.links, "{}", kind.name);
 }
 
+/// Routes of both families, but for the link-local ones, which come in their time.
+const ROUTES: &str = "{ ip -4 route; ip -6 route; } | grep -v ^fe80: | sed 's/ *$//'";
+
+/// The routes that the namespace has, in the guest: the last of them follows the first in its time.
+fn has_the_routes(kind: &Kind, wire: &Wire, container: &Container<'_>) {
+    let routes = format!("ip netns exec {} sh -c \"{ROUTES}\"", wire.name);
+    let there = Command::new("sh").args(["-c", &routes]).output().unwrap();
+    let there = String::from_utf8(there.stdout).unwrap();
+    let wait = format!(
+        "for i in $(seq 300); do [ \"$({ROUTES})\" = \"$1\" ] && exit; sleep 0.1; done; {ROUTES}; exit 1"
+    );
+    let same = container.exec(&["sh", "-c", &wait, "sh", there.trim_end()], b"");
+    assert_eq!(same.code, 0, "{}: {there}in the guest: {}", kind.name, same.stdout());
+}
+
 fn matrix(moment: Moment) {
     let (Some(kata), Some(_)) = (Kata::installed(), debian()) else { return };
-    for kind in KINDS {
+    for kind in KINDS.iter().filter(|kind| kind.needs.is_none_or(has_kind)) {
         let wire = Wire::bare();
         let Some(root) = debian() else { return };
         let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
@@ -220,6 +329,7 @@ fn matrix(moment: Moment) {
         }
         serve(&wire, kind.reach.len());
         works(kind, &container);
+        has_the_routes(kind, &wire, &container);
     }
 }
 
