@@ -2,8 +2,18 @@
 
 use std::{env, fs, path::Path};
 
-const MESSAGES: [&str; 7] =
-    ["mount", "process", "task", "task_events", "forward", "cgroups_v1", "cgroups_v2"];
+const MESSAGES: [&str; 10] = [
+    "mount",
+    "process",
+    "task",
+    "task_events",
+    "forward",
+    "cgroups_v1",
+    "cgroups_v2",
+    "bootstrap",
+    "introspection",
+    "runtimeoptions",
+];
 const SERVICES: [&str; 2] = ["task", "forward"];
 
 fn main() {

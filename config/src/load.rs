@@ -16,7 +16,8 @@ use crate::{
 /// Where configuration is read from unless the command line says otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/etc/kata";
 
-/// Variable that names another directory; `kata-runtime --config` sets it for the shim.
+/// Variable that names another directory, or one file; `kata-runtime --config` sets it for the shim, and so do an
+/// engine's options.
 pub const DIRECTORY_VARIABLE: &str = "KATA_CONFIG_DIR";
 
 /// Where configuration is read from in this environment.
@@ -129,12 +130,16 @@ impl Default for Loaded {
 }
 
 impl Loaded {
-    /// Reads `config.toml` and `config.d/*.toml` of a directory; absent ones are no error.
+    /// Reads `config.toml` and `config.d/*.toml` of a directory; absent ones are no error. A file is read alone.
     ///
     /// # Errors
     /// The first thing that is wrong, in reading order.
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
         let mut loaded = Self::default();
+        if directory.is_file() {
+            loaded.read_file(directory)?;
+            return Ok(loaded);
+        }
         for path in files(directory)? {
             loaded.read_file(&path)?;
         }

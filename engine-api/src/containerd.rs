@@ -50,3 +50,18 @@ pub mod cgroups_v1 {
 pub mod cgroups_v2 {
     include!(concat!(env!("OUT_DIR"), "/cgroups_v2.rs"));
 }
+
+/// `containerd.runtime.bootstrap.v1`.
+pub mod bootstrap {
+    include!(concat!(env!("OUT_DIR"), "/bootstrap.rs"));
+}
+
+/// `containerd.types`, of `-info`.
+pub mod introspection {
+    include!(concat!(env!("OUT_DIR"), "/introspection.rs"));
+}
+
+/// `runtimeoptions.v1`.
+pub mod runtimeoptions {
+    include!(concat!(env!("OUT_DIR"), "/runtimeoptions.rs"));
+}

@@ -67,7 +67,7 @@ fn run() -> anyhow::Result<()> {
             match flags.verb {
                 Verb::Start => engine::start::start(&flags),
                 Verb::Delete => engine::delete::delete(&flags),
-                Verb::Info => bail!("-info is not there yet"),
+                Verb::Info => engine::info::info(),
                 Verb::Version | Verb::None => bail!("nothing to do\n{USAGE}"),
             }
         }

@@ -8,11 +8,13 @@
 //!
 //! Behind the door everything is as for the command line: [`crate::service`] and [`crate::container`].
 
+pub mod caller;
 pub mod create;
 pub mod delete;
 pub mod events;
 pub mod flags;
 pub mod hooks;
+pub mod info;
 pub mod place;
 pub mod pod;
 pub mod rootfs;

@@ -9,28 +9,34 @@ use std::{
         fd::AsFd,
         unix::{ffi::OsStrExt, fs::DirBuilderExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
+use kata_config::DIRECTORY_VARIABLE;
 use kata_engine_api::dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream};
 use kata_sys::spawn::{Lifetime, Spawn};
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
-use super::{flags::Flags, place::Place, pod};
+use super::{
+    caller::{Caller, Configuration},
+    flags::Flags,
+    place::Place,
+    pod,
+};
 
 /// Longest message on stdin: an engine's options.
 const MAX_STDIN: u64 = 1024 * 1024;
 
 /// Variables that the serving process needs: where events go, where QEMU is searched for, how much is logged.
-const PASSED_ON: [&str; 5] = ["TTRPC_ADDRESS", "PATH", "KATA_LOG", "KATA_FAULT", "KATA_CONFIG_DIR"];
+const PASSED_ON: [&str; 5] =
+    ["TTRPC_ADDRESS", "PATH", "KATA_LOG", "KATA_FAULT", DIRECTORY_VARIABLE];
 
 /// Prints the address, and nothing else.
 pub fn start(flags: &Flags) -> anyhow::Result<()> {
     flags.check()?;
-    let mut stdin = Vec::new();
-    io::stdin().take(MAX_STDIN).read_to_end(&mut stdin).context("read the engine's options")?;
+    let caller = Caller::of(&read_stdin()?, flags)?;
     let bundle = flags.bundle()?;
     let config = bundle.join("config.json");
     let sandbox = match fs::read(&config) {
@@ -45,11 +51,18 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
     };
     let place = Place::of(&flags.address, &flags.namespace, &sandbox);
     if !place.is_served() {
-        serve(flags, &place, &bundle)?;
+        serve(flags, (&place, &bundle), caller.configuration())?;
     }
     let address = place.address();
     keep_address(&bundle, &address)?;
-    io::stdout().write_all(address.as_bytes()).context("print the address")
+    io::stdout().write_all(&caller.answer(&address)?).context("print the address")
+}
+
+/// What the engine has to say.
+pub fn read_stdin() -> anyhow::Result<Vec<u8>> {
+    let mut stdin = Vec::new();
+    io::stdin().take(MAX_STDIN).read_to_end(&mut stdin).context("read the engine's options")?;
+    Ok(stdin)
 }
 
 /// Leaves the address in the bundle, where an engine that restarts looks for it; written whole, then named.
@@ -61,10 +74,17 @@ fn keep_address(bundle: &Path, address: &str) -> anyhow::Result<()> {
 }
 
 /// Starts a process that serves the sandbox.
-fn serve(flags: &Flags, place: &Place, bundle: &Path) -> anyhow::Result<()> {
+fn serve(
+    flags: &Flags,
+    (place, bundle): (&Place, &Path),
+    configuration: Option<&Configuration>,
+) -> anyhow::Result<()> {
     clear(place)?;
     let directory = make(place)?;
-    let started = spawn(flags, &directory, bundle);
+    let started = configuration
+        .map(|configuration| configuration.file(place.path()))
+        .transpose()
+        .and_then(|file| spawn(flags, (&directory, bundle), file));
     if started.is_err() {
         // The failure that led here is the one to tell.
         fs::remove_dir_all(place.path()).ok();
@@ -84,7 +104,11 @@ fn make(place: &Place) -> anyhow::Result<File> {
     File::open(place.path()).with_context(|| format!("open {}", place.path().display()))
 }
 
-fn spawn(flags: &Flags, directory: &File, bundle: &Path) -> anyhow::Result<()> {
+fn spawn(
+    flags: &Flags,
+    (directory, bundle): (&File, &Path),
+    configuration: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let shim = bind_stream(directory.as_fd(), SHIM_SOCKET).context("make the shim's socket")?;
     let handover =
         bind_packet(directory.as_fd(), HANDOVER_SOCKET).context("make the handover socket")?;
@@ -97,7 +121,9 @@ fn spawn(flags: &Flags, directory: &File, bundle: &Path) -> anyhow::Result<()> {
         .map(|word| c_string(OsStr::new(word)))
         .collect::<anyhow::Result<_>>()?;
     for name in PASSED_ON {
-        if let Some(value) = env::var_os(name) {
+        let named = configuration.as_ref().filter(|_| name == DIRECTORY_VARIABLE);
+        if let Some(value) = named.map(|path| path.as_os_str().into()).or_else(|| env::var_os(name))
+        {
             let pair = [name.as_bytes(), b"=", value.as_bytes()].concat();
             spawn.environment.push(CString::new(pair).context("pass the environment on")?);
         }

@@ -154,3 +154,36 @@ fn hooks_run_on_the_host_around_a_task() {
         assert_eq!(state(engine, "h"), "");
     });
 }
+
+#[test]
+fn an_engine_may_choose_the_configuration_and_is_told_what_the_runtime_is() {
+    let Some(engine) = Containerd::start() else { return };
+    let file = engine.file("own.toml");
+    let run = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let path = file.to_str().unwrap();
+        let options = ["run", "--rm", "--runtime", KATA.1, "--runtime-config-path", path];
+        let done =
+            ctr(&engine, &[&options, &[BUSYBOX, "o", "head", "-1", "/proc/meminfo"][..]].concat());
+        ctr(&engine, &["container", "delete", "o"]);
+        done
+    };
+    let total = |text: &str| {
+        let done = run(text);
+        let said = done.stdout();
+        let number = said.split_whitespace().nth(1);
+        number.unwrap_or_else(|| panic!("{}", done.stderr())).parse::<u64>().unwrap()
+    };
+    let (small, large) = (total("[vm]\nmemory_mib = 200\n"), total("[vm]\nmemory_mib = 500\n"));
+    assert!(small < 200 << 10 && large > 400 << 10, "{small} {large}");
+    let wrong = run("[vm]\nmemroy_mib = 200\n");
+    assert_eq!(wrong.code, 1);
+    assert!(wrong.stderr().contains("memroy_mib"), "{}", wrong.stderr());
+    // An older ctr has no such verb.
+    let Some(release) = Release::later().pop() else { return };
+    let Some(engine) = Containerd::start_release(release) else { return };
+    let told = ok(&engine, &["plugins", "inspect-runtime", "--runtime", KATA.1]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["Name"], KATA.1, "{told}");
+    assert_eq!(told["Features"]["ociVersionMin"], "1.0.0", "{told}");
+}
