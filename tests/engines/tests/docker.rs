@@ -48,3 +48,56 @@ fn containers_go_on_when_dockerd_is_killed_and_started_again() {
     docker.ok(&["kill", "counter"]);
     assert_eq!(docker.ok(&["wait", "counter"]), "137");
 }
+
+/// A question for the address of `server`, as DNS has it on a connection, for the shell's printf.
+const QUESTION: &str = "\\000\\030\\022\\064\\001\\000\\000\\001\\000\\000\\000\\000\\000\\000\
+                        \\006server\\000\\000\\001\\000\\001";
+
+/// Docker's resolver answers at 127.0.0.11 of the network namespace, and its containers ask there.
+#[test]
+fn containers_of_a_network_find_each_other_by_name() {
+    let Some(docker) = docker() else { return };
+    for runtime in [Runtime::Runc, Runtime::Kata] {
+        let name = runtime.name();
+        let [network, server, client, late] =
+            ["network", "server", "client", "late"].map(|what| format!("{what}-{name}"));
+        docker.ok(&["network", "create", &network]);
+        let start = |container: &str, more: &[&str]| {
+            let words = [&["-d", "--name", container][..], more, &["busybox", "sleep", "600"]];
+            let output = docker.run(runtime, &words.concat());
+            assert_eq!(output.code, 0, "{}", output.stderr());
+        };
+        start(&server, &["--network", &network, "--network-alias", "server"]);
+        start(&client, &["--network", &network]);
+        start(&late, &[]);
+        docker.ok(&["network", "connect", &network, &late]);
+        let address = |container: &str| {
+            let format = format!("{{{{(index .NetworkSettings.Networks {network:?}).IPAddress}}}}");
+            docker.ok(&["inspect", "-f", &format, container])
+        };
+        let (server_address, client_address) = (address(&server), address(&client));
+        let ask =
+            |container: &str, script: &str| docker.ok(&["exec", container, "sh", "-c", script]);
+        let lookup = |of: &str| format!("nslookup {of} 2>&1; ping -c 1 -W 5 {of} | head -n 1");
+        for (container, of, wanted) in [
+            (&client, "server", &server_address),
+            (&server, client.as_str(), &client_address),
+            // Its resolv.conf has changed while it ran, and so have its links.
+            (&late, "server", &server_address),
+        ] {
+            let said = ask(container, &lookup(of));
+            assert!(
+                said.contains(&format!("({wanted})")) && said.contains("127.0.0.11"),
+                "{container}: {said}"
+            );
+        }
+        let over_tcp =
+            format!("printf '{QUESTION}' | nc 127.0.0.11 53 | hexdump -v -e '1/1 \"%d.\"'");
+        let said = ask(&client, &over_tcp);
+        // Its id, and at its end the address.
+        assert!(said.contains(".18.52."), "{name}: {said}");
+        assert!(said.ends_with(&format!("{server_address}.")), "{name}: {said}");
+        let unknown = docker.call(&["exec", &client, "nslookup", "nobody.invalid"]);
+        assert_ne!(unknown.code, 0, "{}", unknown.stdout());
+    }
+}

@@ -6,7 +6,7 @@ use std::fs;
 
 use kata_engine_tests::containerd::{
     Channel, Container, Containerd, Handler, KATA, Pod, RUNC, Release, Stream,
-    runtime::{AttachRequest, ExecRequest, ReopenContainerLogRequest},
+    runtime::{AttachRequest, ExecRequest, PortForwardRequest, ReopenContainerLogRequest},
 };
 
 fn on_both(claim: impl Fn(&Containerd, Handler)) {
@@ -114,6 +114,43 @@ fn a_log_goes_on_in_a_new_file_without_a_gap() {
             .collect();
         assert!(numbers.len() > rotated + 20, "{numbers:?}");
         assert!(numbers.iter().copied().eq(1..=numbers.len()), "{numbers:?}");
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_port_is_forwarded_to_a_server_on_localhost_of_either_family() {
+    // As kubectl port-forward has it.
+    let forward = |engine: &Containerd, pod: &Pod, port: u16| {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.id.clone(),
+            port: vec![port.into()],
+            ..Default::default()
+        };
+        let url = pod.cri.port_forward(&request).unwrap().url;
+        let mut stream = Stream::open(engine.network(), &url);
+        stream.send(Channel::Stdin, b"GET /page HTTP/1.0\r\n\r\n");
+        stream.until(Channel::Stdin, |text| text.ends_with("-page\n"))
+    };
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let serve = "mkdir /tmp/4 /tmp/6; echo four-page > /tmp/4/page; echo six-page > /tmp/6/page; \
+                     httpd -p 127.0.0.1:8084 -h /tmp/4; httpd -p '[::1]:8086' -h /tmp/6; \
+                     echo up; exec sleep 1000";
+        let container = pod.start(pod.script(serve));
+        container.output("until netstat -ltn | grep -q 127.0.0.1:8084; do :; done");
+        container.output("until netstat -ltn | grep -q ::1:8086; do :; done");
+        for _ in 0..3 {
+            // With runc it takes a host that knows localhost by its other address too.
+            let known = fs::read_to_string("/etc/hosts").unwrap_or_default().contains("::1");
+            let families = if handler == KATA || known { 2 } else { 1 };
+            for (port, page) in
+                [(8084, "four-page\n"), (8086, "six-page\n")].into_iter().take(families)
+            {
+                let said = forward(engine, &pod, port);
+                assert!(said.ends_with(page), "{port}: {said:?}");
+            }
+        }
         pod.remove();
     });
 }
