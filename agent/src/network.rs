@@ -226,13 +226,17 @@ fn add_route(netlink: &mut Netlink, route: &Route, devices: &[Device]) -> Result
     let step = || format!("add route to {} {:?}", route.destination, route.hops);
     let message = route_message(route, devices)?;
     let message = message.ok_or_else(|| Failure::invalid(format!("{}: no such link", step())))?;
-    netlink.request(&message.encode()).step(step)
+    unless_there(netlink.request(&message.encode())).step(step)
 }
 
 fn add_rule(netlink: &mut Netlink, rule: &[u8]) -> Result<(), Failure> {
-    match netlink.request(&message::add_rule(rule)) {
+    unless_there(netlink.request(&message::add_rule(rule))).step(|| format!("add rule {rule:02x?}"))
+}
+
+fn unless_there(done: io::Result<()>) -> io::Result<()> {
+    match done {
         Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => Ok(()),
-        done => done.step(|| format!("add rule {rule:02x?}")),
+        done => done,
     }
 }
 

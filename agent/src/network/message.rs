@@ -18,6 +18,7 @@ const ACKNOWLEDGE: u16 = 0x4;
 const REPLACE: u16 = 0x100;
 const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
 const DUMP: u16 = 0x300;
 
@@ -250,8 +251,10 @@ pub struct RouteMessage {
 
 impl RouteMessage {
     pub fn encode(&self) -> Vec<u8> {
-        // Replace: the kernel has made some itself, from the addresses.
-        self.finish(NEW_ROUTE, ACKNOWLEDGE | CREATE | REPLACE)
+        // Of IPv4 there may be two that differ in nothing but where they lead to. IPv6's are merged by the kernel,
+        // the host's too, and it has made some itself, from the addresses.
+        let beside = if self.destination.address.is_ipv4() { APPEND } else { REPLACE };
+        self.finish(NEW_ROUTE, ACKNOWLEDGE | CREATE | beside)
     }
 
     pub fn encode_removal(&self) -> Vec<u8> {
