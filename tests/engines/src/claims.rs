@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::PathBuf,
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -223,14 +224,68 @@ fn shims_below(engine: &Engine) -> Vec<PathBuf> {
     processes.filter(is_shim).collect()
 }
 
+/// Stages, what goes from one to the next, and that none of it is made by the host's kernel.
+pub fn three_stages_are_built(engine: &Engine, build: impl Fn(&Engine, &str) -> Command) {
+    let context = engine.scratch().join("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(
+        context.join("Dockerfile"),
+        "FROM busybox AS one\nRUN mkdir /out && uname -r > /out/kernel && echo one > /out/one\n\
+         FROM busybox AS two\nCOPY --from=one /out/one /in/one\nRUN cat /in/one > /two && echo two >> /two\n\
+         FROM busybox\nCOPY --from=two /two /final\nCOPY --from=one /out/kernel /kernel\n\
+         RUN echo three >> /final\nCMD cat /final\n",
+    )
+    .unwrap();
+    let built = run(build(engine, context.to_str().unwrap()), b"");
+    assert_eq!(built.code, 0, "{}{}", built.stdout(), built.stderr());
+    let run = |command: &[&str]| {
+        let words = [&["--rm", "--network", "none", "built"], command].concat();
+        engine.run(Runtime::Runc, &words).stdout()
+    };
+    assert_eq!(run(&[]), "one\ntwo\nthree\n");
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_ne!(run(&["cat", "/kernel"]), host);
+}
+
+/// A network that is connected to a running container is there, and goes when it is taken away.
+pub fn networks_come_and_go_while_it_runs(engine: &Engine) {
+    for (name, subnet) in [("one", "10.93.1.0/24"), ("two", "10.93.2.0/24")] {
+        engine.ok(&["network", "create", "--subnet", subnet, name]);
+    }
+    the_same(engine, |engine, runtime| {
+        let mut life = Life::new(engine, runtime, "networks");
+        let _follow = life.serve(&["--network", "one"]);
+        let links = "for link in /sys/class/net/eth*; do basename $link; done; \
+                     ip route | cut -d' ' -f1 | sort";
+        engine.ok(&["network", "connect", "two", life.name()]);
+        // The guest follows the namespace of the host; that is not the engine's to wait for.
+        let appeared = "until ip address show eth1 | grep -q 'inet 10.93.2'; do sleep 0.1; done";
+        life.ask(&["exec"], &["timeout", "60", "sh", "-c", appeared]);
+        life.ask(&["exec"], &["sh", "-c", links]);
+        let address = life.field("(index .NetworkSettings.Networks \"two\").IPAddress");
+        life.fetch(&format!("http://{address}/"));
+        engine.ok(&["network", "disconnect", "two", life.name()]);
+        let gone = "while test -e /sys/class/net/eth1; do sleep 0.1; done";
+        life.ask(&["exec"], &["timeout", "60", "sh", "-c", gone]);
+        life.ask(&["exec"], &["sh", "-c", links]);
+        life.ask(&["rm", "-f"], &[]);
+        life.transcript()
+    });
+}
+
 /// Each option that the engine shows has a row, and each row is of an option.
 pub fn every_option_that_is_shown_has_a_row(engine: &Engine) {
     let table = Table::of(engine.kind());
     let mut missing = Vec::new();
-    for command in ["run", "create", "exec"] {
+    let updates = engine.kind() == Kind::Docker;
+    let commands = ["run", "create", "exec"].into_iter().chain(updates.then_some("update"));
+    for command in commands {
         let shown = options::shown(engine, command);
         assert!(shown.len() > 5, "{command}: {shown:?}");
-        let rows = |name: &str| table.option.get(name).into_iter().flat_map(|rows| rows.keys());
+        let rows = |name: &str| {
+            let rows = table.option.get(name).into_iter().flatten();
+            rows.filter(|(_, row)| row.is_of(engine.release())).map(|(option, _)| option)
+        };
         // `create` has the options of `run`, but for a few.
         let known: Vec<&String> = match command {
             "create" => rows("create").chain(rows("run")).collect(),
@@ -253,7 +308,7 @@ pub fn every_option_that_is_shown_has_a_row(engine: &Engine) {
 
 /// The cases of the table.
 pub fn options_do_what_they_do_with_runc(engine: &Engine) {
-    let table = Table::of(engine.kind());
+    let table = Table::of(engine.kind()).for_release(engine.release());
     let faults = Cases { engine }.run(&table.case);
     assert!(faults.is_empty(), "{faults:#?}");
 }
@@ -266,5 +321,12 @@ pub fn options_of_exec_do_what_they_do_with_runc(engine: &Engine) {
         engine.run(runtime, &["-d", "--name", runtime.name(), "busybox", "sleep", "600"]);
     }
     let faults = cases.exec(&table.exec);
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// Those of `update`, of a container that runs.
+pub fn options_of_update_do_what_they_do_with_runc(engine: &Engine) {
+    let table = Table::of(engine.kind());
+    let faults = Cases { engine }.update(&table.update);
     assert!(faults.is_empty(), "{faults:#?}");
 }

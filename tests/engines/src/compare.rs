@@ -80,6 +80,36 @@ impl Cases<'_> {
         cases.iter().filter_map(fault).collect()
     }
 
+    /// Changes containers that run, each a new one; returns what went wrong.
+    pub fn update(&self, cases: &[Case]) -> Vec<String> {
+        let changed = |runtime: Runtime, case: &Case| {
+            let name = format!("update-{}-{}", case.name, runtime.name());
+            let start = ["-d", "--network=none", "--name", &name, "busybox", "sleep", "600"];
+            let started = self.engine.run(runtime, &start);
+            assert_eq!(started.code, 0, "{}", started.stderr());
+            let mut words: Vec<&str> = vec!["update"];
+            words.extend(case.args.iter().map(String::as_str));
+            words.push(&name);
+            let updated = self.engine.call(&words);
+            if updated.code != 0 {
+                return updated;
+            }
+            self.engine.call(&["exec", &name, "sh", "-c", &case.script])
+        };
+        let fault = |case: &Case| {
+            let kata = changed(Runtime::Kata, case);
+            if let Some(words) = &case.refused {
+                let told = kata.code != 0 && kata.stderr().contains(words.as_str());
+                return (!told).then(|| format!("{}: not refused: {}", case.name, shown(&kata)));
+            }
+            let runc = changed(Runtime::Runc, case);
+            ((kata.code, kata.stdout()) != (runc.code, runc.stdout())).then(|| {
+                format!("{}:\n runc: {}\n kata: {}", case.name, shown(&runc), shown(&kata))
+            })
+        };
+        cases.iter().filter_map(fault).collect()
+    }
+
     fn arguments(&self, runtime: Runtime, case: &Case) -> Vec<String> {
         let name = format!("{}-{}", case.name, runtime.name());
         let work = self.prepare(&name).display().to_string();

@@ -1,11 +1,14 @@
 //! docker, as Debian has it: dockerd starts a containerd of its own.
 
 use std::{
+    env,
     fs::{self, File},
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Child, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::{Engine, Kind, Netns, engine::installed, scratch::scratch};
@@ -17,27 +20,47 @@ const READY: &str = "API listen on";
 /// where it can't be had.
 pub fn docker() -> Option<Engine> {
     let kata = installed(&["docker", "dockerd", "containerd", "runc"])?;
+    start(kata, None)
+}
+
+/// The same, of a later Debian: docker 26, with compose.
+pub fn docker_26() -> Option<Engine> {
+    let kata = installed(&["runc"])?;
+    let Some(programs) = env::var_os("KATA_TEST_DOCKER") else {
+        println!("SKIP KATA_TEST_DOCKER is not set; run cargo xtask test");
+        return None;
+    };
+    start(kata, Some(programs.into()))
+}
+
+fn start(kata: PathBuf, programs: Option<PathBuf>) -> Option<Engine> {
     let scratch = scratch();
     let at = |name: &str| scratch.path().join(name).display().to_string();
-    fs::create_dir(at("home")).unwrap();
-    let configuration = json!({
+    fs::create_dir_all(at("home/.docker")).unwrap();
+    let mut configuration = json!({
         "data-root": at("data"), "exec-root": at("exec"), "pidfile": at("pid"),
         "hosts": [format!("unix://{}", at("d.sock"))], "group": "root", "storage-driver": "overlay2",
         "bip": "10.92.0.1/16", "live-restore": true, "shutdown-timeout": 5,
-        "runtimes": {"kata": {"path": kata}},
+        "runtimes": {"kata": {"path": &kata}},
     });
+    if let Some(programs) = &programs {
+        configuration["init-path"] = json!(programs.join("docker-init"));
+        let plugins = json!({"cliPluginsExtraDirs": [programs]});
+        fs::write(at("home/.docker/config.json"), plugins.to_string()).unwrap();
+    }
     fs::write(at("daemon.json"), configuration.to_string()).unwrap();
-    let mut engine = Engine { kind: Kind::Docker, scratch, netns: Netns::new(), daemon: None };
-    engine.start_daemon();
+    let (kind, netns) = (Kind::Docker, Netns::new());
+    let mut engine = Engine { kind, scratch, netns, kata, daemon: None, programs };
+    engine.start_daemon(&[]);
     engine.import()?;
     Some(engine)
 }
 
 impl Engine {
-    /// Starts dockerd and waits until it says that it answers.
-    pub fn start_daemon(&mut self) {
-        let mut command = self.beside("dockerd");
-        command.arg("--config-file").arg(self.scratch().join("daemon.json"));
+    /// Starts dockerd, with options, and waits until it says that it answers.
+    pub fn start_daemon(&mut self, options: &[&str]) {
+        let mut command = self.program("dockerd");
+        command.arg("--config-file").arg(self.scratch().join("daemon.json")).args(options);
         let log = self.scratch().join("log");
         let mut daemon = command
             .stdin(Stdio::null())
@@ -61,6 +84,13 @@ impl Engine {
             }
         });
         self.daemon = Some(daemon);
+    }
+
+    /// Ends dockerd as an administrator does.
+    pub fn stop_daemon(&mut self) {
+        let daemon = self.daemon();
+        kill_process(Pid::from_child(daemon), Signal::TERM).unwrap();
+        daemon.wait().unwrap();
     }
 
     /// The running daemon.

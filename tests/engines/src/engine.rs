@@ -46,7 +46,10 @@ pub struct Engine {
     pub(crate) kind: Kind,
     pub(crate) scratch: TempDir,
     pub(crate) netns: Netns,
+    pub(crate) kata: PathBuf,
     pub(crate) daemon: Option<Child>,
+    /// Where its programs are, if not where Debian installs them.
+    pub(crate) programs: Option<PathBuf>,
 }
 
 /// The installed `kata-runtime`, if this machine has it and all of `programs`; else a word on why not.
@@ -84,11 +87,30 @@ impl Engine {
         command
     }
 
+    /// One of its programs, in its network namespace and its directory; it finds the others, and Kata's shim.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        let installed = "/usr/sbin:/usr/bin:/sbin:/bin";
+        let Some(programs) = &self.programs else {
+            let mut command = self.beside(name);
+            command.env("PATH", installed);
+            return command;
+        };
+        let shim = self.kata.parent().unwrap().display();
+        let mut command = self.beside(programs.join(name).to_str().unwrap());
+        command.env("PATH", format!("{}:{shim}:{installed}", programs.display()));
+        command
+    }
+
+    /// The release of it whose options are its own, `26` of docker.
+    pub fn release(&self) -> Option<&'static str> {
+        self.programs.as_ref().map(|_| "26")
+    }
+
     /// The engine's command line, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match self.kind {
             Kind::Podman => self.beside("podman"),
-            Kind::Docker => self.beside("/usr/bin/docker"),
+            Kind::Docker => self.program("docker"),
         };
         let path = |name: &str| self.scratch().join(name);
         match self.kind {

@@ -16,7 +16,7 @@ mod podman;
 mod scratch;
 
 pub use compare::{Cases, normal};
-pub use docker::docker;
+pub use docker::{docker, docker_26};
 pub use engine::{Engine, Kind, Runtime};
 pub use life::Life;
 pub use netns::Netns;

@@ -35,6 +35,18 @@ pub struct Row {
     /// What there is to say.
     #[serde(default)]
     pub note: String,
+    /// The release that it came with, if it is not in the earliest one that is tested.
+    pub since: Option<String>,
+    /// The last release that has it.
+    pub until: Option<String>,
+}
+
+impl Row {
+    /// True when a release shows it.
+    pub fn is_of(&self, release: Option<&str>) -> bool {
+        self.since.as_deref().is_none_or(|since| Some(since) == release)
+            && (self.until.is_none() || release.is_none())
+    }
 }
 
 /// A container that is run to its end.
@@ -45,6 +57,8 @@ pub struct Case {
     pub name: String,
     /// Options; `{work}` is a directory with what they name, `{name}` a word that is this case's alone.
     pub args: Vec<String>,
+    /// As [`Row::since`].
+    pub since: Option<String>,
     /// Shell script that it runs.
     #[serde(default)]
     pub script: String,
@@ -99,6 +113,12 @@ impl Table {
         let path = directory().join(format!("options/{}.toml", kind.name()));
         let text = fs::read_to_string(&path).unwrap();
         toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Without the cases that a release of the engine does not know.
+    pub fn for_release(mut self, release: Option<&str>) -> Self {
+        self.case.retain(|case| case.since.as_deref().is_none_or(|since| Some(since) == release));
+        self
     }
 
     /// What is wrong with the table itself: rows without cases, cases that do not use what they are said to.
@@ -175,7 +195,10 @@ pub fn page(kind: Kind) -> String {
                 Answer::Engine => "the engine's own",
                 Answer::Refused => "refused",
             };
-            page += &format!("| `{option}` | {answer} | {} |\n", row.note);
+            let since = row.since.as_ref().map(|release| format!(" (since {release})"));
+            let until = row.until.as_ref().map(|release| format!(" (until {release})"));
+            let when = since.or(until).unwrap_or_default();
+            page += &format!("| `{option}`{when} | {answer} | {} |\n", row.note);
         }
     }
     page

@@ -1,11 +1,23 @@
 //! podman, as Debian has it.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use crate::{Engine, Kind, Netns, engine::installed, scratch::scratch};
 
 /// The default limits are beyond what a machine without CAP_SYS_RESOURCE may set, for runc.
 const LIMITS: &str = r#"default_ulimits=["nofile=20000:20000","nproc=16384:16384"]"#;
+
+impl Engine {
+    /// buildah, with the store of this podman and Kata as its runtime.
+    pub fn buildah(&self, words: &[&str]) -> Command {
+        let mut command = self.beside("buildah");
+        for (name, value) in self.command(&[]).get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command.env("BUILDAH_RUNTIME", &self.kata).args(words);
+        command
+    }
+}
 
 /// podman with a store of its own, the runtimes `kata` and `runc`, and the image `busybox`; `None`, after a word on why,
 /// where it can't be had.
@@ -41,7 +53,14 @@ pub fn podman() -> Option<Engine> {
                   "dataDir": "DATA", "routes": [{"dst": "0.0.0.0/0"}]}},
         {"type": "portmap", "capabilities": {"portMappings": true}}, {"type": "firewall"}, {"type": "tuning"}]}"#;
     fs::write(at("net/87-podman.conflist"), network.replace("DATA", &at("ipam"))).unwrap();
-    let engine = Engine { kind: Kind::Podman, scratch, netns: Netns::new(), daemon: None };
+    let engine = Engine {
+        kind: Kind::Podman,
+        scratch,
+        netns: Netns::new(),
+        kata,
+        daemon: None,
+        programs: None,
+    };
     engine.import()?;
     Some(engine)
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kata_engine_tests::{Engine, Runtime, claims_of, docker};
+use kata_engine_tests::{Engine, Runtime, claims, claims_of, docker};
 use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 
 claims_of! {
@@ -14,6 +14,20 @@ claims_of! {
     keys_detach
     codes_of_failure_are_those_of_the_engine
     the_network_of_a_runc_container_is_left_alone
+    networks_come_and_go_while_it_runs
+}
+
+#[test]
+fn each_run_of_a_classic_build_is_in_a_vm() {
+    let Some(mut docker) = docker() else { return };
+    // The builder asks for no runtime: it takes the default one.
+    docker.stop_daemon();
+    docker.start_daemon(&["--default-runtime", "kata"]);
+    claims::three_stages_are_built(&docker, |docker, context| {
+        let mut build = docker.command(&["build", "-q", "-t", "built", context]);
+        build.env("DOCKER_BUILDKIT", "0");
+        build
+    });
 }
 
 /// SIGKILL for dockerd, and a new one. Its containerd dies with it, and somebody has to reap that.
@@ -23,7 +37,7 @@ fn restart(docker: &mut Engine) {
     docker.daemon().kill().unwrap();
     docker.daemon().wait().unwrap();
     waitpid(containerd, WaitOptions::empty()).unwrap();
-    docker.start_daemon();
+    docker.start_daemon(&[]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kata_engine_tests::{Life, Runtime, claims_of, podman};
+use kata_engine_tests::{Life, Runtime, claims, claims_of, podman};
 
 claims_of! {
     podman:
@@ -13,30 +13,38 @@ claims_of! {
     keys_detach
     codes_of_failure_are_those_of_the_engine
     the_network_of_a_runc_container_is_left_alone
+    networks_come_and_go_while_it_runs
 }
 
 #[test]
 fn each_run_of_a_build_is_in_a_vm() {
     let Some(podman) = podman() else { return };
-    let context = podman.scratch().join("context");
-    fs::create_dir(&context).unwrap();
-    fs::write(
-        context.join("Dockerfile"),
-        "FROM busybox AS one\nRUN mkdir /out && uname -r > /out/kernel && echo one > /out/one\n\
-         FROM busybox AS two\nCOPY --from=one /out/one /in/one\nRUN cat /in/one > /two && echo two >> /two\n\
-         FROM busybox\nCOPY --from=two /two /final\nCOPY --from=one /out/kernel /kernel\n\
-         RUN echo three >> /final\nCMD cat /final\n",
-    )
-    .unwrap();
-    let context = context.to_str().unwrap();
-    podman.ok(&["--runtime", "kata", "build", "-q", "-t", "built", context]);
-    let run = |command: &[&str]| {
-        let words = [&["--rm", "--network", "none", "built"], command].concat();
-        podman.run(Runtime::Runc, &words).stdout()
+    claims::three_stages_are_built(&podman, |podman, context| {
+        podman.command(&["--runtime", "kata", "build", "-q", "-t", "built", context])
+    });
+}
+
+#[test]
+fn each_run_of_buildah_is_in_a_vm() {
+    let Some(podman) = podman() else { return };
+    let buildah = |words: &[&str]| {
+        let output = kata_guest_tests::run(podman.buildah(words), b"typed\n");
+        (output.code, output.stdout(), output.stderr())
     };
-    assert_eq!(run(&[]), "one\ntwo\nthree\n");
+    let (code, name, error) = buildah(&["from", "busybox"]);
+    assert_eq!(code, 0, "{error}");
+    let in_it = |words: &[&str]| {
+        buildah(&[&["run", "--network", "none", name.trim(), "--"], words].concat())
+    };
+    let script = "test $(uname -r) != \"$0\" && cat && exit 7";
     let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    assert_ne!(run(&["cat", "/kernel"]), host);
+    let (code, output, error) = in_it(&["sh", "-c", script, host.trim()]);
+    assert_eq!((code, output.as_str()), (7, "typed\n"), "{error}");
+    let (code, _, error) = in_it(&["nope"]);
+    assert!(code != 0 && error.contains("executable file not found in $PATH"), "{error}");
+    // podman does not see buildah's containers, and could not remove them.
+    let (code, _, error) = buildah(&["rm", name.trim()]);
+    assert_eq!(code, 0, "{error}");
 }
 
 #[test]

@@ -385,8 +385,7 @@ fn mounts_of_the_host_outlive_a_container_that_had_them_in_a_volume() {
     let volume = tempfile::tempdir().unwrap();
     let _mounted = Tmpfs::shared(volume.path());
     let [below, other] = ["below", "other"].map(|name| volume.path().join(name));
-    fs::create_dir(&below).unwrap();
-    fs::create_dir(&other).unwrap();
+    [&below, &other].map(|directory| fs::create_dir(directory).unwrap());
     let _below = Tmpfs::shared(&below);
     fs::write(below.join("inner"), "").unwrap();
     for propagation in ["rprivate", "rslave", "rshared"] {

@@ -1,7 +1,9 @@
 //! The tiers of tests, each by what its environment guarantees; see CONTRIBUTING.md.
 
 pub mod containerds;
+mod dockers;
 mod kvm;
+mod later;
 mod members;
 pub mod roots;
 mod skips;
@@ -148,6 +150,7 @@ fn engines(workspace: &Workspace, full: bool, skips: &mut Skips) -> Result<()> {
     let tests = cargo_test(workspace, &["-p", ENGINE_TESTS]);
     let mut variables = environment(workspace, full)?;
     variables.push(("KATA_TEST_CONTAINERDS", containerds::later()?.into()));
+    variables.push(("KATA_TEST_DOCKER", dockers::later()?.into()));
     skips.watch(variables.iter().fold(tests, |run, (name, value)| run.env(name, value)))
 }
 
