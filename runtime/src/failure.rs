@@ -85,7 +85,7 @@ pub enum Failure {
     #[error("the shim ended without an answer: {0}")]
     ShimLost(String),
     /// Connection to the shim, or a message that was not understood.
-    #[error("{call}: the shim did not answer")]
+    #[error("{call}: the shim ended, or its answer was not understood")]
     Call { call: &'static str, source: ttrpc::Error },
     /// Somebody wanted the end before the container was there.
     #[error("interrupted by signal {0} before the container had started")]

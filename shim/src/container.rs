@@ -229,7 +229,14 @@ impl Container {
                 };
                 let outcome = Outcome::unstarted(code, cause, Some(refusal.message.clone()));
                 self.conclude(&self.init, outcome).await;
-                Err(refusal)
+                // What came between is why the start failed, and not what became of the VM then.
+                match self.init.wait().await?.cause {
+                    ended if ended == cause => Err(refusal),
+                    ended => Err(Refusal::precondition(format!(
+                        "the container ended while it was started: {}",
+                        ended.describe()
+                    ))),
+                }
             }
         }
     }
