@@ -148,15 +148,19 @@ fn a_container_has_its_limits_in_the_guest() {
 #[test]
 fn limits_that_make_no_sense_are_refused_by_name() {
     let Some(kata) = Kata::installed() else { return };
+    let [quota, rate, quoted] = match HostGroup::are_v2() {
+        true => ["cpu.max", "io.max", "\"1 100000\""],
+        false => ["cpu.cfs_quota_us", "read_bps_device", "\"1\""],
+    };
     for (resources, words) in [
         (json!({"memory": {"limit": 64 * MIB, "swap": MIB}}), ["memory.swap", "below"]),
         (json!({"memory": {"limit": -7}}), ["memory.limit", "-1"]),
         (json!({"cpu": {"cpus": "many"}}), ["cpu.cpus", "many"]),
         (json!({"cpu": {"realtimeRuntime": 1000}}), ["realtimeRuntime", "refused"]),
-        (json!({"cpu": {"quota": 1}}), ["cpu.cfs_quota_us", "\"1\""]),
+        (json!({"cpu": {"quota": 1}}), [quota, quoted]),
         (
             json!({"blockIO": {"throttleReadBpsDevice": [{"major": 250, "minor": 99, "rate": 1}]}}),
-            ["read_bps_device", "250:99"],
+            [rate, "250:99"],
         ),
     ] {
         let Some((bundle, group)) = bundle(&kata, &["true"], resources) else { return };

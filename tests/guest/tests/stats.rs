@@ -233,7 +233,7 @@ fn updates_that_make_no_sense_are_refused_and_change_nothing() {
     let container = Container::started(&kata, &bundle, "absurd");
     for (options, word) in [
         (&["--memory-swap=1M"][..], "memory.swap"),
-        (&["--cpu-quota=1"], "quota"),
+        (&["--cpu-quota=1"], QUOTA[usize::from(HostGroup::are_v2())]),
         (&["--cpuset-cpus=abc"], "cpu.cpus"),
         (&["--cpu-rt-runtime=1000"], "realtimeRuntime"),
         (&["--memory=lots"], "lots"),

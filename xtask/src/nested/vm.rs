@@ -142,9 +142,11 @@ impl Machine<'_> {
 
     fn words(&self, console: &Path) -> Result<Vec<String>> {
         let khz = tsc_khz().context("this machine has no time stamp counter")?;
-        // A guest under TCG sees the counter of the machine below, and can't find out its frequency on a busy one.
+        // A guest under TCG sees the counter of the machine below, and can't find out its frequency on a busy one. What a
+        // kernel does against mistakes of its processor costs a lot there, and does nothing.
         let parameters = format!(
-            "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} tsc=reliable no_timer_check"
+            "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} tsc=reliable no_timer_check \
+             mitigations=off"
         );
         let mut words: Vec<String> = [
             QEMU,
