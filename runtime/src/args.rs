@@ -455,6 +455,9 @@ pub struct Check {
     /// First clean up after sandboxes whose shim is gone, and after unpacking that was interrupted
     #[arg(long)]
     pub repair: bool,
+    /// Also whether docker knows Kata, and what docker does without it
+    #[arg(long)]
+    pub docker: bool,
     /// Directory where the layers of images are kept
     #[arg(long, value_name = "DIR", default_value = kata_store::DEFAULT_PATH)]
     pub store: PathBuf,

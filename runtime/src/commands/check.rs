@@ -1,6 +1,7 @@
 //! `check`: whether this host can run Kata, why not, and what to do about it.
 
 mod accelerator;
+mod docker;
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
@@ -88,6 +89,9 @@ impl Context<'_> {
             }
         }
         findings.extend([namespaces(), tun(), cgroups(), self.state_directory()]);
+        if typed.docker {
+            findings.extend(docker::findings());
+        }
         if findings.iter().all(|finding| finding.verdict != Verdict::Failed) {
             findings.push(self.boot());
         }
