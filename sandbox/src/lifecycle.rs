@@ -332,6 +332,7 @@ impl Sandbox {
 
     async fn try_boot(self: &Arc<Self>, mut boot: Boot) -> Result<(), SandboxError> {
         let (mirror, attached, localhost) = self.attach_network(boot.network.take()).await?;
+        boot.common.complete(attached.sysctls);
         self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,

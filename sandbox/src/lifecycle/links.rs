@@ -1,16 +1,29 @@
 //! The sandbox's network, from before the VM to after its end.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use kata_config::NetworkModel;
 use tokio::sync::watch;
 
-use super::{Sandbox, SandboxError};
+use super::{Common, Sandbox, SandboxError};
 use crate::{
     agent::Agent,
     network::{self, Attached, Means, Mirror, Namespace, localhost},
     vm,
 };
+
+impl Common {
+    /// Adds parameters of the network namespace, for which the engine does not ask in its own words.
+    pub(super) fn complete(&mut self, sysctls: BTreeMap<String, String>) {
+        let asked: BTreeSet<String> =
+            self.sysctls.keys().map(|name| name.replace('.', "/")).collect();
+        self.sysctls.extend(sysctls.into_iter().filter(|(name, _)| !asked.contains(name)));
+    }
+}
 
 impl Sandbox {
     /// Passes the links of a namespace through, as they are now.

@@ -64,6 +64,8 @@ pub struct Attached {
     pub nics: Vec<Nic>,
     /// For the guest's first request.
     pub change: wire::NetworkChange,
+    /// Kernel parameters that were set in the namespace, by their paths below `/proc/sys`.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 impl Mirror {

@@ -23,9 +23,11 @@ mod parse;
 mod program;
 mod redirect;
 mod rule;
+mod sysctl;
 mod view;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -132,10 +134,12 @@ pub async fn attach(
     claim.check().map_err(|source| namespace.refused(source))?;
     let handle = connect(&namespace.fd)?;
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
+    let sysctls = sysctl::changed(enter(&namespace.fd, sysctl::read)?, &in_a_new_one()?);
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
     let wiring = Wiring { handle, namespace, claim, ledger, steps, model };
     let mut mirror = Mirror::new(wiring, monitor, note);
-    let attached = mirror.attach(spares).await?;
+    let mut attached = mirror.attach(spares).await?;
+    attached.sysctls = sysctls;
     Ok((mirror, attached))
 }
 
@@ -208,6 +212,15 @@ fn connect(namespace: &OwnedFd) -> Result<rtnetlink::Handle, NetworkError> {
     .map_err(NetworkError::Connect)?;
     tokio::spawn(connection);
     Ok(handle)
+}
+
+/// The kernel parameters of a namespace in which nobody has set any.
+fn in_a_new_one() -> Result<BTreeMap<String, String>, NetworkError> {
+    let read = || {
+        kata_sys::network::enter_new().map_err(NetworkError::Enter)?;
+        Ok(sysctl::read())
+    };
+    thread::scope(|scope| scope.spawn(read).join()).map_err(|_| NetworkError::Panicked)?
 }
 
 /// Runs something on a thread of its own that is in the namespace: what is opened there stays there.

@@ -31,6 +31,7 @@ struct Seen {
     mtu: String,
     routes: String,
     neighbour_is_own: bool,
+    somaxconn: String,
 }
 
 /// Says back to each connection what it hears, until it has no more to say.
@@ -84,6 +85,7 @@ fn look(engine: &Containerd, pod: &Pod, container: &Container<'_>) -> Seen {
     Seen {
         links: container.output("echo $(ls /sys/class/net)"),
         mtu: container.output("cat /sys/class/net/eth0/mtu"),
+        somaxconn: container.output("cat /proc/sys/net/core/somaxconn"),
         routes: container.output("ip route").replace(&address, "OWN"),
         neighbour_is_own: engine.network().ip(&["neighbour", "show", &address]).contains(&own),
     }
@@ -149,7 +151,10 @@ fn a_bridge_with_ports_bandwidth_and_tuning() {
                 "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "mtu": 1450,
                 "ipam": host_local(SUBNET),
             }),
-            json!({"type": "tuning", "mac": "02:00:00:00:be:ef", "mtu": 1400}),
+            json!({
+                "type": "tuning", "mac": "02:00:00:00:be:ef", "mtu": 1400,
+                "sysctl": {"net.core.somaxconn": "500"},
+            }),
             json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
             json!({"type": "portmap", "capabilities": {"portMappings": true}}),
         ],

@@ -351,3 +351,16 @@ while left:
         assert!(bytes / packets > 3000, "{way}: {packets} packets of {bytes} bytes");
     }
 }
+
+#[test]
+fn kernel_parameters_of_the_namespace_are_the_guests() {
+    let wire = wire();
+    let set = ["net.core.somaxconn=321", "net.ipv4.ip_local_port_range=2000 3000"];
+    for parameter in set.into_iter().chain(["net.ipv4.conf.all.rp_filter=2"]) {
+        ip(&["netns", "exec", &wire.name, "sysctl", "-qw", parameter]);
+    }
+    let script = "cd /proc/sys/net; cat core/somaxconn ipv4/conf/all/rp_filter; \
+        set -- $(cat ipv4/ip_local_port_range); echo $*";
+    let Some(output) = run_in(&wire, script) else { return };
+    assert_eq!(output.stdout(), "321\n2\n2000 3000\n", "{}", output.stderr());
+}
