@@ -76,7 +76,7 @@ impl Caller {
                 let values =
                     params.extensions.into_iter().filter_map(|one| one.value.into_option());
                 // Those for other readers are passed over, as the protocol has it.
-                (true, values.filter(|any| is_ours(any)).last())
+                (true, values.filter(is_ours).last())
             }
             None if stdin.is_empty() => (false, None),
             None => (false, Some(Any::parse_from_bytes(stdin).context("read the options")?)),

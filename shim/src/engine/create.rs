@@ -46,7 +46,6 @@ struct Seen {
     hooks: Hooks,
     /// None when hooks may change what they are, and for a container that never runs.
     trees: Option<Trees>,
-    stdio: Stdio,
     network: Option<OwnedFd>,
     view: Shown,
 }
@@ -80,10 +79,7 @@ impl Engine {
         let mounts: Vec<Mount> = request.rootfs.iter().map(Mount::from).collect();
         let bundle = PathBuf::from(&request.bundle);
         let neighbours = self.neighbours();
-        let look = {
-            let names = names.clone();
-            move || look(&bundle, &mounts, &names, &neighbours)
-        };
+        let look = move || look(&bundle, &mounts, &neighbours);
         let room = self.view.enter(Mounts::Copy).await.map_err(|e| Refusal::internal(&e))?;
         let seen = room.run(look).await.map_err(|e| Refusal::internal(&e))??;
         let directory = self.make_directory(&request.id)?;
@@ -101,8 +97,7 @@ impl Engine {
         seen: Seen,
         (names, directory, room): (Names, Arc<OwnedFd>, &Room),
     ) -> Result<u32, Refusal> {
-        let Seen { role, spec, shares_pids, shared_memory, hooks, trees, stdio, network, view } =
-            seen;
+        let Seen { role, spec, shares_pids, shared_memory, hooks, trees, network, view } = seen;
         let joined = match (self.service.network(), network) {
             (Some(ours), _) => Some(ours),
             (None, network) => network.map(Arc::new),
@@ -116,7 +111,7 @@ impl Engine {
         let wanted = Wanted {
             container: id.to_owned(),
             exec: None,
-            stdio,
+            stdio: self.open(id, &names).await?,
             place,
             view: Some(view),
             directory: directory.clone(),
@@ -205,12 +200,7 @@ impl Engine {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let open = {
-            let names = names.clone();
-            move || Stdio::open(&names)
-        };
-        let stdio = self.view.run(Mounts::Engine, open).await.map_err(|e| Refusal::internal(&e))?;
-        let stdio = stdio.map_err(|e| Refusal::internal(&e))?;
+        let stdio = self.open(&request.id, &names).await?;
         let place = self.service.network().map_or(Place::New, Place::Join);
         let wanted = Wanted {
             container: request.id.clone(),
@@ -223,6 +213,19 @@ impl Engine {
         let monitor = self.start_monitor(wanted).await?;
         let terminal = names.terminal.then(|| checked.terminal_size.map(size));
         container.add(&request.exec_id, monitor, (checked.guest_process(), names), terminal)
+    }
+
+    /// Opens stdio in the engine's view; a program that takes output sees nothing else of ours, and is reaped.
+    async fn open(&self, id: &str, names: &Names) -> Result<Stdio, Refusal> {
+        let (names, id) = (names.clone(), id.to_owned());
+        let namespace = self.events.namespace().to_owned();
+        let open = move || Stdio::open(&names, (&id, &namespace));
+        let stdio = self.view.run(Mounts::Engine, open).await.map_err(|e| Refusal::internal(&e))?;
+        let mut stdio = stdio.map_err(|e| Refusal::internal(&e))?;
+        if let Some(logger) = stdio.logger.take() {
+            tokio::spawn(reap(logger));
+        }
+        Ok(stdio)
     }
 
     /// Starts a monitor, and sees to it that it is reaped.
@@ -317,17 +320,12 @@ enum Place {
 
 async fn reap(child: Child) {
     if let Err(error) = kata_sandbox::process::exit(&child).await {
-        tracing::warn!(%error, "wait for a monitor");
+        tracing::warn!(%error, "wait for a process of a container");
     }
 }
 
 /// Everything that has to be done in the engine's view of the host.
-fn look(
-    bundle: &Path,
-    mounts: &[Mount],
-    names: &Names,
-    neighbours: &Neighbours,
-) -> Result<Seen, Refusal> {
+fn look(bundle: &Path, mounts: &[Mount], neighbours: &Neighbours) -> Result<Seen, Refusal> {
     let config = bundle.join("config.json");
     let text = fs::read(&config).map_err(|e| read_error(&config, &e))?;
     let value: Value = serde_json::from_slice(&text).map_err(|e| read_error(&config, &e))?;
@@ -349,8 +347,7 @@ fn look(
         Network::Path(path) => Some(open_namespace(path)?),
         Network::New => None,
     };
-    let stdio = Stdio::open(names).map_err(|e| Refusal::internal(&e))?;
-    Ok(Seen { role, spec, shares_pids, shared_memory, hooks, trees, stdio, network, view })
+    Ok(Seen { role, spec, shares_pids, shared_memory, hooks, trees, network, view })
 }
 
 /// Root and volumes; none of the container that stands for the pod, which never runs.

@@ -55,6 +55,11 @@ impl Publisher {
         Self { namespace, queue: Mutex::new(Some(queue)), sender: Mutex::new(Some(sender)) }
     }
 
+    /// The engine's namespace that the sandbox is in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Hands in an event.
     pub fn publish(&self, topic: &str, event: &impl MessageFull) {
         let Some(queue) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone() else {

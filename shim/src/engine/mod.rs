@@ -15,6 +15,7 @@ pub mod events;
 pub mod flags;
 pub mod hooks;
 pub mod info;
+pub mod logger;
 pub mod place;
 pub mod pod;
 pub mod rootfs;

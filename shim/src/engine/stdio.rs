@@ -1,4 +1,4 @@
-//! The stdio that an engine names: fifos, files, or nothing.
+//! The stdio that an engine names: fifos, files, a program, or nothing.
 //!
 //! A fifo for output is opened for reading too, so that it has a reader while the engine restarts: nothing that is written
 //! is lost, and nobody gets SIGPIPE. A fifo for input is opened for reading alone, as runc's shim does it: when the engine's
@@ -10,8 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_sys::spawn::Child;
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use thiserror::Error;
+
+use super::logger::{Logger, LoggerError};
 
 /// Why the stdio can't be used.
 #[derive(Debug, Error)]
@@ -19,7 +22,11 @@ use thiserror::Error;
 pub enum StdioError {
     #[error("open {path} for {what}")]
     Open { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{uri:?} is no kind of {what} that is known; there are fifos, file:// and nothing")]
+    #[error("run {uri:?} for the output")]
+    Logger { uri: String, source: LoggerError },
+    #[error(
+        "{uri:?} is no kind of {what} that is known; there are fifos, file://, binary:// and nothing"
+    )]
     Kind { what: &'static str, uri: String },
 }
 
@@ -38,25 +45,34 @@ pub struct Names {
 
 /// The open descriptors, for a monitor.
 #[derive(Debug)]
-pub struct Stdio([OwnedFd; 3]);
+pub struct Stdio {
+    fds: [OwnedFd; 3],
+    /// What the output goes to, to be reaped.
+    pub logger: Option<Child>,
+}
 
 impl Stdio {
-    /// Opens what is named; blocks nowhere.
+    /// Opens what is named, for a container's id and namespace; waits for nothing but the program of `binary://`.
     ///
     /// # Errors
     /// [`StdioError`].
-    pub fn open(names: &Names) -> Result<Self, StdioError> {
+    pub fn open(names: &Names, owner: (&str, &str)) -> Result<Self, StdioError> {
+        let stdin = open_input(&names.stdin)?;
+        if let Target::Program(uri) = target(&names.stdout) {
+            // It gets both, whatever is said of the other.
+            let failed = |source| StdioError::Logger { uri: names.stdout.clone(), source };
+            let Logger { process, stdout, stderr } = Logger::start(uri, owner).map_err(failed)?;
+            return Ok(Self { fds: [stdin, stdout, stderr], logger: Some(process) });
+        }
         let errors = if names.terminal { "" } else { &names.stderr };
-        Ok(Self([
-            open_input(&names.stdin)?,
-            open_output("stdout", &names.stdout)?,
-            open_output("stderr", errors)?,
-        ]))
+        let outputs = [open_output("stdout", &names.stdout)?, open_output("stderr", errors)?];
+        let [stdout, stderr] = outputs;
+        Ok(Self { fds: [stdin, stdout, stderr], logger: None })
     }
 
     /// In the order of their numbers.
     pub fn borrow(&self) -> [BorrowedFd<'_>; 3] {
-        self.0.each_ref().map(AsFd::as_fd)
+        self.fds.each_ref().map(AsFd::as_fd)
     }
 }
 
@@ -64,7 +80,7 @@ fn open_input(uri: &str) -> Result<OwnedFd, StdioError> {
     match target(uri) {
         Target::Null => at("stdin", Path::new("/dev/null"), OFlags::RDONLY),
         Target::Path(path) => at("stdin", path, OFlags::RDONLY | OFlags::NONBLOCK),
-        Target::File(_) | Target::Unknown => {
+        Target::File(_) | Target::Program(_) | Target::Unknown => {
             Err(StdioError::Kind { what: "stdin", uri: uri.into() })
         }
     }
@@ -89,7 +105,7 @@ fn open_output(what: &'static str, uri: &str) -> Result<OwnedFd, StdioError> {
                 _ => at(what, path, OFlags::WRONLY | OFlags::APPEND),
             }
         }
-        Target::Unknown => Err(StdioError::Kind { what, uri: uri.into() }),
+        Target::Program(_) | Target::Unknown => Err(StdioError::Kind { what, uri: uri.into() }),
     }
 }
 
@@ -107,6 +123,7 @@ enum Target<'a> {
     Null,
     Path(&'a Path),
     File(&'a Path),
+    Program(&'a str),
     Unknown,
 }
 
@@ -116,6 +133,7 @@ fn target(uri: &str) -> Target<'_> {
         None => Target::Path(Path::new(uri)),
         Some(("fifo", path)) => Target::Path(Path::new(path)),
         Some(("file", path)) => Target::File(Path::new(path)),
+        Some(("binary", program)) => Target::Program(program),
         Some(_) => Target::Unknown,
     }
 }
@@ -137,7 +155,7 @@ mod tests {
         let path = scratch.path().join("out");
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let names = Names { stdout: path.to_str().unwrap().into(), ..Names::default() };
-        let Stdio([_, stdout, _]) = Stdio::open(&names).unwrap();
+        let Stdio { fds: [_, stdout, _], .. } = Stdio::open(&names, ("c", "n")).unwrap();
         let mut writer = std::fs::File::from(stdout);
         writer.write_all(b"early").unwrap();
         let mut reader = std::fs::File::open(&path).unwrap();
@@ -153,7 +171,7 @@ mod tests {
         let path = scratch.path().join("deep/log");
         let names = Names { stdout: format!("file://{}", path.display()), ..Names::default() };
         for word in ["a", "b"] {
-            let Stdio([_, stdout, _]) = Stdio::open(&names).unwrap();
+            let Stdio { fds: [_, stdout, _], .. } = Stdio::open(&names, ("c", "n")).unwrap();
             write(stdout, word);
         }
         assert_eq!(std::fs::read_to_string(path).unwrap(), "ab");
@@ -166,7 +184,7 @@ mod tests {
     #[test]
     fn kinds_that_are_not_known_are_refused_by_name() {
         let names = Names { stdout: "carrier-pigeon://x".into(), ..Names::default() };
-        let error = Stdio::open(&names).unwrap_err();
+        let error = Stdio::open(&names, ("c", "n")).unwrap_err();
         assert!(matches!(error, StdioError::Kind { .. }), "{error}");
     }
 }

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    fs, thread,
+    fs,
+    os::unix::fs::PermissionsExt,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -43,6 +45,13 @@ fn state(engine: &Containerd, id: &str) -> String {
     line.unwrap_or_default().split_whitespace().last().unwrap_or_default().to_owned()
 }
 
+fn stopped(engine: &Containerd, id: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while state(engine, id) != "STOPPED" {
+        assert!(Instant::now() < deadline, "{}", state(engine, id));
+    }
+}
+
 #[test]
 fn a_task_lives_by_every_verb() {
     everywhere(|engine, runtime| {
@@ -64,10 +73,7 @@ fn a_task_lives_by_every_verb() {
         ok(engine, &["task", "resume", "t"]);
         assert_eq!(state(engine, "t"), "RUNNING");
         ok(engine, &["task", "kill", "-s", "TERM", "t"]);
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while state(engine, "t") != "STOPPED" {
-            assert!(Instant::now() < deadline, "{}", state(engine, "t"));
-        }
+        stopped(engine, "t");
         assert_ne!(ctr(engine, &["task", "kill", "t"]).code, 0);
         // Some tell the task's code by their own.
         ctr(engine, &["task", "delete", "t"]);
@@ -99,6 +105,48 @@ fn a_run_has_its_input_its_output_and_its_code() {
         }
         terminal.type_in("exit 4\n");
         assert_eq!(terminal.wait(), 4);
+    });
+}
+
+#[test]
+fn output_goes_to_a_file_or_to_a_program() {
+    on(Release::installed(), |engine, runtime| {
+        let (file, log, program) =
+            (engine.file("own/file"), engine.file("log"), engine.file("log.sh"));
+        // Its environment has no PATH. What it has written is there in one step.
+        let script = format!(
+            "#!/bin/sh\ntrap '' TERM\nexec 5>&-\n{{ echo $CONTAINER_NAMESPACE/$CONTAINER_ID $1; /bin/cat <&3; /bin/cat <&4; }} > {0}.new\n\
+             /bin/mv {0}.new {0}\n",
+            log.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = format!("binary://{}?to=x", program.display());
+        let expected = [
+            (format!("file://{}", file.display()), &file, "err out"),
+            (program, &log, "default/l err out to"),
+        ];
+        for (uri, file, expected) in expected {
+            fs::remove_file(file).ok();
+            let words = ["run", "-d", "--log-uri", &uri, "--runtime", runtime, BUSYBOX, "l"];
+            ok(engine, &[&words[..], &["sh", "-c", "echo out; echo err >&2"]].concat());
+            stopped(engine, "l");
+            // runc's shim lets a program go with the task, and tells it to by a signal.
+            ok(engine, &["task", "delete", "l"]);
+            ok(engine, &["container", "delete", "l"]);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            loop {
+                let text = fs::read_to_string(file).unwrap_or_default();
+                let mut words: Vec<&str> = text.split_whitespace().collect();
+                // Two streams have no order between them.
+                words.sort_unstable();
+                if words.join(" ") == expected {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{runtime} {uri}: {text:?}");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
     });
 }
 
