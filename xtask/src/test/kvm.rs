@@ -162,7 +162,8 @@ fn describe(workspace: &Workspace, options: &TestOptions) -> Result<Job> {
         let file = job.take(&program.path, Path::new("tests").join(&program.name));
         let mut words = vec![file, "--show-output".to_owned()];
         words.extend(chosen);
-        let deadline_seconds = if options.full { FULL_SECONDS } else { SMOKE_SECONDS };
+        let smoke = !options.full && options.names.is_empty();
+        let deadline_seconds = if smoke { SMOKE_SECONDS } else { FULL_SECONDS };
         job.programs.push(Program { name: program.name, words, deadline_seconds });
     }
     let missing: Vec<&str> =

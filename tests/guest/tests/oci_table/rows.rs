@@ -368,7 +368,7 @@ pub const ROWS: &[Row] = &[
     same_on_v2("linux.resources.cpu.quota", "first: cpu.max", "150000 100000"),
     same_on_v2("linux.resources.cpu.period", "first: cpu.max", "150000 100000"),
     differs("linux.resources.cpu.burst", "first: cpu.max.burst", "20000", OLD),
-    same_on_v2("linux.resources.cpu.idle", "second: cpu.idle", "1"),
+    differs("linux.resources.cpu.idle", "second: cpu.idle", "1", OLD),
     explained("linux.resources.cpu.cpus", "linux.resources.cpu.cpus", "translated", "on the host"),
     explained("linux.resources.cpu.mems", "linux.resources.cpu.mems", "host only", "on the host"),
     explained(
