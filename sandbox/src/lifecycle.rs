@@ -331,7 +331,8 @@ impl Sandbox {
     }
 
     async fn try_boot(self: &Arc<Self>, mut boot: Boot) -> Result<(), SandboxError> {
-        let (mirror, attached, localhost) = self.attach_network(boot.network.take()).await?;
+        let (mirror, attached, localhost) =
+            self.attach_network(boot.network.take(), boot.resolver.is_some()).await?;
         boot.common.complete(attached.sysctls);
         self.check_aborted()?;
         let plan = ProxyPlan {

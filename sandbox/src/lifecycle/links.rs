@@ -30,6 +30,7 @@ impl Sandbox {
     pub(super) async fn attach_network(
         &self,
         namespace: Option<Namespace>,
+        own_sockets: bool,
     ) -> Result<(Option<Mirror>, Attached, Option<localhost::Plan>), SandboxError> {
         let Some(namespace) = namespace else { return Ok((None, Attached::default(), None)) };
         let model = self.settings.vm.network_model;
@@ -49,6 +50,7 @@ impl Sandbox {
             claim,
             ledger: self.ledger.clone(),
             steps: self.steps.clone(),
+            own_sockets,
             model,
             note: self.network_note.clone(),
         };

@@ -55,6 +55,7 @@ pub(super) struct Wiring {
     pub ledger: Arc<Ledger>,
     pub steps: Arc<Steps>,
     pub model: NetworkModel,
+    pub own_sockets: bool,
 }
 
 impl Wiring {
@@ -120,7 +121,29 @@ impl Wiring {
                 return Err(NetworkError::Redirect { from, to, source });
             }
         }
+        if self.own_sockets && header.is_none() {
+            self.except(&wired, card).await;
+        }
         Ok(wired)
+    }
+
+    /// Lets answers pass to sockets of the namespace, where the kernel can: without, all frames are the guest's.
+    async fn except(&self, wired: &Wired, card: &Card) {
+        let program = bpf::load(ProgramKind::Classifier, &program::own_sockets(card.tap));
+        let excepted = match &program {
+            Ok(program) => redirect::except(&self.handle, wired.link, program)
+                .await
+                .err()
+                .map(|e| e.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = excepted {
+            tracing::warn!(
+                link = wired.name,
+                error,
+                "docker's resolver gets no answers from outside"
+            );
+        }
     }
 
     /// The program that redirects, where u32 does not.

@@ -107,6 +107,8 @@ pub struct Means {
     pub steps: Arc<Steps>,
     /// How frames get from a link to its tap.
     pub model: NetworkModel,
+    /// A process of the engine's asks others from within the namespace, and is to get its answers.
+    pub own_sockets: bool,
     /// Where it says how each link is passed.
     pub note: watch::Sender<String>,
 }
@@ -129,14 +131,14 @@ pub async fn attach(
     means: Means,
     spares: impl FnOnce(usize) -> usize,
 ) -> Result<(Mirror, Attached), NetworkError> {
-    let Means { claim, ledger, steps, model, note } = means;
+    let Means { claim, ledger, steps, model, own_sockets, note } = means;
     // Whoever may not be looked at is not even listened to.
     claim.check().map_err(|source| namespace.refused(source))?;
     let handle = connect(&namespace.fd)?;
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
     let sysctls = sysctl::changed(enter(&namespace.fd, sysctl::read)?, &in_a_new_one()?);
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
-    let wiring = Wiring { handle, namespace, claim, ledger, steps, model };
+    let wiring = Wiring { handle, namespace, claim, ledger, steps, model, own_sockets };
     let mut mirror = Mirror::new(wiring, monitor, note);
     let mut attached = mirror.attach(spares).await?;
     attached.sysctls = sysctls;

@@ -1,4 +1,4 @@
-//! Redirects as eBPF programs, for a link's ingress hook.
+//! Redirects, and an exception from them, as eBPF programs for a link's ingress hook.
 //!
 //! Packets of a link without Ethernet get a header in front: to the guest's card, from an address that no card has. On the
 //! way back the kernel takes the header off, since such a link has none.
@@ -17,11 +17,33 @@ const PROTOCOL: i16 = 16;
 const STACK: i16 = -16;
 /// TC_ACT_SHOT.
 const DROP: i32 = 2;
+/// TC_ACT_OK.
+const PASS: i32 = 0;
+/// TC_ACT_UNSPEC: the next filter decides.
+const NEXT: i32 = -1;
+
+/// Protocols, as `PROTOCOL` has them.
+const ARP: i32 = (0x0806_u16).to_be() as i32;
+const IPV4: i32 = (0x0800_u16).to_be() as i32;
+/// Above IPv4.
+const TCP: i32 = 6;
+const UDP: i32 = 17;
+/// IPv4's header without options, and the ports behind it.
+const ADDRESSED: i32 = 24;
+/// From its source address on it is what a socket is found by.
+const TUPLE: i32 = 12;
+/// BPF_F_CURRENT_NETNS.
+const HERE: i32 = -1;
 
 /// Helpers, by their numbers in linux/bpf.h.
 const STORE_BYTES: i32 = 9;
 const REDIRECT: i32 = 23;
 const CHANGE_HEAD: i32 = 43;
+const CLONE_REDIRECT: i32 = 13;
+const LOAD_BYTES: i32 = 26;
+const FIND_TCP: i32 = 84;
+const FIND_UDP: i32 = 85;
+const RELEASE: i32 = 86;
 
 const MOVE: u8 = 0xbf;
 const SET: u8 = 0xb7;
@@ -32,6 +54,9 @@ const STORE_HALF: u8 = 0x6a;
 const STORE_HALF_OF: u8 = 0x6b;
 const CALL: u8 = 0x85;
 const JUMP_IF: u8 = 0x15;
+const JUMP_UNLESS: u8 = 0x55;
+const JUMP: u8 = 0x05;
+const LOAD_BYTE: u8 = 0x71;
 const EXIT: u8 = 0x95;
 
 fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
@@ -77,9 +102,81 @@ fn add_header(card: CardAddress) -> Vec<Instruction> {
     ]
 }
 
+/// Lets what is for a socket of the namespace itself pass to it, and shows ARP to both the namespace and the card `to`; what
+/// follows in the hook decides on everything else.
+pub(super) fn own_sockets(to: u32) -> Vec<Instruction> {
+    let header = i16::try_from(-ADDRESSED).unwrap_or_default();
+    let decide = |verdict| [instruction(SET, 0, 0, 0, verdict), instruction(EXIT, 0, 0, 0, 0)];
+    let find = |helper| {
+        [
+            instruction(MOVE, 1, 6, 0, 0),
+            instruction(MOVE, 2, 10, 0, 0),
+            instruction(ADD, 2, 0, 0, -TUPLE),
+            instruction(SET, 3, 0, 0, TUPLE),
+            instruction(SET, 4, 0, 0, HERE),
+            instruction(SET, 5, 0, 0, 0),
+            instruction(CALL, 0, 0, 0, helper),
+        ]
+    };
+    let mut program = vec![
+        instruction(MOVE, 6, 1, 0, 0),
+        instruction(LOAD_WORD, 7, 6, PROTOCOL, 0),
+        instruction(JUMP_UNLESS, 7, 0, 6, ARP),
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(SET, 2, 0, 0, to.cast_signed()),
+        instruction(SET, 3, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, CLONE_REDIRECT),
+    ];
+    program.extend(decide(PASS));
+    program.push(instruction(JUMP_IF, 7, 0, 2, IPV4));
+    program.extend(decide(NEXT));
+    program.extend([
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(SET, 2, 0, 0, HEADER),
+        instruction(MOVE, 3, 10, 0, 0),
+        instruction(ADD, 3, 0, 0, -ADDRESSED),
+        instruction(SET, 4, 0, 0, ADDRESSED),
+        instruction(CALL, 0, 0, 0, LOAD_BYTES),
+        instruction(JUMP_UNLESS, 0, 0, 4, 0),
+        // Version 4, and a header of five words.
+        instruction(LOAD_BYTE, 7, 10, header, 0),
+        instruction(JUMP_UNLESS, 7, 0, 2, 0x45),
+        instruction(LOAD_BYTE, 7, 10, header + 9, 0),
+        instruction(JUMP, 0, 0, 2, 0),
+    ]);
+    program.extend(decide(NEXT));
+    let (tcp, udp) = (find(FIND_TCP), find(FIND_UDP));
+    program.push(instruction(JUMP_UNLESS, 7, 0, 8, TCP));
+    program.extend(tcp);
+    // Over the other one and its two questions.
+    program.push(instruction(JUMP, 0, 0, 10, 0));
+    program.push(instruction(JUMP_IF, 7, 0, 2, UDP));
+    program.extend(decide(NEXT));
+    program.extend(udp);
+    program.push(instruction(JUMP_UNLESS, 0, 0, 2, 0));
+    program.extend(decide(NEXT));
+    program.extend([instruction(MOVE, 1, 0, 0, 0), instruction(CALL, 0, 0, 0, RELEASE)]);
+    program.extend(decide(PASS));
+    program
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{EXIT, JUMP_IF, redirect};
+    use super::{EXIT, JUMP, JUMP_IF, JUMP_UNLESS, own_sockets, redirect};
+
+    #[test]
+    fn what_passes_to_the_namespace_ends_in_every_branch() {
+        let program = own_sockets(7);
+        assert_eq!(program[4].immediate, 7);
+        for (at, one) in program.iter().enumerate() {
+            let target = at + 1 + usize::try_from(one.offset).unwrap_or_default();
+            if [JUMP, JUMP_IF, JUMP_UNLESS].contains(&one.code) {
+                // Never into the middle of a verdict.
+                assert!(target < program.len() && program[target].code != EXIT, "{at}");
+            }
+        }
+        assert_eq!(program.last().unwrap().code, EXIT);
+    }
 
     #[test]
     fn a_program_without_a_header_redirects_and_no_more() {

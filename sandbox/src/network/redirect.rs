@@ -29,6 +29,11 @@ const INGRESS_HOOK: TcHandle = TcHandle { major: 0xffff, minor: TcHandle::MIN_IN
 /// Of our filters, and of nobody else's: the kernel gives preferences from 0xc000 downwards.
 const PREFERENCE: u16 = u16::MAX;
 
+/// Of the filter that lets answers pass to sockets of the namespace: before the other one.
+const EXCEPTION: u16 = PREFERENCE - 1;
+
+const OURS: [u16; 2] = [PREFERENCE, EXCEPTION];
+
 /// What is on the ingress hook of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
@@ -47,11 +52,13 @@ pub(super) async fn look(handle: &Handle, link: u32) -> Result<Hook, Error> {
     }
     let filters = filters(handle, link).await?;
     let (ours, theirs): (Vec<u16>, Vec<u16>) =
-        filters.iter().partition(|preference| **preference == PREFERENCE);
+        filters.iter().partition(|preference| OURS.contains(preference));
     if ours.is_empty() {
         return Ok(Hook::Taken);
     }
-    remove_filter(handle, link).await?;
+    for preference in ours {
+        remove_filter(handle, link, preference).await?;
+    }
     Ok(if theirs.is_empty() { Hook::Abandoned } else { Hook::Taken })
 }
 
@@ -67,20 +74,30 @@ pub(super) async fn add(
         handle.qdisc().add(from.cast_signed()).ingress().execute().await?;
     }
     if let Some(program) = program {
-        return add_program(handle, from, program).await;
+        return add_program(handle, from, program, PREFERENCE).await;
     }
     let filter = handle.traffic_filter(from.cast_signed()).add().ingress();
     filter.priority(PREFERENCE).protocol(ALL_PROTOCOLS).redirect(to)?.execute().await
 }
 
+/// Lets a program except what comes in from the redirect.
+pub(super) async fn except(handle: &Handle, link: u32, program: &OwnedFd) -> Result<(), Error> {
+    add_program(handle, link, program, EXCEPTION).await
+}
+
 /// Lets a program decide on every frame that comes in.
-async fn add_program(handle: &Handle, link: u32, program: &OwnedFd) -> Result<(), Error> {
+async fn add_program(
+    handle: &Handle,
+    link: u32,
+    program: &OwnedFd,
+    preference: u16,
+) -> Result<(), Error> {
     let options = [
         TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
         TcFilterBpfOption::ProgName("kata".into()),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
-    let mut message = filter_message(link);
+    let mut message = filter_message(link, preference);
     message.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.into()));
     message.attributes.push(TcAttribute::Options(options.map(TcOption::Bpf).into()));
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewTrafficFilter(message));
@@ -88,15 +105,15 @@ async fn add_program(handle: &Handle, link: u32, program: &OwnedFd) -> Result<()
     acknowledged(handle, request).await
 }
 
-/// Names our filter on the ingress hook of a link.
-fn filter_message(link: u32) -> TcMessage {
+/// Names a filter of ours on the ingress hook of a link.
+fn filter_message(link: u32, preference: u16) -> TcMessage {
     let mut message = TcMessage::with_index(link.cast_signed());
     message.header.parent = INGRESS_HOOK;
-    message.header.info = u32::from(TcHandle { major: PREFERENCE, minor: ALL_PROTOCOLS });
+    message.header.info = u32::from(TcHandle { major: preference, minor: ALL_PROTOCOLS });
     message
 }
 
-/// Takes the filter away, and the qdisc if it is `ours`. What is gone already, with its link or without, is no error.
+/// Takes our filters away, and the qdisc if it is `ours`. What is gone already, with its link or without, is no error.
 pub(super) async fn remove(handle: &Handle, link: u32, ours: bool) -> Result<(), Error> {
     if ours {
         let mut request = handle.qdisc().del(link.cast_signed());
@@ -105,11 +122,14 @@ pub(super) async fn remove(handle: &Handle, link: u32, ours: bool) -> Result<(),
         message.header.handle = TcHandle { major: 0xffff, minor: 0 };
         return unless_gone(request.execute().await);
     }
-    unless_gone(remove_filter(handle, link).await)
+    for preference in OURS {
+        unless_gone(remove_filter(handle, link, preference).await)?;
+    }
+    Ok(())
 }
 
-async fn remove_filter(handle: &Handle, link: u32) -> Result<(), Error> {
-    let message = filter_message(link);
+async fn remove_filter(handle: &Handle, link: u32, preference: u16) -> Result<(), Error> {
+    let message = filter_message(link, preference);
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelTrafficFilter(message));
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
     acknowledged(handle, request).await

@@ -79,6 +79,11 @@ impl Engine {
         self.kind
     }
 
+    /// Its network namespace.
+    pub fn network(&self) -> &Netns {
+        &self.netns
+    }
+
     /// A program in its network namespace and its directory.
     pub fn beside(&self, program: &str) -> Command {
         let mut command = self.netns.command(program);
