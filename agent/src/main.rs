@@ -14,6 +14,7 @@ mod boot;
 mod cgroup;
 mod clock;
 mod container;
+mod copies;
 mod helper;
 mod launch;
 mod localhost;

@@ -9,9 +9,9 @@ use kata_protocol::{
     agent::{
         ContainerRef, ContainerStatsResponse, CreateContainerRequest, DialLocalhostRequest, Empty,
         ExecProcessRequest, ListProcessesResponse, NetworkChange, OomCount, ProcessCreated,
-        ProcessEnd, ProcessRef, ResizeTerminalRequest, ServeResolverRequest, SetClockRequest,
-        SignalProcessRequest, StartSandboxRequest, StartSandboxResponse, UpdateContainerRequest,
-        WaitOomRequest,
+        ProcessEnd, ProcessRef, RemoveVolumeRequest, ResizeTerminalRequest, ServeResolverRequest,
+        SetClockRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+        UpdateContainerRequest, WaitOomRequest, WriteVolumeRequest,
     },
     agent_ttrpc::{Agent, create_agent},
     hello::{AgentHello, BootNonce},
@@ -25,7 +25,7 @@ use ttrpc::{
 
 use crate::{
     cgroup::{Oom, processors},
-    clock,
+    clock, copies,
     order::{Failure, FailureKind, Step, TerminalSize},
     process::{End, Process},
     process_table,
@@ -305,6 +305,16 @@ impl Agent for Service {
 
     async fn set_clock(&self, _: &TtrpcContext, request: SetClockRequest) -> Answer<Empty> {
         clock::set(request.unix_ns).step(|| "set the clock").map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn write_volume(&self, _: &TtrpcContext, request: WriteVolumeRequest) -> Answer<Empty> {
+        whole(async move { copies::write(&request) }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn remove_volume(&self, _: &TtrpcContext, request: RemoveVolumeRequest) -> Answer<Empty> {
+        whole(async move { copies::remove(request.number) }).await?;
         Ok(Empty::default())
     }
 

@@ -175,6 +175,12 @@ impl Loaded {
         Ok(warnings)
     }
 
+    /// Whether somebody has set a key, in a file or an annotation.
+    pub fn is_set(&self, name: &str) -> bool {
+        let mut known = self.provenance();
+        known.any(|(key, _, source)| key.name == name && *source != Source::Default)
+    }
+
     /// Every key with its value (none: left to the installation) and source.
     pub fn provenance(&self) -> impl Iterator<Item = (&'static Key, Option<String>, &Source)> {
         KEYS.iter().zip(&self.sources).map(|(key, source)| {

@@ -33,6 +33,9 @@ pub const ROOTS: (&str, &str) = ("roots", "/run/kata/roots");
 /// virtio-fs tag and guest mount point of volumes.
 pub const VOLUMES: (&str, &str) = ("volumes", "/run/kata/volumes");
 
+/// Guest path of volumes that the guest holds copies of, by number.
+pub const COPIES: &str = "/run/kata/copies";
+
 /// Guest path of the pod's own pid namespace, once it is held.
 pub const POD_PIDS: &str = "/run/kata/pids";
 

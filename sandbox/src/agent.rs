@@ -116,6 +116,10 @@ impl Agent {
         dial_localhost(DialLocalhostRequest) -> Empty;
         /// Has the guest listen where docker's containers ask for names.
         serve_resolver(ServeResolverRequest) -> Empty;
+        /// Makes or changes a copy of a volume.
+        write_volume(WriteVolumeRequest) -> Empty;
+        /// Takes such a copy away.
+        remove_volume(RemoveVolumeRequest) -> Empty;
         /// Sets the guest's wall clock.
         set_clock(SetClockRequest) -> Empty;
         /// Lets the guest forget inodes that it merely caches.

@@ -43,6 +43,7 @@ use tokio::sync::watch;
 
 use self::{resolver::Resolver, resources::Resources};
 use crate::{
+    copies::Copy,
     failure::Refusal,
     process::{LOST, Outcome, Phase, Process},
     record,
@@ -85,6 +86,8 @@ pub struct Parts {
     pub common: Common,
     /// Numbers of its volumes in the shared tree.
     pub volumes: Range<usize>,
+    /// Volumes that the guest has copies of.
+    pub copies: Vec<Arc<Copy>>,
     /// Namespace whose links the guest takes over; none for loopback alone.
     pub network: Option<Namespace>,
     /// The file that is mounted on its `/etc/resolv.conf`.
@@ -115,6 +118,7 @@ pub struct Container {
     entered: tokio::sync::Mutex<bool>,
     common: Common,
     volumes: Range<usize>,
+    copies: Vec<Arc<Copy>>,
     network: Mutex<Option<Namespace>>,
     resolver: Resolver,
     grace: Duration,
@@ -144,6 +148,7 @@ impl Container {
             entered: tokio::sync::Mutex::new(false),
             common: parts.common,
             volumes: parts.volumes,
+            copies: parts.copies,
             network: Mutex::new(parts.network),
             resolver: Resolver::new(parts.resolv_conf),
             grace: parts.grace,

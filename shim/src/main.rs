@@ -10,6 +10,7 @@
 //! ```
 
 mod container;
+mod copies;
 mod engine;
 mod failure;
 mod handover;

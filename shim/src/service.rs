@@ -23,13 +23,12 @@ use kata_engine_api::{
     words::chain,
 };
 use kata_hypervisor::{Accelerator, MachineType, MemoryMib, TscClock};
-use kata_protocol::{ROOTS, VOLUMES};
+use kata_protocol::{COPIES, ROOTS, VOLUMES};
 use kata_sandbox::{
     cgroup::Group,
     layers::Layers,
     lifecycle::{Common, Sandbox, Settings},
     network::Namespace,
-    share::{ShareError, VolumeKind},
     step::Steps,
     vm::VmSettings,
 };
@@ -39,12 +38,13 @@ use tokio::sync::Notify;
 
 use crate::{
     container::{Container, Parts, Role},
+    copies::Copies,
     engine::{pod, stdio::Names},
     failure::Refusal,
     monitor::Monitor,
     mounts,
     process::Process,
-    sizing::{self, Capacity, Size},
+    sizing::{self, Capacity, Purpose, Size},
     vmm,
 };
 
@@ -97,6 +97,8 @@ pub struct Service {
     pod: Mutex<Pod>,
     /// Numbers are never used twice: the guest may remember what was there.
     volumes: AtomicUsize,
+    /// Of volumes that change while they are used.
+    copies: Arc<Copies>,
     /// One at a time: who makes or takes down the sandbox.
     changing: tokio::sync::Mutex<()>,
     finished: Notify,
@@ -114,6 +116,7 @@ impl Service {
             configuration,
             pod: Mutex::default(),
             volumes: AtomicUsize::new(0),
+            copies: Arc::default(),
             changing: tokio::sync::Mutex::default(),
             finished: Notify::new(),
         })
@@ -180,7 +183,8 @@ impl Service {
 
     fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
         let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
-        let config = self.configure(&spec)?;
+        let loaded = self.configure(&spec)?;
+        let config = &loaded.config;
         // Now, for the sandbox lets go of mounts that it has no use for. Engines may have none.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let bundle = rustix::fs::open(&spec.bundle, flags, Mode::empty()).ok();
@@ -188,13 +192,15 @@ impl Service {
             Some(sandbox) => {
                 let group = Group::plan(spec.cgroups_path.as_deref(), &id);
                 let group = group.map_err(|e| Refusal::internal(&e))?;
+                let memory = sandbox.budget().memory();
+                sizing::must_fit(&spec.limits, memory, Capacity::of_host())?;
                 sandbox.add_member(&id, (&group, &spec.limits), monitor.pid)?;
                 (sandbox, group)
             }
             None => {
                 let place = (&id[..], role);
                 let sandbox =
-                    self.prepare(place, &spec, (&config, monitor.pid), network.as_ref())?;
+                    self.prepare(place, &spec, (&loaded, monitor.pid), network.as_ref())?;
                 let group = sandbox.group().clone();
                 (sandbox, group)
             }
@@ -208,11 +214,14 @@ impl Service {
                     root.map_err(|e| Refusal::internal(&e))?;
                 }
             }
-            let attached = attach_volumes(&sandbox, trees, (&spec, volumes));
-            attached.map_err(|e| Refusal::internal(&e))?;
         }
         let resolv_conf = trees.as_ref().and_then(|trees| resolv_conf(&spec, trees)).transpose();
-        let guest_spec = spec.guest_spec(|number| format!("{}/{}", VOLUMES.1, volumes + number));
+        let copies = self.copies.share(&sandbox, trees.as_ref(), (role, &spec, volumes))?;
+        let guest_spec = spec.guest_spec(|number| {
+            let number = volumes + number;
+            let is_copy = copies.iter().any(|copy| copy.number() == number);
+            format!("{}/{number}", if is_copy { COPIES } else { VOLUMES.1 })
+        });
         let common = match role {
             Role::Pod => pod::common(&guest_spec),
             Role::Alone | Role::Member => Common::default(),
@@ -234,6 +243,7 @@ impl Service {
             },
             common,
             volumes: volumes..volumes + spec.volumes.len(),
+            copies,
             guest_root: format!("{}/{id}", ROOTS.1),
             network,
             resolv_conf: resolv_conf.map_err(|e| Refusal::internal(&e))?,
@@ -246,10 +256,10 @@ impl Service {
         &self,
         place: (&str, Role),
         spec: &Checked,
-        (config, monitor): (&Config, u32),
+        (loaded, monitor): (&Loaded, u32),
         network: Option<&Namespace>,
     ) -> Result<Arc<Sandbox>, Refusal> {
-        let settings = self.settings(place, spec, (config, monitor))?;
+        let settings = self.settings(place, spec, (loaded, monitor))?;
         let mut needed = settings.vm.files();
         let prefix = Prefix::of_this_program().map_err(|e| Refusal::internal(&e))?;
         needed.push(prefix.find(Artefact::Monitor).map_err(|e| Refusal::internal(&e))?);
@@ -291,29 +301,34 @@ impl Service {
     }
 
     /// The configuration, with what the spec's annotations say.
-    fn configure(&self, spec: &Checked) -> Result<Config, Refusal> {
+    fn configure(&self, spec: &Checked) -> Result<Loaded, Refusal> {
         let invalid = |e: &ConfigError| Refusal::new(FailureKind::InvalidArgument, chain(e));
         let mut loaded = self.configuration.as_ref().map_err(invalid)?.clone();
         let annotations = spec.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         for warning in loaded.annotate(annotations).map_err(|e| invalid(&e))? {
             tracing::warn!(warning, "annotation");
         }
-        Ok(loaded.config)
+        Ok(loaded)
     }
 
     fn settings(
         &self,
         (id, role): (&str, Role),
         spec: &Checked,
-        (config, monitor): (&Config, u32),
+        (loaded, monitor): (&Loaded, u32),
     ) -> Result<Settings, Refusal> {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
-        let wanted = match role {
-            Role::Pod => &sizing::pod_limits(&spec.annotations),
-            Role::Alone | Role::Member => &spec.limits,
+        let config = &loaded.config;
+        let purpose = Purpose {
+            limits: match role {
+                Role::Pod => &sizing::pod_limits(&spec.annotations),
+                Role::Alone | Role::Member => &spec.limits,
+            },
+            is_pod: role == Role::Pod,
+            memory_is_set: loaded.is_set("vm.memory_mib"),
         };
-        let size = sizing::size(config, wanted, Capacity::of_host())?;
+        let size = sizing::size(config, purpose, Capacity::of_host())?;
         let group = Group::plan(spec.cgroups_path.as_deref(), id).map_err(|e| internal(&e))?;
         let vm_group = group.beside().map_err(|e| internal(&e))?;
         Ok(Settings {
@@ -396,18 +411,6 @@ impl Service {
 fn resolv_conf(spec: &Checked, trees: &Trees) -> Option<io::Result<OwnedFd>> {
     let number = spec.volume_at(Path::new("/etc/resolv.conf"))?;
     trees.volumes.get(number).map(OwnedFd::try_clone)
-}
-
-fn attach_volumes(
-    sandbox: &Sandbox,
-    trees: &Trees,
-    (spec, first): (&Checked, usize),
-) -> Result<(), ShareError> {
-    for (number, (volume, tree)) in spec.volumes.iter().zip(&trees.volumes).enumerate() {
-        let kind = if volume.directory { VolumeKind::Directory } else { VolumeKind::File };
-        sandbox.tree().attach_volume(first + number, kind, tree, sandbox.steps())?;
-    }
-    Ok(())
 }
 
 /// A namespace of the monitor's own is found through the monitor, an engine's by the path that the engine gave it.

@@ -23,6 +23,9 @@ const PAGE_TABLE_SHARE: u64 = 64;
 /// The smallest VM that is made of a limit.
 const LEAST_MIB: u64 = 128;
 
+/// A pod of which nobody says how much its containers will need.
+const POD_MIB: u32 = 512;
+
 /// The kernel of the guest has room for so many.
 const MOST_VCPUS: u32 = 64;
 
@@ -60,10 +63,34 @@ pub struct Size {
     pub notes: Vec<(&'static str, String)>,
 }
 
-/// The size of a VM for containers with these limits, all together.
-pub fn size(config: &Config, limits: &Limits, host: Capacity) -> Result<Size, Refusal> {
-    let mut notes = Vec::new();
+/// For whom a VM is.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose<'a> {
+    /// Limits of all its containers together.
+    pub limits: &'a Limits,
+    /// More containers will come.
+    pub is_pod: bool,
+    /// Somebody has set `vm.memory_mib`: that much a pod has, whatever the limits are.
+    pub memory_is_set: bool,
+}
+
+impl Purpose<'_> {
+    /// What there is at least.
+    fn least_mib(&self, config: &Config) -> u32 {
+        match (self.is_pod, self.memory_is_set, self.limits.memory_bytes()) {
+            (true, true, _) => config.vm.memory_mib,
+            (true, false, None) => POD_MIB,
+            (true, false, Some(_)) | (false, ..) => 0,
+        }
+    }
+}
+
+/// The size of a VM.
+pub fn size(config: &Config, purpose: Purpose<'_>, host: Capacity) -> Result<Size, Refusal> {
+    let (mut notes, limits) = (Vec::new(), purpose.limits);
     let memory = memory(config, limits, host, &mut notes)?;
+    let least = u64::from(purpose.least_mib(config)).min(host.memory_mib);
+    let memory = memory.max(MemoryMib(u32::try_from(least).unwrap_or(u32::MAX)));
     let most = host.cpus.clamp(1, MOST_VCPUS);
     let max = config.vm.max_vcpus.min(most);
     let wanted = limits.cpus().unwrap_or(config.vm.vcpus).max(1);
@@ -75,6 +102,20 @@ pub fn size(config: &Config, limits: &Limits, host: Capacity) -> Result<Size, Re
     let count =
         |number: u32| u8::try_from(number).ok().and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN);
     Ok(Size { memory, vcpus: count(wanted.min(max)), max_vcpus: count(max), notes })
+}
+
+/// Refuses a container that its limit promises more than the VM has, which can't grow. A limit above what the host has is
+/// none.
+pub fn must_fit(limits: &Limits, vm: MemoryMib, host: Capacity) -> Result<(), Refusal> {
+    let limit = limits.memory_bytes().map(|bytes| bytes.div_ceil(MIB)).unwrap_or_default();
+    if limit <= u64::from(vm.0) || limit > host.memory_mib {
+        return Ok(());
+    }
+    let message = format!(
+        "the container's memory limit of {limit} MiB does not fit into the pod's VM of {vm}, which can't grow: have the pod's \
+         resources told when it is made (kubelets do), or set its annotation io.katacontainers.vm.memory_mib"
+    );
+    Err(Refusal::new(FailureKind::InvalidArgument, message))
 }
 
 /// What the containers of a pod are going to ask for together, as containerd and CRI-O tell it of the whole.
@@ -127,7 +168,7 @@ mod tests {
     use kata_config::Config;
     use kata_spec::{Limits, check_resources};
 
-    use super::{Capacity, MIB, pod_limits, size};
+    use super::{Capacity, MIB, MemoryMib, POD_MIB, Purpose, must_fit, pod_limits, size};
 
     const HOST: Capacity = Capacity { memory_mib: 8192, cpus: 4 };
 
@@ -135,9 +176,23 @@ mod tests {
         check_resources(json.as_bytes()).unwrap().limits
     }
 
+    fn alone(limits: &Limits) -> Purpose<'_> {
+        Purpose { limits, is_pod: false, memory_is_set: false }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_both_figures() {
+        let limits = |mib: u64| limits(&format!(r#"{{"memory": {{"limit": {}}}}}"#, mib * MIB));
+        let fits = |mib: u64| must_fit(&limits(mib), MemoryMib(512), HOST);
+        assert!(fits(512).is_ok() && fits(8193).is_ok());
+        let message = fits(513).unwrap_err().message;
+        assert!(message.contains("513 MiB") && message.contains("512 MiB"), "{message}");
+        assert!(must_fit(&Limits::default(), MemoryMib(1), HOST).is_ok());
+    }
+
     fn memory(limit: u64) -> u32 {
         let limits = limits(&format!(r#"{{"memory": {{"limit": {limit}}}}}"#));
-        size(&Config::default(), &limits, HOST).unwrap().memory.0
+        size(&Config::default(), alone(&limits), HOST).unwrap().memory.0
     }
 
     #[test]
@@ -153,14 +208,14 @@ mod tests {
             assert_eq!(memory(limit), Config::default().vm.memory_mib, "{limit}");
         }
         let absurd = limits(r#"{"memory": {"limit": 1099511627776}}"#);
-        let notes = size(&Config::default(), &absurd, HOST).unwrap().notes;
+        let notes = size(&Config::default(), alone(&absurd), HOST).unwrap().notes;
         assert!(notes[0].1.contains("8192 MiB of the host"), "{notes:?}");
     }
 
     #[test]
     fn a_configured_size_above_what_the_host_has_is_an_error() {
         let host = Capacity { memory_mib: 100, ..HOST };
-        let refusal = size(&Config::default(), &Limits::default(), host).unwrap_err();
+        let refusal = size(&Config::default(), alone(&Limits::default()), host).unwrap_err();
         assert!(refusal.message.contains("vm.memory_mib is 256"), "{}", refusal.message);
     }
 
@@ -174,15 +229,24 @@ mod tests {
             annotation("cpu-quota", "150000"),
             annotation("cpu-period", "100000"),
         ];
-        let size = size(&Config::default(), &pod_limits(&asked.into()), HOST).unwrap();
-        assert_eq!((size.memory.0, size.vcpus.get()), (512 + 8 + 64, 2));
+        let limits = pod_limits(&asked.into());
+        let size = |purpose| size(&Config::default(), purpose, HOST).unwrap();
+        let pod = Purpose { is_pod: true, ..alone(&limits) };
+        let told = size(pod);
+        assert_eq!((told.memory.0, told.vcpus.get()), (512 + 8 + 64, 2));
+        let untold = Limits::default();
+        assert_eq!(size(Purpose { limits: &untold, ..pod }).memory, MemoryMib(POD_MIB));
+        // What a person has set counts where it is more.
+        let set = Purpose { memory_is_set: true, ..pod };
+        assert_eq!(size(set).memory, told.memory);
+        assert_eq!(size(Purpose { limits: &untold, ..set }).memory.0, 256);
         assert_eq!(pod_limits(&[annotation("memory", "0")].into()), Limits::default());
     }
 
     #[test]
     fn processors_follow_from_the_limits_and_stop_at_the_hosts() {
         let vcpus = |json: &str| {
-            let size = size(&Config::default(), &limits(json), HOST).unwrap();
+            let size = size(&Config::default(), alone(&limits(json)), HOST).unwrap();
             (size.vcpus.get(), size.max_vcpus.get(), size.notes.len())
         };
         assert_eq!(vcpus("{}"), (1, 4, 0));

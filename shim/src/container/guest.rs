@@ -69,6 +69,9 @@ impl Container {
         if self.shares_pids {
             agent.hold_pids(&agent::Empty::new()).await?;
         }
+        for copy in &self.copies {
+            copy.write(&agent).await.map_err(|e| Refusal::internal(&e))?;
+        }
         let request = self.request()?;
         let made = agent.create_container(&request).await;
         if made.is_err() {
@@ -160,6 +163,11 @@ impl Container {
                 // One that never was in the guest, too.
                 Ok(_) | Err(AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. }) => {}
                 Err(error) => tracing::warn!(%error, "delete a container in the guest"),
+            }
+            for copy in &self.copies {
+                if let Err(error) = copy.remove(&agent).await {
+                    tracing::warn!(%error, "remove a copy of a volume");
+                }
             }
         }
         let tree = self.sandbox.tree();

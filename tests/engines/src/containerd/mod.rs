@@ -7,6 +7,7 @@ mod grpc;
 mod pod;
 mod release;
 mod stream;
+mod volume;
 
 pub use cri::Cri;
 pub use daemon::{BUSYBOX, Containerd, Handler, KATA, RUNC};
@@ -14,6 +15,7 @@ pub use grpc::Status;
 pub use pod::{Container, Pod, config, resources, security};
 pub use release::Release;
 pub use stream::{Channel, Stream};
+pub use volume::{Volume, bind};
 
 /// CRI's messages, generated from `proto/`.
 #[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
