@@ -12,6 +12,7 @@
 mod args;
 mod bundle;
 mod commands;
+mod counters;
 mod create;
 mod exec_process;
 mod failure;

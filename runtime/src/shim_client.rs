@@ -189,6 +189,13 @@ impl ShimClient {
         answer.map(|answer| answer.stats.unwrap_or_default()).map_err(|e| from_status("events", e))
     }
 
+    /// Pid of the process that stands for the container.
+    pub async fn pid(&self) -> Result<u32, Failure> {
+        let request = ConnectRequest { id: self.id(), ..Default::default() };
+        let answer = self.task.connect(context(PROMPT), &request).await;
+        answer.map(|answer| answer.task_pid).map_err(|e| from_status("events", e))
+    }
+
     /// Changes its limits; `resources` is `linux.resources` as JSON.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), Failure> {
         let resources =

@@ -7,7 +7,7 @@ use protobuf::Message;
 use serde_json::{Map, Value, json};
 
 use super::{Context, print};
-use crate::{args::Events, failure::Failure, shim_client::ShimClient};
+use crate::{args::Events, counters, failure::Failure, shim_client::ShimClient};
 
 /// What cgroup v1 says where there is no limit; engines compare with it.
 const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
@@ -48,13 +48,20 @@ async fn follow(shim: &ShimClient, id: &str, interval: Duration) -> Result<(), F
         }
         match (ended, answer) {
             (Some(ended), _) => return ended,
-            (None, answer) => tell(id, "stats", Some(view(&answer?)?))?,
+            (None, answer) => tell(id, "stats", Some(complete(shim, &answer?).await?))?,
         }
     }
 }
 
 async fn statistics(shim: &ShimClient) -> Result<Value, Failure> {
-    view(&shim.statistics().await?)
+    complete(shim, &shim.statistics().await?).await
+}
+
+/// Adds what the links have carried, of which the shim's form knows nothing.
+async fn complete(shim: &ShimClient, answer: &Any) -> Result<Value, Failure> {
+    let mut data = view(answer)?;
+    data["network_interfaces"] = counters::of_links(shim.pid().await?);
+    Ok(data)
 }
 
 fn tell(id: &str, kind: &str, data: Option<Value>) -> Result<(), Failure> {

@@ -217,3 +217,23 @@ fn events_that_were_lost_are_made_up_for() {
     until(&container, &format!("test $(ip route | grep -c '^10.50.') -eq {ROUTES}"));
     until(&container, "ip address show dev eth0 | grep -q 192.0.2.3/32");
 }
+
+#[test]
+fn links_are_counted_where_engines_and_people_read() {
+    let Some(fixture) = Fixture::new() else { return };
+    let container = fixture.start("counted");
+    let counted = || {
+        let events = container.call(&["events", "--stats"]);
+        assert_eq!(events.code, 0, "{}", events.stderr());
+        let event: serde_json::Value = serde_json::from_slice(&events.stdout).unwrap();
+        let links = &event["data"]["network_interfaces"];
+        assert_eq!((links.as_array().unwrap().len(), &links[0]["Name"]), (1, &"eth0".into()));
+        ["RxBytes", "TxBytes"].map(|name| links[0][name].as_u64().unwrap())
+    };
+    let before = counted();
+    let ping = ["ping", "-c", "10", "-i", "0.1", "-W", "5", "-s", "1000", "192.0.2.1"];
+    assert_eq!(container.exec(&ping, b"").code, 0);
+    let after = counted();
+    // Ten times 1042 bytes each way.
+    assert!((0..2).all(|way| after[way] - before[way] >= 10_420), "{before:?}, {after:?}");
+}
