@@ -68,6 +68,10 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    #[error("container's cgroup unexpectedly frozen: {0}")]
+    Frozen(PathBuf),
+    #[error("container's cgroup is not empty: {processes} process(es) found in {path}")]
+    NotEmpty { path: PathBuf, processes: usize },
     #[error("list cgroup {path}")]
     List {
         path: PathBuf,
@@ -101,7 +105,8 @@ pub struct Group {
 
 impl Group {
     /// Where the group of a container goes; `cgroups_path` as in the OCI spec. When it names none it is told apart by more
-    /// than the id: the same id below another `--root` is another sandbox, and must not be killed with this one.
+    /// than the id: the same id below another `--root` is another sandbox, and must not be killed with this one. The id is
+    /// the name all the same: it is what people and suites look for.
     ///
     /// # Errors
     /// [`CgroupError`] when the path can't be used.
@@ -113,7 +118,7 @@ impl Group {
             Some(path) => path.to_owned(),
             None => {
                 let unique = random::bytes::<4>().map_err(CgroupError::Name)?;
-                format!("{COMMON_PARENT}/{id:.230}-{:08x}", u32::from_ne_bytes(unique))
+                format!("{COMMON_PARENT}/{:08x}/{id:.230}", u32::from_ne_bytes(unique))
             }
         };
         let relative = PathBuf::from(path.trim_start_matches('/'));
@@ -171,6 +176,29 @@ impl Group {
         Ok(())
     }
 
+    /// Refuses a group that somebody else is in, and who would end with the container, or in which nothing can run.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotEmpty`], [`CgroupError::Frozen`].
+    pub fn must_be_free(&self) -> Result<(), CgroupError> {
+        for root in self.distinct_roots() {
+            let path = root.join(&self.path);
+            let says = |file: &str, word: &str| {
+                fs::read_to_string(path.join(file)).is_ok_and(|text| text.trim() == word)
+            };
+            if says("freezer.state", "FROZEN") || says("cgroup.freeze", "1") {
+                return Err(CgroupError::Frozen(path));
+            }
+            // What is not there yet is empty.
+            let found = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            let processes = found.lines().count();
+            if processes > 0 {
+                return Err(CgroupError::NotEmpty { path, processes });
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a process into the group.
     ///
     /// # Errors
@@ -201,7 +229,19 @@ impl Group {
     /// # Errors
     /// [`CgroupError::Write`]: what the host refuses is never dropped silently.
     pub fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
-        self.settings(limits).try_for_each(|(directory, setting)| apply(&directory, &setting))
+        let mut late = None;
+        for (directory, setting) in self.settings(limits) {
+            match apply(&directory, &setting) {
+                // Of a group below one with a quota: the new period fits the new quota, and not the one in force.
+                Err(CgroupError::Write { source, .. })
+                    if setting.file == "cpu.cfs_period_us" && is_invalid(&source) =>
+                {
+                    late = Some((directory, setting));
+                }
+                applied => applied?,
+            }
+        }
+        late.map_or(Ok(()), |(directory, setting)| apply(&directory, &setting))
     }
 
     /// The same for limits that include what running a VM takes: where the parent allows less, that binds.
@@ -278,6 +318,10 @@ impl Group {
         }
         roots
     }
+}
+
+fn is_invalid(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
 }
 
 fn apply(directory: &Path, setting: &Setting) -> Result<(), CgroupError> {
@@ -373,6 +417,7 @@ mod tests {
     fn sandboxes_of_the_same_id_have_groups_of_their_own() {
         let plan = || Group::plan(None, &"x".repeat(255)).unwrap();
         assert_ne!(plan().path, plan().path);
+        assert!(Group::plan(None, "web").unwrap().path.ends_with("web"));
         assert!(plan().beside().unwrap().path.file_name().unwrap().len() <= 255);
     }
 

@@ -193,6 +193,7 @@ impl Sandbox {
     pub fn prepare(settings: Settings) -> Result<Arc<Self>, SandboxError> {
         let steps = Arc::new(Steps::from_environment());
         let ledger = Ledger::open(&settings.directory_fd)?;
+        settings.group.must_be_free()?;
         let groups = [&settings.group, &settings.vm_group];
         for cgroup::Missing { path, own } in groups.iter().flat_map(|group| group.missing()) {
             let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
@@ -240,6 +241,7 @@ impl Sandbox {
         (group, limits): (&Group, &Limits),
         monitor: u32,
     ) -> Result<(), SandboxError> {
+        group.must_be_free()?;
         for cgroup::Missing { path, own } in group.missing() {
             let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
             self.ledger.intend(&self.steps, &entry)?;

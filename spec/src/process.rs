@@ -26,6 +26,8 @@ pub struct CheckedProcess {
     pub terminal: bool,
     /// `consoleSize`, when there is a terminal and it says one.
     pub terminal_size: Option<TerminalSize>,
+    /// What is left out of it, as told to people.
+    pub warnings: Vec<String>,
     /// The object as the guest gets it.
     pub(crate) guest: Value,
 }
@@ -52,7 +54,8 @@ pub fn parse_process(json: &[u8], name: &str) -> Result<CheckedProcess, SpecErro
     let mut document = Document::new(name.to_owned());
     let value = document.parse(json)?;
     let guest = document.object(PROCESS, &value, "")?;
-    check(&mut document, guest, "")
+    let process = check(&mut document, guest, "")?;
+    Ok(CheckedProcess { warnings: document.warnings, ..process })
 }
 
 /// What rows can't say about a process that is at `path` of the document.
@@ -80,7 +83,8 @@ pub(crate) fn check(
     drop_unknown_capabilities(document, &mut guest, path);
     let terminal = guest["terminal"] == json!(true);
     let terminal_size = terminal_size(&guest["consoleSize"]).filter(|_| terminal);
-    Ok(CheckedProcess { args, env, cwd, terminal, terminal_size, guest })
+    let warnings = Vec::new();
+    Ok(CheckedProcess { args, env, cwd, terminal, terminal_size, warnings, guest })
 }
 
 fn check_rlimits(document: &Document, guest: &Value, path: &str) -> Result<(), SpecError> {

@@ -7,7 +7,10 @@ use crate::table::{Explained, rows};
 /// What no single row says: rules, in the order of the specification.
 const RULES: &[(&str, &str)] = &[
     ("ociVersion", "any 1.x; minor versions only add"),
-    ("mounts", "at most 2048; 253 descriptors reach a sandbox, so some 240 of them may be volumes"),
+    (
+        "mounts",
+        "at most 2048; a volume takes two descriptors of those who make a container (`ulimit -n`)",
+    ),
     (
         "mounts[].type",
         "file systems of a kernel are made in the guest; a bind mount of a directory or file of the host is a volume; \
@@ -21,7 +24,8 @@ const RULES: &[(&str, &str)] = &[
     (
         "mounts[].options",
         "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; propagation is among the \
-         mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a tmpfs without `mode` has that of its mount point",
+         mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a tmpfs without `mode` \
+         has that of its mount point; `ro` holds for what is mounted below a volume's source, too",
     ),
     ("process.capabilities", "a name that nobody knows is left out, with a warning"),
     ("process.execCPUAffinity", "numbers of the guest's CPUs"),

@@ -30,12 +30,32 @@ pub(super) fn check(
     config: &Value,
     guest: &mut Value,
 ) -> Result<(), SpecError> {
+    for (index, rule) in elements(&config["linux"]["resources"]["devices"]).iter().enumerate() {
+        let checked = check_rule(document, &format!("linux.resources.devices[{index}]"), rule);
+        document.settle(checked)?;
+    }
     let all_allowed = allows_all(config);
     for (index, device) in elements(&config["linux"]["devices"]).iter().enumerate() {
         let known = check_one(document, &format!("linux.devices[{index}]"), device, all_allowed);
         if document.settle(known)? == Some(Known::Perhaps) {
             guest["linux"]["devices"][index]["optional"] = json!(true);
         }
+    }
+    Ok(())
+}
+
+/// Of runc, too: `a` is all of them.
+fn check_rule(document: &Document, field: &str, rule: &Value) -> Result<(), SpecError> {
+    let (kind, access) = (rule["type"].as_str().unwrap_or("a"), rule["access"].as_str());
+    if !matches!(kind, "" | "a" | "b" | "c" | "u") {
+        return Err(
+            document.wrong(format!("{field}.type"), format!("{kind:?} is not a, b, c or u"))
+        );
+    }
+    let access = access.unwrap_or_default();
+    if !access.chars().all(|letter| "rwma".contains(letter)) {
+        let why = format!("{access:?} is not made of r, w and m");
+        return Err(document.wrong(format!("{field}.access"), why));
     }
     Ok(())
 }

@@ -55,7 +55,11 @@ const HOOKS: &[Field] = &[
         HOOK_LIST,
         "run on the host, in the container's network namespace and a copy of the mounts",
     ),
-    translated("startContainer", HOOK_LIST, "run in the guest, in the container"),
+    translated(
+        "startContainer",
+        HOOK_LIST,
+        "run in the guest, in the container, without the filters of its program",
+    ),
     host_only("poststart", HOOK_LIST, ON_HOST),
     host_only("poststop", HOOK_LIST, ON_HOST),
 ];

@@ -1,7 +1,7 @@
 //! Limits: in the guest, on the host's groups, and as the size of the VM.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use kata_guest_tests::{Bundle, Container, HostGroup, Kata, busybox};
 use serde_json::{Value, json};
@@ -212,4 +212,33 @@ fn a_quota_makes_processors_rounded_up_and_at_most_the_hosts() {
     let most = json!({"io.katacontainers.vm.max_vcpus": "1"});
     let (_, capped, _) = size(json!({"cpu": {"quota": 150_000}}), most).unwrap();
     assert_eq!(capped, "1\n");
+}
+
+#[test]
+fn a_group_in_which_nothing_can_run_is_refused() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some((bundle, group)) = bundle(&kata, &["true"], json!({})) else { return };
+        let freezer = group.directory("freezer");
+        fs::create_dir(&freezer).unwrap();
+        let state = group.file("freezer", ["freezer.state", "cgroup.freeze"]);
+        fs::write(state, if HostGroup::are_v2() { "1" } else { "FROZEN" }).unwrap();
+        let refused = runtime.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
+        // Whoever fails may clean up.
+        fs::remove_dir(&freezer).ok();
+        let said = refused.stderr();
+        assert_eq!(refused.code, 1, "{said}");
+        assert!(said.contains("container's cgroup unexpectedly frozen"), "{said}");
+    }
+}
+
+/// runc refuses it since 1.2, and warns before: with the one container the processes of the other would end.
+#[test]
+fn a_group_that_somebody_is_in_is_refused() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sleep", "1000"], json!({})) else { return };
+    let first = Container::create(&kata, &bundle, "alone");
+    let refused = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
+    refused.assert_one_line(&["container's cgroup is not empty"]);
+    assert_eq!(first.status(), "created");
 }
