@@ -64,6 +64,8 @@ pub struct Cgroup {
     directory: PathBuf,
     /// The device rules in force, kept so that an update can replace them in one instant.
     devices: Option<OwnedFd>,
+    /// Processes that the OOM killer had killed when somebody sent SIGKILL: an end after that is that one's doing.
+    struck_before: u64,
 }
 
 /// Gives every group the controllers that the kernel has, and puts the agent into a leaf of its own.
@@ -84,7 +86,7 @@ impl Cgroup {
     pub fn create(container_id: &str, resources: &Resources) -> Result<Self, Failure> {
         let directory = Path::new(CONTAINERS).join(container_id);
         fs::create_dir(&directory).step(|| format!("create cgroup {}", directory.display()))?;
-        let mut cgroup = Self { directory, devices: None };
+        let mut cgroup = Self { directory, devices: None, struck_before: 0 };
         let applied = cgroup
             .apply(resources)
             .and_then(|()| cgroup.limit_devices(&resources.devices).step(|| "load device rules"));
@@ -202,13 +204,17 @@ impl Cgroup {
     /// Whose want of memory had the OOM killer strike in the group or below it.
     pub fn oom(&self) -> Option<Oom> {
         let events = fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
-        let count = |key| flat_value(&events, key).is_some_and(|count| count != "0");
-        match (count("oom_kill"), count("oom")) {
-            (false, _) => None,
-            (true, true) => Some(Oom::Limit),
-            // No limit of the group was in the way.
-            (true, false) => Some(Oom::Guest),
+        if count(&events, "oom_kill") <= self.struck_before {
+            return None;
         }
+        // Without any of its own no limit of the group was in the way.
+        Some(if count(&events, "oom") > 0 { Oom::Limit } else { Oom::Guest })
+    }
+
+    /// Says that a SIGKILL is about to be sent: what the OOM killer has done until now is not why a process ends.
+    pub fn expect_kill(&mut self) {
+        let events = fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
+        self.struck_before = count(&events, "oom_kill");
     }
 
     /// The files of the group that tell what it uses, verbatim.
@@ -349,6 +355,10 @@ fn gone(error: io::Error) -> io::Result<String> {
         _ if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         _ => Err(error),
     }
+}
+
+fn count(events: &str, key: &str) -> u64 {
+    flat_value(events, key).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// The value of `key` in a flat-keyed file.

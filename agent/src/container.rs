@@ -192,6 +192,9 @@ impl Container {
     /// Sends a signal to one process.
     pub fn signal(&self, exec_id: &str, signal: SignalNumber) -> Result<(), Failure> {
         let process = self.process(exec_id)?;
+        if signal == SignalNumber::KILL {
+            lock(&self.cgroup).expect_kill();
+        }
         let early = exec_id.is_empty() && lock(&self.gate).is_some() && signal.ends_a_program();
         let sent = if early {
             // The kernel spares the first process of a pid namespace what it has no handler for; its program would
@@ -209,8 +212,9 @@ impl Container {
 
     /// Sends a signal to every process of the container.
     pub fn signal_all(&self, signal: SignalNumber) -> Result<(), Failure> {
-        let cgroup = lock(&self.cgroup);
+        let mut cgroup = lock(&self.cgroup);
         if signal == SignalNumber::KILL {
+            cgroup.expect_kill();
             return cgroup.kill().step(|| "kill the container");
         }
         for pid in cgroup.processes().step(|| "list the container's processes")? {

@@ -3,6 +3,7 @@
 use std::fs;
 
 use kata_protocol::agent::ProcessDetails;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Longest command that is told: a list of processes has to fit into one answer.
 const COMMAND: usize = 256;
@@ -20,29 +21,57 @@ pub fn details(pids: &[u32]) -> Vec<ProcessDetails> {
 
 fn describe(pid: u32) -> Option<ProcessDetails> {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-    let (name, parent, ticks) = parse_stat(&read("stat").ok()?)?;
+    let stat = Stat::parse(&read("stat").ok()?)?;
     let status = read("status").ok()?;
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next());
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     Some(ProcessDetails {
         guest_pid: pid,
-        parent,
+        parent: stat.parent,
         uid: uid.and_then(|uid| uid.parse().ok()).unwrap_or(0),
-        cpu_ms: ticks.saturating_mul(TICK_MS),
-        command: command(&arguments).unwrap_or_else(|| format!("[{name}]")),
+        cpu_ms: stat.used.saturating_mul(TICK_MS),
+        age_ms: since_boot_ms().saturating_sub(stat.begun.saturating_mul(TICK_MS)),
+        terminal: stat.terminal,
+        command: command(&arguments).unwrap_or_else(|| format!("[{}]", stat.name)),
         ..ProcessDetails::default()
     })
 }
 
-/// Name, parent and ticks of CPU time. The name may have anything in it, so the fields begin behind its last bracket.
-fn parse_stat(stat: &str) -> Option<(String, u32, u64)> {
-    let (before, after) = stat.rsplit_once(") ")?;
-    let name = before.split_once('(')?.1.to_owned();
-    let mut fields = after.split_whitespace().skip(1);
-    let parent = fields.next()?.parse().ok()?;
-    // The fourteenth and fifteenth of the file.
-    let mut times = fields.skip(9).map(|field| field.parse::<u64>().unwrap_or(0));
-    Some((name, parent, times.next()?.saturating_add(times.next()?)))
+/// What is told of the kernel's line about a process; times are in ticks.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    parent: u32,
+    terminal: u32,
+    /// Of CPU time.
+    used: u64,
+    /// Since the boot.
+    begun: u64,
+}
+
+impl Stat {
+    /// The name may have anything in it, so the fields begin behind its last bracket. Numbers are those of proc(5), less
+    /// the two fields before.
+    fn parse(stat: &str) -> Option<Self> {
+        let (before, after) = stat.rsplit_once(") ")?;
+        let name = before.split_once('(')?.1.to_owned();
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        let number = |of_proc: usize| fields.get(of_proc - 3)?.parse::<u64>().ok();
+        Some(Self {
+            name,
+            parent: number(4)?.try_into().ok()?,
+            terminal: number(7).and_then(|device| device.try_into().ok()).unwrap_or(0),
+            used: number(14)?.saturating_add(number(15)?),
+            begun: number(22)?,
+        })
+    }
+}
+
+/// The clock that processes' beginnings are told by.
+fn since_boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let ms = now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000);
+    u64::try_from(ms).unwrap_or(0)
 }
 
 fn command(arguments: &[u8]) -> Option<String> {
@@ -54,13 +83,15 @@ fn command(arguments: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{command, parse_stat};
+    use super::{Stat, command};
 
     #[test]
     fn a_name_with_brackets_hides_no_field() {
-        let stat = "7 (a) (b) S 3 7 7 0 -1 4194560 1 0 0 0 11 22 0 0 20 0 1 0 9 0";
-        assert_eq!(parse_stat(stat), Some(("a) (b".to_owned(), 3, 33)));
-        assert_eq!(parse_stat("7 (a"), None);
+        let stat = "7 (a) (b) S 3 7 7 34816 -1 4194560 1 0 0 0 11 22 0 0 20 0 1 0 9 0";
+        let parsed =
+            Stat { name: "a) (b".to_owned(), parent: 3, terminal: 34816, used: 33, begun: 9 };
+        assert_eq!(Stat::parse(stat), Some(parsed));
+        assert_eq!(Stat::parse("7 (a"), None);
     }
 
     #[test]

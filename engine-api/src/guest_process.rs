@@ -14,6 +14,10 @@ pub struct GuestProcess {
     pub uid: u32,
     /// CPU time that it has used, in milliseconds.
     pub cpu_ms: u64,
+    /// How long it has been there, likewise.
+    pub age_ms: u64,
+    /// Device number of its terminal; 0: none.
+    pub terminal: u32,
     /// Its arguments, or its name in brackets.
     pub command: String,
 }

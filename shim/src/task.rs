@@ -49,6 +49,8 @@ fn listed(pid: u32, process: &agent::ProcessDetails) -> ProcessInfo {
         parent: process.parent,
         uid: process.uid,
         cpu_ms: process.cpu_ms,
+        age_ms: process.age_ms,
+        terminal: process.terminal,
         command: presentable(&process.command),
     };
     let info = Any {

@@ -155,6 +155,7 @@ fn access_bits(access: &str) -> io::Result<i32> {
         'r' => Ok(bits | READ),
         'w' => Ok(bits | WRITE),
         'm' => Ok(bits | MKNOD),
+        'a' => Ok(READ | WRITE | MKNOD),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "unknown device access")),
     })
 }

@@ -28,18 +28,19 @@ use crate::{
     spec::Mount,
 };
 
-/// Makes every mount of the spec below `root`.
-pub fn make_all(root: &Root, mounts: &[Mount], sources: &Sources) -> Result<(), Failure> {
+/// Makes every mount of the spec below `root`; returns those that are to be made read-only when everything is in its place.
+pub fn make_all(root: &Root, mounts: &[Mount], sources: &Sources) -> Result<Vec<OwnedFd>, Failure> {
     let mut hidden = false;
+    let mut unfinished = Vec::new();
     for (mount, source) in mounts.iter().zip(&sources.mounts) {
-        make(root, mount, source.as_ref())?;
+        unfinished.extend(make(root, mount, source.as_ref())?);
         if mount.kind.as_deref() == Some("proc") {
             hide_nonce(root, Path::new(&mount.destination), &sources.command_line, hidden)
                 .step(|| "hide the boot nonce")?;
             hidden = true;
         }
     }
-    Ok(())
+    Ok(unfinished)
 }
 
 /// How far a mount that is a bind mount reaches.
@@ -56,19 +57,24 @@ pub fn brings_devices(mounts: &[Mount]) -> bool {
     })
 }
 
-fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<(), Failure> {
-    let options = Options::parse(&mount.options);
+/// A tmpfs begins empty: what the spec wants to have in it comes before it is made read-only, by whoever it is returned to.
+fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Failure> {
+    let mut options = Options::parse(&mount.options);
+    let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+    let unfinished = source.is_none()
+        && mount.kind.as_deref() == Some("tmpfs")
+        && options.mount.set & read_only != 0;
+    if unfinished {
+        options.mount.set &= !read_only;
+    }
     let kind = mount.kind.as_deref().unwrap_or_default();
     let described = || format!("mount {kind} on {}", mount.destination);
     let target = PathBuf::from(&mount.destination);
-    let made;
-    let detached = match source {
-        Some(source) => source,
-        None => {
-            made = new_filesystem(kind, mount, &options).step(described)?;
-            &made
-        }
+    let made = match source {
+        Some(_) => None,
+        None => Some(new_filesystem(kind, mount, &options).step(described)?),
     };
+    let Some(detached) = source.or(made.as_ref()) else { return Ok(None) };
     if kind == "tmpfs" && !options.data.iter().any(|(key, _)| key == "mode") {
         take_mode_of(root, &target, detached).step(described)?;
     }
@@ -87,7 +93,7 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<(), Fail
     for (kind, extent) in &options.propagation {
         propagate(detached, u64::from(kind.bits()), *extent).step(described)?;
     }
-    Ok(())
+    Ok(made.filter(|_| unfinished))
 }
 
 /// A tmpfs that is not told its mode has that of the directory that it covers, as with runc: `/tmp` stays open to all.

@@ -9,7 +9,7 @@ use rustix::{
     process::{fchdir, pivot_root},
 };
 
-use super::{devices, mounts, options::Extent, paths::Root, sources::Sources};
+use super::{devices, mounts, options::Extent, paths::Root, sources::Sources, terminal};
 use crate::{
     boot::CONTAINER_ROOT,
     order::{Failure, Step},
@@ -21,14 +21,20 @@ pub fn enter(spec: &Spec, linux: &Linux, sources: Sources) -> Result<(), Failure
     // Nothing that is mounted from here on may reach the agent's namespace.
     mount_change("/", Propagation::PRIVATE | Propagation::REC).step(|| "isolate mounts")?;
     let root = attach_root(&sources.root).step(|| "mount the root")?;
-    mounts::make_all(&root, &spec.mounts, &sources)?;
+    let unfinished = mounts::make_all(&root, &spec.mounts, &sources)?;
     if !mounts::brings_devices(&spec.mounts) {
         devices::make_all(&root, &linux.devices, &sources.devices)?;
+        if spec.process.as_ref().is_some_and(|process| process.terminal) {
+            drop(terminal::make_place(&root)?);
+        }
     }
     drop(sources);
     pivot(&root).step(|| "enter the root")?;
     drop(root);
     let root = Root::open(Path::new("/")).step(|| "open the root")?;
+    for mount in unfinished {
+        mounts::make_read_only(&mount, Reach::Mount).step(|| "make a tmpfs read-only")?;
+    }
     cover_paths(&root, linux)?;
     finish(&root, spec, linux).step(|| "finish the root")
 }

@@ -51,12 +51,15 @@ pub struct Terminal {
     slave: OwnedFd,
 }
 
+/// Makes the file that a container's terminal is mounted on, while its `/dev` can be written.
+pub fn make_place(root: &Root) -> Result<OwnedFd, Failure> {
+    root.make(Path::new("/dev/console"), Leaf::File).step(|| "make /dev/console")
+}
+
 impl Terminal {
     /// Makes it `/dev/console` of the container.
     pub fn become_console(&self) -> Result<(), Failure> {
-        let root = Root::open(Path::new("/")).step(|| "open the root")?;
-        let place =
-            root.make(Path::new("/dev/console"), Leaf::File).step(|| "make /dev/console")?;
+        let place = make_place(&Root::open(Path::new("/")).step(|| "open the root")?)?;
         mounts::clone_opened(self.slave.as_fd(), Extent::Mount)
             .and_then(|terminal| mounts::attach(terminal, place))
             .step(|| "mount the terminal on /dev/console")

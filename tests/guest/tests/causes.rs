@@ -72,6 +72,20 @@ fn a_child_above_the_limit_is_killed_and_the_others_go_on() {
 }
 
 #[test]
+fn a_kill_after_the_end_of_a_child_is_a_kill() {
+    let Some(kata) = Kata::installed() else { return };
+    let script = format!("{EAT} eat 100; echo $?; exec sleep 1000");
+    let Some(mut bundle) = bundle(&kata, &script) else { return };
+    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 32 * MIB, "swap": 32 * MIB}});
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "oom-then-kill");
+    container.stdout.until_has("137");
+    assert_eq!(container.kill("KILL").code, 0);
+    assert_eq!(container.wait().0, 137);
+    assert_eq!(ended(&container)["cause"], "signaled");
+}
+
+#[test]
 fn a_guest_out_of_memory_as_a_whole_is_told_apart_from_a_limit() {
     let Some(kata) = Kata::installed() else { return };
     let script = "exec dd if=/dev/zero of=/dev/null bs=900M count=1";

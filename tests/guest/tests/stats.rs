@@ -108,7 +108,9 @@ fn ps_has_the_hosts_pid_for_engines_and_the_guests_for_people() {
     let people = kata.call(&["ps", &container.id]).stdout();
     let line = people.lines().find(|line| line.ends_with("sleep 1234")).expect(&people);
     let words: Vec<&str> = line.split_whitespace().collect();
-    assert_eq!((words[0], words[3]), (container.pid.to_string().as_str(), "0"), "{people}");
+    assert_eq!((words[0], words[5]), ("root", "?"), "{people}");
+    let titles: Vec<&str> = people.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(titles, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
 }
 
 #[test]
