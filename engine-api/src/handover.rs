@@ -1,4 +1,5 @@
-//! Requests that carry file descriptors: one request and one answer on a connection to `handover.sock`.
+//! Requests that carry file descriptors: one request and one answer on a connection to `handover.sock`. What does not fit
+//! into the request's packet follows in as many [`Further`] ones as [`Create::further_packets`] says.
 //!
 //! Fds of [`Create`], in this order: monitor's control socket, memfd with the checked `config.json`, root tree
 //! (`open_tree`), network namespace if [`Create::network_namespace`], then one tree for each of
@@ -30,6 +31,8 @@ pub struct Create {
     pub network_namespace: bool,
     /// One for each volume tree, in order.
     pub volumes: Vec<Volume>,
+    /// Packets that follow, with the rest of the descriptors.
+    pub further_packets: usize,
     /// Terminal size before the first resize.
     pub terminal_size: Option<TerminalSize>,
     /// The terminal is the caller's own, which makes a line end of a line feed itself.
@@ -38,6 +41,11 @@ pub struct Create {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
 }
+
+/// More descriptors of the request before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Further {}
 
 /// An image's layers, of which the container's root is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +81,8 @@ pub struct Exec {
     pub terminal_size: Option<TerminalSize>,
     /// The terminal is the caller's own, which makes a line end of a line feed itself.
     pub callers_terminal: bool,
+    /// When the container is paused, wait until it is resumed.
+    pub ignore_paused: bool,
 }
 
 /// Rows and columns of a terminal.

@@ -4,7 +4,8 @@
 
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 mod update;
 
@@ -18,6 +19,7 @@ use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
     name = "kata-runtime",
     version = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"),
     disable_help_subcommand = true,
+    disable_version_flag = true,
     after_help = "Examples:
   kata-runtime check                                   can this host run it, and what to do if not
   kata-runtime run --rootfs ./debian -- uname -a       a command in a root directory
@@ -29,6 +31,9 @@ use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
+    /// Print the version
+    #[arg(long, short, action = ArgAction::Version)]
+    pub version: (),
     #[command(subcommand)]
     pub command: Command,
 }
@@ -101,6 +106,26 @@ pub enum Command {
     Env(Report),
     /// Say of each field of a bundle's config.json what becomes of it
     Explain(Explain),
+    /// Print what makes a shell complete the words of kata-runtime
+    #[command(after_help = "Examples:
+  source <(kata-runtime completion bash)
+  kata-runtime completion fish > ~/.config/fish/completions/kata-runtime.fish")]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write completions and pages for man below a share directory; what an installation does
+    #[command(hide = true)]
+    Document {
+        /// The directory
+        share: PathBuf,
+    },
+    /// Not supported; engines take its help for the ability
+    #[command(hide = true, disable_help_flag = true)]
+    Checkpoint(Unsupported),
+    /// Not supported
+    #[command(hide = true, disable_help_flag = true)]
+    Restore(Unsupported),
     /// Print what of the OCI runtime spec this runtime can do, as JSON
     #[command(hide = true)]
     Features,
@@ -162,6 +187,13 @@ pub struct Events {
     pub id: ContainerId,
 }
 
+/// Whatever is typed.
+#[derive(Debug, Args)]
+pub struct Unsupported {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}
+
 /// A container and nothing else.
 #[derive(Debug, Args)]
 pub struct OnlyId {
@@ -217,6 +249,9 @@ pub struct Run {
     /// Do not wait for the end
     #[arg(long, short)]
     pub detach: bool,
+    /// Keep the container after its end, until delete
+    #[arg(long, conflicts_with = "rm")]
+    pub keep: bool,
     /// Root directory to run a command in, instead of a bundle
     #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
     pub rootfs: Option<PathBuf>,
@@ -231,7 +266,7 @@ pub struct Run {
     /// Command to run, with --rootfs or --image, which may have one of its own
     #[arg(last = true, value_name = "COMMAND", requires = "made-up")]
     pub command: Vec<String>,
-    /// Accepted for docker's sake: a container in the foreground is always removed
+    /// Accepted for docker's sake: without --keep a container in the foreground is removed
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub rm: bool,
     /// Accepted for docker's sake: standard input is always the container's
@@ -351,8 +386,8 @@ pub struct Exec {
     /// Forbid new privileges
     #[arg(long)]
     pub no_new_privs: bool,
-    /// Accepted for runc's sake: where it would matter, the process could not run before the container is resumed
-    #[arg(long, hide = true)]
+    /// In a paused container, wait until it is resumed
+    #[arg(long)]
     pub ignore_paused: bool,
     /// AppArmor profile; without a meaning in the guest, as in a spec
     #[arg(long, value_name = "PROFILE", hide = true)]

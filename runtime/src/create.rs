@@ -28,7 +28,7 @@ use crate::{
     args::Creating,
     bundle::Bundle,
     failure::Failure,
-    handover::{ask, sealed},
+    handover::{ask, further_packets, sealed},
     hooks,
     id::ContainerId,
     image::{self, ImageRoot},
@@ -161,7 +161,9 @@ fn make(
         Source::Image(_, image) => Some(image),
         Source::Bundle(_) | Source::Spec(_) => None,
     };
-    undo.owns(&start_shim(creation.prefix, dir, creation.shim_environment)?)?;
+    let shim = start_shim(creation.prefix, dir, creation.shim_environment)?;
+    undo.owns(&shim)?;
+    creation.journal.debug(&format!("shim {} starts in {}", shim.pid, dir.path.display()));
     let bundle = match source {
         Source::Bundle(bundle) => *bundle,
         Source::Spec(spec) => keep(dir, spec)?,
@@ -191,6 +193,7 @@ fn make(
     let (monitor, pipe) = start_monitor(creation.prefix, dir, &plan)?;
     undo.owns(&monitor.child)?;
     pipe.wait()?;
+    creation.journal.debug(&format!("monitor {} stands for {}", monitor.pid(), creation.id));
     let network = match bundle.spec.network {
         Network::New => Some(network_of(&monitor)?),
         Network::Path(_) => joined,
@@ -206,6 +209,7 @@ fn make(
         Ok::<_, Failure>(Trees::take(&bundle.spec)?)
     })?;
     hand_over(creation, dir, &Parts { bundle, trees, network, image, monitor: &monitor })?;
+    creation.journal.debug("the shim has taken the container");
     if let Some(owed) = owed.filter(|owed| !owed.survives_creation()) {
         hooks::keep(&owed, dir)?;
     }
@@ -225,20 +229,21 @@ struct Parts<'a> {
 fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Result<(), Failure> {
     let Parts { bundle, trees, network, image, monitor } = parts;
     let config = sealed("config.json", &bundle.config)?;
+    let mut fds: Vec<BorrowedFd<'_>> =
+        vec![monitor.control.as_fd(), config.as_fd(), trees.root.as_fd()];
+    fds.extend(network.iter().map(AsFd::as_fd));
+    fds.extend(trees.volumes.iter().map(AsFd::as_fd));
     let request = Request::Create(Create {
         id: creation.id.to_string(),
         bundle: bundle.spec.bundle.display().to_string(),
         monitor_pid: monitor.pid(),
         network_namespace: network.is_some(),
         volumes: described(&bundle.spec),
+        further_packets: further_packets(fds.len()),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
         callers_terminal: matches!(creation.console, Console::Callers(_)),
         layers: image.map(ImageRoot::layers).transpose()?,
     });
-    let mut fds: Vec<BorrowedFd<'_>> =
-        vec![monitor.control.as_fd(), config.as_fd(), trees.root.as_fd()];
-    fds.extend(network.iter().map(AsFd::as_fd));
-    fds.extend(trees.volumes.iter().map(AsFd::as_fd));
     ask(dir, &request, &fds)
 }
 

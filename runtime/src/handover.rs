@@ -17,21 +17,28 @@ use crate::{failure::Failure, sandbox_dir::SandboxDir};
 /// The shim answers within milliseconds, or, where a guest has to boot or hangs, at its own ceilings; this is beyond them.
 const DEADLINE: Duration = Duration::from_secs(300);
 
+/// How many packets have to follow a request with so many descriptors.
+pub fn further_packets(fds: usize) -> usize {
+    fds.div_ceil(scm::MAX_FDS).saturating_sub(1)
+}
+
 /// Asks and waits for the answer.
 pub fn ask(dir: &SandboxDir, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-    if fds.len() > scm::MAX_FDS {
-        let most = scm::MAX_FDS;
-        return Err(Failure::Usage(format!(
-            "the spec has too many bind mounts: {} descriptors are needed, {most} can be handed over",
-            fds.len()
-        )));
-    }
     let socket = connect_packet(dir.as_fd(), HANDOVER_SOCKET)
         .map_err(Failure::host("connect to the shim for the handover"))?;
     bound(&socket, DEADLINE).map_err(Failure::host("bound the handover"))?;
     let text = serde_json::to_vec(request).map_err(|error| lost(dir, &error.to_string()))?;
+    if text.len() > scm::MAX_PACKET {
+        let message = "the spec has more bind mounts than one request can name";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let mut chunks = fds.chunks(scm::MAX_FDS);
     // A shim that is gone says more in its log than in an errno.
-    scm::send(&socket, &text, fds).map_err(|error| lost(dir, &error.to_string()))?;
+    let send = |packet: &[u8], fds: &[BorrowedFd<'_>]| {
+        scm::send(&socket, packet, fds).map_err(|error| lost(dir, &error.to_string()))
+    };
+    send(&text, chunks.next().unwrap_or_default())?;
+    chunks.try_for_each(|chunk| send(b"{}", chunk))?;
     let packet = scm::receive(&socket).map_err(|error| lost(dir, &error.to_string()))?;
     if packet.is_end() {
         return Err(Failure::ShimLost(dir.last_words()));
@@ -81,7 +88,7 @@ mod tests {
     };
     use kata_sys::scm;
 
-    use super::{ask, sealed};
+    use super::{ask, further_packets, sealed};
     use crate::{
         failure::Failure,
         sandbox_dir::{Root, SandboxDir},
@@ -96,7 +103,26 @@ mod tests {
             monitor_pid: 1,
             terminal_size: None,
             callers_terminal: false,
+            ignore_paused: false,
         })
+    }
+
+    #[test]
+    fn descriptors_that_one_packet_can_not_carry_follow_in_others() {
+        assert_eq!([0, 1, 253, 254, 507].map(further_packets), [0, 0, 0, 1, 2]);
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Root::new(scratch.path()).unwrap().create(&"c1".parse().unwrap()).unwrap();
+        let listener = bind_packet(dir.as_fd(), HANDOVER_SOCKET).unwrap();
+        let shim = thread::spawn(move || {
+            let connection = accept(&listener).unwrap();
+            let counts = [0; 3].map(|_| scm::receive(&connection).unwrap().fds.len());
+            let answer = serde_json::to_vec(&Answer::Ok {}).unwrap();
+            scm::send(&connection, &answer, &[]).unwrap();
+            counts
+        });
+        let memfd = sealed("process.json", b"{}").unwrap();
+        ask(&dir, &request(), &[memfd.as_fd(); 600]).unwrap();
+        assert_eq!(shim.join().unwrap(), [253, 253, 94]);
     }
 
     /// A shim that takes one request, checks that a descriptor came, and answers so.

@@ -83,21 +83,27 @@ impl Journal {
     }
 
     fn write(&self, level: Level, message: &str) {
+        let line = || line(self.format, level, message, SystemTime::now());
         match &self.file {
             Some(file) => {
                 let mut file: &File = file;
-                let line = line(self.format, level, message, SystemTime::now());
                 // There is nowhere else to tell that the log is full.
-                file.write_all(line.as_bytes()).ok();
+                file.write_all(line().as_bytes()).ok();
             }
+            // Whoever asks for the steps wants to know when they were.
+            None if level == Level::Debug => put(&line()),
             None => say(message),
         }
     }
 }
 
 fn say(message: &str) {
+    put(&format!("kata-runtime: {message}\n"));
+}
+
+fn put(line: &str) {
     // Nobody may be reading stderr any more.
-    std::io::stderr().write_all(format!("kata-runtime: {message}\n").as_bytes()).ok();
+    std::io::stderr().write_all(line.as_bytes()).ok();
 }
 
 fn line(format: Format, level: Level, message: &str, time: SystemTime) -> String {

@@ -77,9 +77,9 @@ fn bind(volume: &VolumeWord) -> Value {
     json!({ "destination": volume.target, "type": "bind", "source": source, "options": ["rbind", access] })
 }
 
-/// The spec that `spec` writes: a shell on a terminal, to be edited.
+/// The spec that `spec` writes: a shell on a terminal in a root that stays as it is, to be edited.
 pub fn template() -> Value {
-    let made_up = MadeUp { terminal: true, ..MadeUp::default() };
+    let made_up = MadeUp { terminal: true, read_only: true, ..MadeUp::default() };
     let args = vec!["sh".to_owned()];
     made("rootfs", &Program { args, cwd: "/".to_owned(), ..Program::default() }, "kata", &made_up)
 }

@@ -55,9 +55,13 @@ fn main() -> ExitCode {
             }
         };
     let verb = cli.command.verb();
+    journal.debug(&format!("{verb}: kata-runtime {}", env!("CARGO_PKG_VERSION")));
     let done = Context::new(cli.global, &journal).and_then(|context| context.run(cli.command));
     match done {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => {
+            journal.debug(&format!("{verb}: exit code {code}"));
+            ExitCode::from(code)
+        }
         Err(failure) => {
             // Codes up to 254 are those of programs.
             let (what, code) = match verb {
@@ -112,6 +116,7 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::{Cli, mistake};
+    use crate::args::Command;
 
     fn said(line: &str) -> String {
         mistake(&Cli::try_parse_from(line.split(' ')).unwrap_err().to_string())
@@ -120,6 +125,14 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_what_can_not_be_done_is_no_success() {
+        for line in ["kata-runtime checkpoint --help", "kata-runtime restore --bundle b -d c1"] {
+            let parsed = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(matches!(parsed.command, Command::Checkpoint(_) | Command::Restore(_)));
+        }
     }
 
     #[test]

@@ -15,8 +15,11 @@ impl FromStr for UserIds {
 
     fn from_str(word: &str) -> Result<Self, String> {
         let number = |digits: &str| {
-            let wrong =
-                || format!("{digits:?} is not a number; users and groups are given by number");
+            let wrong = || {
+                format!(
+                    "{digits:?} is not a number; exec takes users and groups by number, as runc does"
+                )
+            };
             // "+1" would parse.
             let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
             plain.then(|| digits.parse().ok()).flatten().ok_or_else(wrong)

@@ -39,7 +39,7 @@ use kata_sandbox::{
 };
 
 use kata_spec::Limits;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use self::{resolver::Resolver, resources::Resources};
 use crate::{
@@ -123,6 +123,8 @@ pub struct Container {
     resolver: Resolver,
     grace: Duration,
     record: Mutex<Record>,
+    /// Rung when the record's status may have changed.
+    changed: Notify,
     /// The record on disk is behind: writing it has failed.
     unwritten: AtomicBool,
     /// Signals that came while the init was starting: it may run before the guest's answer says so.
@@ -153,6 +155,7 @@ impl Container {
             resolver: Resolver::new(parts.resolv_conf),
             grace: parts.grace,
             record: Mutex::new(parts.record),
+            changed: Notify::new(),
             unwritten: AtomicBool::new(false),
             early_signals: Mutex::default(),
         });
@@ -284,6 +287,17 @@ impl Container {
         self.update_record(|record| record.status = to)
     }
 
+    /// Waits until it is not paused.
+    pub async fn resumed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.record().status != Status::Paused {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Waits until the process has ended, one way or the other.
     async fn supervise(self: Arc<Self>, process: Arc<Process>) {
         let outcome = match self.sandbox.agent() {
@@ -383,6 +397,7 @@ impl Container {
             return Ok(());
         }
         change(&mut record);
+        self.changed.notify_waiters();
         self.write(&record)
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kata_engine_api::{
-    handover::{Answer, Create, Exec, FailureKind, Request},
+    handover::{Answer, Create, Exec, FailureKind, Further, Request},
     words::chain,
 };
 use kata_sandbox::{
@@ -68,7 +68,13 @@ pub async fn serve(service: Arc<Service>, listener: OwnedFd) -> io::Result<()> {
 
 async fn answer(service: &Service, connection: OwnedFd) -> Result<(), PacketError> {
     let connection = PacketSocket::new(connection)?;
-    let Some((request, fds)) = connection.receive::<Request>().await? else { return Ok(()) };
+    let Some((request, mut fds)) = connection.receive::<Request>().await? else { return Ok(()) };
+    if let Request::Create(Create { further_packets, .. }) = &request {
+        for _ in 0..*further_packets {
+            let Some((Further {}, more)) = connection.receive().await? else { return Ok(()) };
+            fds.extend(more);
+        }
+    }
     let done = match request {
         Request::Create(create) => take_create(service, &create, fds).await,
         Request::Exec(exec) => take_exec(service, &exec, fds).await,
@@ -129,6 +135,9 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
     let monitor = monitor.on_callers_terminal(exec.callers_terminal);
     let terminal = process.terminal.then_some(exec.terminal_size);
     let container = service.container(&exec.container_id)?;
+    if exec.ignore_paused {
+        container.resumed().await;
+    }
     let what = (process.guest_process(), Names::default());
     let process = container.add(&exec.exec_id, monitor, what, terminal)?;
     let started = container.start_added(&process).await;

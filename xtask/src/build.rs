@@ -53,6 +53,9 @@ fn build_host_programs(workspace: &Workspace) -> Result<()> {
     for name in HOST_PROGRAMS {
         copy_file(&built.join(name), &staged.program(name), 0o755)?;
     }
+    Run::new(staged.runtime().display().to_string())
+        .args(["document".to_owned(), staged.0.join("share").display().to_string()])
+        .attached()?;
     step.end("done");
     Ok(())
 }

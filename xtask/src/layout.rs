@@ -24,6 +24,15 @@ pub const FILES: &[(&str, u32)] = &[
     ("share/kata/initrd.img", 0o644),
 ];
 
+/// Directories that an installation shares with others, and how the names of Kata's files in them begin: what
+/// `kata-runtime` says of itself to shells and to man.
+pub const SHARED: &[(&str, &str)] = &[
+    ("share/man/man8", "kata-runtime"),
+    ("share/bash-completion/completions", "kata-runtime"),
+    ("share/zsh/site-functions", "_kata-runtime"),
+    ("share/fish/vendor_completions.d", "kata-runtime"),
+];
+
 /// The directories of an installation that are Kata's alone.
 pub const DIRECTORIES: &[&str] = &["libexec/kata", "share/kata"];
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kata_engine_api::containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2};
 use protobuf::Message;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Context, print};
@@ -64,12 +65,23 @@ async fn complete(shim: &ShimClient, answer: &Any) -> Result<Value, Failure> {
     Ok(data)
 }
 
+/// A line; runc's has its members in this order, and there are readers that look for no other.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
 fn tell(id: &str, kind: &str, data: Option<Value>) -> Result<(), Failure> {
-    let mut event = json!({"type": kind, "id": id});
-    if let Some(data) = data {
-        event["data"] = data;
-    }
-    print(&format!("{event}\n"))
+    print(&line(&Event { kind, id, data })?)
+}
+
+fn line(event: &Event<'_>) -> Result<String, Failure> {
+    let text = serde_json::to_string(event);
+    text.map(|text| text + "\n").map_err(|source| Failure::host("write an event")(source.into()))
 }
 
 fn not_understood(source: protobuf::Error) -> Failure {
@@ -242,7 +254,15 @@ mod tests {
     use kata_engine_api::containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2};
     use protobuf::Message;
 
-    use super::{oom_kills, view};
+    use super::{Event, line, oom_kills, view};
+
+    #[test]
+    fn a_line_begins_as_runcs_does() {
+        let event = |kind, data| line(&Event { kind, id: "c1", data }).unwrap();
+        assert_eq!(event("oom", None), "{\"type\":\"oom\",\"id\":\"c1\"}\n");
+        let stats = event("stats", Some(serde_json::json!({"cpu": {}})));
+        assert_eq!(stats, "{\"type\":\"stats\",\"id\":\"c1\",\"data\":{\"cpu\":{}}}\n");
+    }
 
     #[test]
     fn both_forms_say_the_same_in_runcs_words() {

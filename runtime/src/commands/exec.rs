@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use kata_engine_api::handover::{Exec as ExecRequest, FailureKind, Request};
+use kata_engine_api::handover::{Exec as ExecRequest, FailureKind, Request, TerminalSize};
+use serde_json::Value;
 
 use super::{Context, create::refuse};
 use crate::{
@@ -34,6 +35,9 @@ impl Context<'_> {
         }
         drop(found);
         let process = build(typed, bundle_of(&dir, &typed.id)?.as_ref())?;
+        if let Ok(checked) = kata_spec::parse_process(process.to_string().as_bytes(), "process") {
+            checked.warnings.iter().for_each(|warning| self.journal.warn(warning));
+        }
         let console = console(typed, wants_terminal(&process))?;
         let signals = if typed.detach { None } else { Some(Signals::take()?) };
         let exec_id = ContainerId::random().map_err(Failure::host("make up an id"))?;
@@ -49,8 +53,9 @@ impl Context<'_> {
             container_id: typed.id.to_string(),
             exec_id: exec_id.to_string(),
             monitor_pid: monitor.pid(),
-            terminal_size: console.size(),
+            terminal_size: console.size().or_else(|| size_in(&process)),
             callers_terminal: matches!(console, Console::Callers(_)),
+            ignore_paused: typed.ignore_paused,
         });
         let raw = match console {
             Console::Callers(_) => Some(RawTerminal::enter()?),
@@ -65,6 +70,7 @@ impl Context<'_> {
             abandon(&monitor);
         }
         started?;
+        self.journal.debug(&format!("monitor {} stands for process {exec_id}", monitor.pid()));
         let code = match signals {
             None => 0,
             Some(signals) => {
@@ -103,6 +109,12 @@ fn bundle_of(dir: &SandboxDir, id: &ContainerId) -> Result<String, Failure> {
         message: format!("container not running: {id} is still being created"),
     })?;
     Ok(record.bundle)
+}
+
+/// The size that a process file gives to a terminal that nobody sees yet.
+fn size_in(process: &Value) -> Option<TerminalSize> {
+    let side = |name: &str| u16::try_from(process["consoleSize"][name].as_u64()?).ok();
+    Some(TerminalSize { rows: side("height")?, columns: side("width")? })
 }
 
 fn console(typed: &Exec, terminal: bool) -> Result<Console, Failure> {

@@ -3,7 +3,7 @@
 use kata_engine_api::record::{Record, Status};
 use serde::Serialize;
 
-use super::{Context, print, print_json, state::owner};
+use super::{Context, print, print_json_line, state::owner};
 use crate::{
     args::{List, ListFormat},
     failure::Failure,
@@ -38,7 +38,7 @@ impl Context<'_> {
             }
         }
         match typed.format {
-            ListFormat::Json => print_json(&rows),
+            ListFormat::Json => print_json_line(&rows),
             ListFormat::Table => print(&table(&rows)),
         }
     }

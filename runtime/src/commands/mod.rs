@@ -3,6 +3,7 @@
 mod check;
 mod create;
 mod delete;
+mod document;
 mod env;
 mod events;
 mod exec;
@@ -71,6 +72,10 @@ impl Command {
             Self::Install(_) => "install",
             Self::Env(_) => "env",
             Self::Explain(_) => "explain",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Restore(_) => "restore",
+            Self::Completion { .. } => "completion",
+            Self::Document { .. } => "document",
             Self::Features => "features",
             Self::Version => "version",
         }
@@ -132,6 +137,13 @@ impl<'a> Context<'a> {
             Command::Install(install) => self.install(&install)?,
             Command::Env(report) => self.env(&report)?,
             Command::Explain(explain) => explain::print(&explain)?,
+            Command::Checkpoint(_) | Command::Restore(_) => {
+                return Err(Failure::Usage(
+                    "not supported: the state of a VM can't be saved and brought back yet".into(),
+                ));
+            }
+            Command::Completion { shell } => document::completion(shell)?,
+            Command::Document { share } => document::write(&share)?,
             Command::Features => print_json(&kata_spec::features())?,
             Command::Version => print(&version())?,
         }
@@ -183,6 +195,13 @@ fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// The same on one line, where scripts read lines.
+fn print_json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::host("print the answer")(error.into()))?;
+    print(&format!("{text}\n"))
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {

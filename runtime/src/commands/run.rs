@@ -71,6 +71,9 @@ impl Context<'_> {
         let created = create(&creation, source)?;
         let ended = self.in_foreground(&creation, &created, signals);
         let code = self.or_remove(ended, &created, &id)?;
+        if typed.keep {
+            return Ok(code);
+        }
         if let Err(failure) = self.remove(&created.dir, &id, false) {
             self.journal.warn(&format!("run: {}", failure.line()));
         }

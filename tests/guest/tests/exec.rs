@@ -130,6 +130,20 @@ fn a_detached_process_outlives_the_command_and_has_a_pid() {
 }
 
 #[test]
+fn in_a_paused_container_a_process_is_refused_or_waits() {
+    on_both(|runtime, _, container| {
+        container.must("pause");
+        let refused = container.exec(&["true"], b"");
+        assert_eq!(refused.code, 255, "{}", refused.stderr());
+        let mut waiting = exec(runtime, &["--ignore-paused"], (container, &["echo", "ok"]));
+        let waiting = waiting.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        container.must("resume");
+        let done = waiting.wait_with_output().unwrap();
+        assert_eq!((done.status.code(), &done.stdout[..]), (Some(0), &b"ok\n"[..]));
+    });
+}
+
+#[test]
 fn a_pidfd_is_given_away() {
     // Not every runc that is packaged knows the option.
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
@@ -166,7 +180,7 @@ fn what_cannot_be_is_refused_by_name() {
     for (options, words) in [
         (&["--preserve-fds", "1"][..], "--preserve-fds 1 is not supported"),
         (&["--cgroup", "/sub"], "--cgroup /sub is not supported"),
-        (&["--user", "root"], "users and groups are given by number"),
+        (&["--user", "root"], "takes users and groups by number, as runc does"),
         (&["--cap", "CAP_NOPE", "--bogus"], "--bogus"),
     ] {
         let done = run(exec(&kata, options, (&container, &["true"])), b"");

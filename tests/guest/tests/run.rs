@@ -1,7 +1,7 @@
 //! `kata-runtime run`: bytes, ends and errors.
 #![allow(clippy::unwrap_used)]
 
-use kata_guest_tests::{Kata, Running, busybox, repetitions, run};
+use kata_guest_tests::{Bundle, Kata, Running, busybox, repetitions, run};
 
 #[test]
 fn the_container_has_a_kernel_of_its_own() {
@@ -93,4 +93,19 @@ fn end_of_input_ends_a_reader() {
     ]));
     running.write(b"one\n");
     assert_eq!(running.finish().stdout(), "one\nend\n");
+}
+
+#[test]
+fn a_container_is_kept_when_asked_for() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(root) = busybox() else { return };
+        let bundle = Bundle::new(&kata, root, &["sh", "-c", "exit 7"]);
+        let id = format!("kept-{}", std::process::id());
+        let output = run(runtime.command(&["run", "--keep", "--bundle", bundle.path(), &id]), b"");
+        assert_eq!(output.code, 7, "{}", output.stderr());
+        assert_eq!(runtime.state_of(&id)["status"], "stopped", "{:?}", runtime.program());
+        assert_eq!(runtime.call(&["delete", &id]).code, 0);
+        assert_ne!(runtime.call(&["state", &id]).code, 0);
+    }
 }

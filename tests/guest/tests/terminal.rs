@@ -329,3 +329,30 @@ fn binary_input_passes_a_raw_terminal() {
     terminal.screen.until_has(wanted.split(' ').next().unwrap());
     assert_eq!(terminal.wait(), 0);
 }
+
+#[test]
+fn the_terminal_is_found_though_every_stream_leads_elsewhere() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(root) = busybox() else { return };
+        let mut bundle = Bundle::new(&kata, root, &["sh", "-c", "stty size; tty"]);
+        bundle.config["process"]["terminal"] = json!(true);
+        bundle.write();
+        let said = bundle.file("said");
+        let id = format!("redirected-{}", std::process::id());
+        let run = runtime.command(&["run", "--bundle", bundle.path(), &id]);
+        let mut redirected = Command::new("sh");
+        let script = "said=$1; shift; exec \"$@\" </dev/null >\"$said\" 2>&1";
+        redirected
+            .args(["-c", script, "sh"])
+            .arg(&said)
+            .arg(run.get_program())
+            .args(run.get_args());
+        let mut terminal = Terminal::open();
+        terminal.start(&redirected);
+        let code = terminal.wait();
+        let said = fs::read_to_string(said).unwrap();
+        assert_eq!(code, 0, "{:?}: {said}", runtime.program());
+        assert!(said.contains("/dev/"), "{:?}: {said}", runtime.program());
+    }
+}
