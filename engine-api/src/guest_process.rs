@@ -39,6 +39,9 @@ struct Wire {
     pid: u32,
     parent: u32,
     cpu_ms: u64,
+    age_ms: u64,
+    /// Not `terminal`, which the spec has, as a yes or no.
+    tty_device: u32,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -50,16 +53,18 @@ struct User {
 
 impl From<GuestProcess> for Wire {
     fn from(process: GuestProcess) -> Self {
-        let GuestProcess { pid, parent, uid, cpu_ms, command } = process;
+        let GuestProcess { pid, parent, uid, cpu_ms, age_ms, terminal, command } = process;
         let user = User { uid, gid: 0 };
-        Self { user, args: vec![command], cwd: String::new(), pid, parent, cpu_ms }
+        let (args, cwd, tty_device) = (vec![command], String::new(), terminal);
+        Self { user, args, cwd, pid, parent, cpu_ms, age_ms, tty_device }
     }
 }
 
 impl From<Wire> for GuestProcess {
     fn from(wire: Wire) -> Self {
-        let Wire { user, args, pid, parent, cpu_ms, .. } = wire;
-        Self { pid, parent, uid: user.uid, cpu_ms, command: args.join(" ") }
+        let Wire { user, args, pid, parent, cpu_ms, age_ms, tty_device: terminal, .. } = wire;
+        let (uid, command) = (user.uid, args.join(" "));
+        Self { pid, parent, uid, cpu_ms, age_ms, terminal, command }
     }
 }
 
@@ -72,6 +77,8 @@ mod tests {
         let process = GuestProcess {
             pid: 7,
             parent: 1,
+            age_ms: 9,
+            terminal: 0x8800,
             uid: 1000,
             cpu_ms: 12,
             command: "sleep 5".to_owned(),

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Output, busybox, namespace, run};
+use kata_guest_tests::{Bundle, Container, Kata, Output, busybox, namespace, run, run_bundle};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
@@ -335,4 +335,49 @@ fn a_masked_link_covers_what_it_leads_to_inside() {
     let output = case.run(&kata, "suite-link");
     assert_eq!(output.stdout(), "end\n", "{}", output.stderr());
     assert!(Path::new(&case.file("/file")).exists());
+}
+
+#[test]
+fn there_may_be_more_volumes_than_one_packet_carries_descriptors() {
+    const VOLUMES: usize = 300;
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let sources = tempfile::tempdir().unwrap();
+    let bundle =
+        Bundle::new(&kata, root, &["sh", "-c", "cat /many/*/number | sort -n | uniq | wc -l"]);
+    let output = run_bundle(&kata, bundle, |config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        for number in 0..VOLUMES {
+            let source = sources.path().join(number.to_string());
+            fs::create_dir(&source).unwrap();
+            fs::write(source.join("number"), format!("{number}\n")).unwrap();
+            let place = format!("/many/{number}");
+            mounts.push(json!({"type": "bind", "source": source, "destination": place, "options": ["rbind"]}));
+        }
+    });
+    assert_eq!(output.stdout().trim(), VOLUMES.to_string(), "{}", output.stderr());
+}
+
+#[test]
+fn a_read_only_dev_has_in_it_what_the_spec_mounts_there() {
+    let script = "touch /dev/new 2>/dev/null || echo read-only; touch /dev/shm/new && test -c /dev/null && echo there";
+    says("suite-ro-dev", script, "read-only\nthere\n", |case| {
+        for mount in case.bundle.config["mounts"].as_array_mut().unwrap() {
+            if mount["destination"] == "/dev" {
+                mount["options"].as_array_mut().unwrap().push(json!("ro"));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_link_in_place_of_proc_is_no_mount_point() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(case) = Case::new(&kata, "true") else { return };
+        fs::remove_dir(case.file("/proc")).unwrap();
+        symlink("/tmp", case.file("/proc")).unwrap();
+        let refused = case.run(runtime, "suite-proc-link");
+        assert_eq!(refused.code, 1, "{:?}: {}", runtime.program(), refused.stderr());
+        assert!(refused.stderr().contains("/proc"), "{}", refused.stderr());
+    }
 }

@@ -445,26 +445,6 @@ fn files_of_two_file_systems_in_one_volume_are_told_apart() {
 }
 
 #[test]
-fn there_may_be_more_volumes_than_one_packet_carries_descriptors() {
-    const VOLUMES: usize = 300;
-    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
-    let sources = tempfile::tempdir().unwrap();
-    let bundle =
-        Bundle::new(&kata, root, &["sh", "-c", "cat /many/*/number | sort -n | uniq | wc -l"]);
-    let output = run_bundle(&kata, bundle, |config| {
-        let mounts = config["mounts"].as_array_mut().unwrap();
-        for number in 0..VOLUMES {
-            let source = sources.path().join(number.to_string());
-            fs::create_dir(&source).unwrap();
-            fs::write(source.join("number"), format!("{number}\n")).unwrap();
-            let place = format!("/many/{number}");
-            mounts.push(json!({"type": "bind", "source": source, "destination": place, "options": ["rbind"]}));
-        }
-    });
-    assert_eq!(output.stdout().trim(), VOLUMES.to_string(), "{}", output.stderr());
-}
-
-#[test]
 fn a_symbolic_link_in_a_volume_does_not_lead_to_the_host() {
     let volume = tempfile::tempdir().unwrap();
     fs::write(volume.path().join("../kata-test-secret"), "secret").unwrap();
