@@ -86,6 +86,9 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<Option<O
         }
     }
     change(detached, &options).step(described)?;
+    if matches!(kind, "proc" | "sysfs") {
+        must_be_no_link(root, &target)?;
+    }
     let leaf = leaf_for(detached).step(described)?;
     let place =
         root.make(&target, leaf).step(|| format!("make mount point {}", mount.destination))?;
@@ -94,6 +97,18 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<Option<O
         propagate(detached, u64::from(kind.bits()), *extent).step(described)?;
     }
     Ok(made.filter(|_| unfinished))
+}
+
+/// In the words of runc: what an image's link leads to is not where programs look for these two.
+fn must_be_no_link(root: &Root, target: &Path) -> Result<(), Failure> {
+    let itself = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(place) = root.look_up(target, itself) else { return Ok(()) };
+    let stat = fstat(&place).step(|| format!("look at {}", target.display()))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        let target = target.display();
+        return Err(Failure::invalid(format!("{target} must be mounted on ordinary directory")));
+    }
+    Ok(())
 }
 
 /// A tmpfs that is not told its mode has that of the directory that it covers, as with runc: `/tmp` stays open to all.
