@@ -119,7 +119,7 @@ fn an_end_has_its_time_its_code_and_its_reason() {
         let end = graceful.status();
         assert_eq!((end.exit_code, end.reason.as_str()), (7, "Error"));
         assert!(end.created_at < end.started_at && end.started_at < end.finished_at, "{end}");
-        let mut greedy = pod.script("exec sh -c 'x=$(head -c 200000000 /dev/zero | tr \"\\0\" x)'");
+        let mut greedy = pod.script("exec dd if=/dev/zero of=/dev/null bs=64M");
         resources(&mut greedy).memory_limit_in_bytes = 32 << 20;
         let end = pod.start(greedy).ended();
         assert_eq!((end.exit_code, end.reason.as_str()), (137, "OOMKilled"));

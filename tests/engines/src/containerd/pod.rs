@@ -195,7 +195,7 @@ impl Container<'_> {
 
     /// Waits for its end.
     pub fn ended(&self) -> ContainerStatus {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         loop {
             let status = self.status();
             if status.state == ContainerState::CONTAINER_EXITED.into() {
