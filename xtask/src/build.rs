@@ -49,7 +49,7 @@ fn build_host_programs(workspace: &Workspace) -> Result<()> {
         .args(packages)
         .cwd(workspace.root())
         .attached()?;
-    let (built, staged) = (workspace.built("release"), workspace.staged());
+    let (built, staged) = (workspace.built(), workspace.staged());
     for name in HOST_PROGRAMS {
         copy_file(&built.join(name), &staged.program(name), 0o755)?;
     }

@@ -53,10 +53,10 @@ fn write_initrd(agent: &Path, modules: &[PathBuf], to: &Path) -> Result<()> {
 pub fn build_agent(workspace: &Workspace) -> Result<PathBuf> {
     let step = Step::begin("build the agent");
     Run::new("cargo")
-        .args(["build", "--quiet", "--locked", "--profile", "agent", "-p", "kata-agent"])
+        .args(["build", "--quiet", "--locked", "--release", "-p", "kata-agent"])
         .cwd(workspace.root())
         .attached()?;
-    let agent = workspace.built("agent").join("kata-agent");
+    let agent = workspace.built().join("kata-agent");
     let bytes = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
     check_agent(&bytes)?;
     check_agent_crates(workspace)?;

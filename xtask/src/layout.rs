@@ -65,9 +65,9 @@ impl Workspace {
         }
     }
 
-    /// Where cargo puts the programs of a profile (`release`, `agent`).
-    pub fn built(&self, profile: &str) -> PathBuf {
-        self.target().join(TRIPLE).join(profile)
+    /// Where cargo puts what it builds for users.
+    pub fn built(&self) -> PathBuf {
+        self.target().join(TRIPLE).join("release")
     }
 
     /// The installation inside the target directory.

@@ -42,7 +42,7 @@ const GUEST_PACKAGE: &str = "kata-bench-guest";
 /// Builds, measures, prints the table and writes `target/kata/bench.json`; everything, unless options name some.
 pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     setup::prepare(Purpose::Bench)?;
-    let guest = workspace.built("agent").join(GUEST_PACKAGE);
+    let guest = workspace.built().join(GUEST_PACKAGE);
     if !options.prebuilt {
         build::everything(workspace, None)?;
         build_guest(workspace)?;
@@ -50,7 +50,7 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     if options.kvm {
         return nested::run(workspace, &guest);
     }
-    let built_agent = workspace.built("agent").join("kata-agent");
+    let built_agent = workspace.built().join("kata-agent");
     let only = &options.only;
     let stand = Stand::new(workspace, &guest)?;
     let mut report = Report::default();
@@ -88,7 +88,7 @@ const MEASUREMENTS: &[(Measurement, &str)] = &[
 
 fn build_guest(workspace: &Workspace) -> Result<()> {
     Run::new("cargo")
-        .args(["build", "--quiet", "--locked", "--profile", "agent", "-p", GUEST_PACKAGE])
+        .args(["build", "--quiet", "--locked", "--release", "-p", GUEST_PACKAGE])
         .cwd(workspace.root())
         .attached()
 }

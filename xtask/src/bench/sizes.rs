@@ -10,7 +10,7 @@ use super::sample::Sample;
 use crate::layout::{FILES, Workspace};
 
 pub fn measure(workspace: &Workspace, report: &mut Report) -> Result<()> {
-    let agent = workspace.built("agent").join("kata-agent");
+    let agent = workspace.built().join("kata-agent");
     let size = megabytes(&agent)?;
     report.add_judged("size: kata-agent, static", "MB", &size, Target::AtMost(3.0));
     for (file, _) in FILES {

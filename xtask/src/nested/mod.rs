@@ -67,7 +67,7 @@ fn build_init(workspace: &Workspace) -> Result<PathBuf> {
         .args(["build", "--quiet", "--locked", "--release", "-p", INIT_PACKAGE])
         .cwd(workspace.root())
         .attached()?;
-    Ok(workspace.built("release").join(INIT_PACKAGE))
+    Ok(workspace.built().join(INIT_PACKAGE))
 }
 
 fn write_initrd(init: &Path, modules: &[PathBuf], to: &Path) -> Result<PathBuf> {
