@@ -215,3 +215,16 @@ fn memory_is_of_huge_pages_when_that_is_asked_for() {
     // The guest has touched a good part of its memory.
     assert!(huge >= 16 << 10, "{rollup}");
 }
+
+#[test]
+fn a_guest_defends_itself_against_its_processor_where_that_is_a_real_one() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let script = "cat /sys/devices/system/cpu/vulnerabilities/spectre_v1; \
+                  grep -o mitigations=off /proc/cmdline";
+    let said = kata.shell(&root, &format!("{script}; true")).stdout();
+    if host_has_kvm() {
+        assert!(said.starts_with("Mitigation: ") && said.lines().count() == 1, "{said}");
+    } else {
+        assert!(said.ends_with("\nmitigations=off\n"), "{said}");
+    }
+}
