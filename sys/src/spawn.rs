@@ -20,6 +20,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
+    sync::{Mutex, PoisonError},
 };
 
 use child::{Plan, REPORT, Step};
@@ -186,6 +187,8 @@ pub struct Child {
     pub pid: Pid,
     /// Readable when the child has ended; names this very process for ever.
     pub pidfd: OwnedFd,
+    /// How it ended, once it is reaped: more than one may ask.
+    exit: Mutex<Option<Exit>>,
 }
 
 impl Child {
@@ -202,21 +205,27 @@ impl Child {
     /// Blocks until the child has ended, and reaps it.
     ///
     /// # Errors
-    /// `ECHILD` when it was reaped before.
+    /// Those of waitid(2).
     pub fn wait(&self) -> io::Result<Exit> {
         loop {
-            if let Some(exit) = self.reap(WaitIdOptions::EXITED)? {
+            if let Some(exit) = self.try_wait()? {
                 return Ok(exit);
             }
+            let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| poll(&mut ended, None))?;
         }
     }
 
     /// Reaps the child if it has ended; `None` while it runs.
     ///
     /// # Errors
-    /// `ECHILD` when it was reaped before.
+    /// Those of waitid(2).
     pub fn try_wait(&self) -> io::Result<Option<Exit>> {
-        self.reap(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+        let mut exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        if exit.is_none() {
+            *exit = self.reap()?;
+        }
+        Ok(*exit)
     }
 
     /// Sends SIGKILL; a child that has ended already is no error.
@@ -230,7 +239,8 @@ impl Child {
         }
     }
 
-    fn reap(&self, options: WaitIdOptions) -> io::Result<Option<Exit>> {
+    fn reap(&self) -> io::Result<Option<Exit>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status =
             rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options))?;
         Ok(status.and_then(|status| {
@@ -301,7 +311,7 @@ fn clone(spawn: &Spawn<'_>, plan: &mut Plan) -> io::Result<Child> {
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so `pidfd` is an open descriptor that nothing else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = pid.ok_or_else(|| io::Error::other("clone3 returned an impossible pid"))?;
-    Ok(Child { pid, pidfd })
+    Ok(Child { pid, pidfd, exit: Mutex::new(None) })
 }
 
 fn block_signals() -> io::Result<libc::sigset_t> {

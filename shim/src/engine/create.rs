@@ -295,7 +295,10 @@ impl Engine {
     /// Takes the record of a container away.
     pub fn remove_directory(&self, id: &str) {
         let path = self.service.directory().join(CONTAINERS).join(id);
-        if let Err(error) = fs::remove_dir_all(&path) {
+        // With the sandbox everything of its goes, this too.
+        if let Err(error) = fs::remove_dir_all(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, path = %path.display(), "remove the record of a container");
         }
     }

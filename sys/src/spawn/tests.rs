@@ -182,13 +182,14 @@ fn an_ended_child_is_known_before_and_after_it_is_reaped() {
 }
 
 #[test]
-fn a_killed_child_is_reaped_once() {
+fn a_killed_child_is_reaped_once_and_known_to_all_who_ask() {
     let child = shell("exec cat /dev/zero").start().unwrap();
     assert_eq!(child.try_wait().unwrap(), None);
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap(), Exit::Signal(9));
     child.kill().unwrap();
-    assert_eq!(child.wait().unwrap_err().raw_os_error(), Some(libc::ECHILD));
+    assert_eq!(child.wait().unwrap(), Exit::Signal(9));
+    assert_eq!(child.try_wait().unwrap(), Some(Exit::Signal(9)));
 }
 
 #[test]

@@ -25,15 +25,25 @@ pub fn docker() -> Option<Engine> {
 
 /// The same, of a later Debian: docker 26, with compose.
 pub fn docker_26() -> Option<Engine> {
+    start(installed(&["runc"])?, Some(programs_of_26()?))
+}
+
+/// The same, which starts Kata's own shim where it otherwise has runc's call `kata-runtime`.
+pub fn docker_26_with_shim() -> Option<Engine> {
     let kata = installed(&["runc"])?;
-    let Some(programs) = env::var_os("KATA_TEST_DOCKER") else {
+    start(kata.with_file_name("containerd-shim-kata-v2"), Some(programs_of_26()?))
+}
+
+fn programs_of_26() -> Option<PathBuf> {
+    let programs = env::var_os("KATA_TEST_DOCKER");
+    if programs.is_none() {
         println!("SKIP KATA_TEST_DOCKER is not set; run cargo xtask test");
-        return None;
-    };
-    start(kata, Some(programs.into()))
+    }
+    programs.map(PathBuf::from)
 }
 
 fn start(kata: PathBuf, programs: Option<PathBuf>) -> Option<Engine> {
+    let called = if kata.ends_with("kata-runtime") { "path" } else { "runtimeType" };
     let scratch = scratch();
     let at = |name: &str| scratch.path().join(name).display().to_string();
     fs::create_dir_all(at("home/.docker")).unwrap();
@@ -41,7 +51,7 @@ fn start(kata: PathBuf, programs: Option<PathBuf>) -> Option<Engine> {
         "data-root": at("data"), "exec-root": at("exec"), "pidfile": at("pid"),
         "hosts": [format!("unix://{}", at("d.sock"))], "group": "root", "storage-driver": "overlay2",
         "bip": "10.92.0.1/16", "live-restore": true, "shutdown-timeout": 5,
-        "runtimes": {"kata": {"path": &kata}},
+        "runtimes": {"kata": {called: &kata}},
     });
     if let Some(programs) = &programs {
         configuration["init-path"] = json!(programs.join("docker-init"));

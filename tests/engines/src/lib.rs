@@ -16,7 +16,7 @@ mod podman;
 mod scratch;
 
 pub use compare::{Cases, normal};
-pub use docker::{docker, docker_26};
+pub use docker::{docker, docker_26, docker_26_with_shim};
 pub use engine::{Engine, Kind, Runtime};
 pub use life::Life;
 pub use netns::Netns;
