@@ -140,12 +140,13 @@ fn the_environment_is_what_was_given() {
 fn a_child_ends_with_the_thread_that_spawned_it() {
     let (mut reader, writer) = pipe();
     let null: OwnedFd = File::open("/dev/null").unwrap().into();
-    let child = thread::spawn(move || {
+    // Its reader outlives it: it must not end of a pipe that is closed.
+    let (child, _reader) = thread::spawn(move || {
         let fds = vec![null.as_fd(), writer.as_fd(), null.as_fd()];
         let child = Spawn { fds, ..shell("echo up; exec cat /dev/zero") }.start().unwrap();
         let mut byte = [0];
         reader.read_exact(&mut byte).unwrap();
-        child
+        (child, reader)
     })
     .join()
     .unwrap();
