@@ -112,7 +112,7 @@ fn a_run_has_its_input_its_output_and_its_code() {
 fn output_goes_to_a_file_or_to_a_program() {
     on(Release::installed(), |engine, runtime| {
         let (file, log, program) =
-            (engine.file("own/file"), engine.file("log"), engine.file("log.sh"));
+            (engine.file("own/file"), engine.file("taken"), engine.file("taker"));
         // Its environment has no PATH. What it has written is there in one step.
         let script = format!(
             "#!/bin/sh\ntrap '' TERM\nexec 5>&-\n{{ echo $CONTAINER_NAMESPACE/$CONTAINER_ID $1; /bin/cat <&3; /bin/cat <&4; }} > {0}.new\n\
@@ -123,13 +123,14 @@ fn output_goes_to_a_file_or_to_a_program() {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let program = format!("binary://{}?to=x", program.display());
         let expected = [
-            (format!("file://{}", file.display()), &file, "err out"),
-            (program, &log, "default/l err out to"),
+            // Two streams would write over each other, below runc's shim.
+            (format!("file://{}", file.display()), &file, "echo out", "out"),
+            (program, &log, "echo out; echo err >&2", "default/l err out to"),
         ];
-        for (uri, file, expected) in expected {
+        for (uri, file, script, expected) in expected {
             fs::remove_file(file).ok();
             let words = ["run", "-d", "--log-uri", &uri, "--runtime", runtime, BUSYBOX, "l"];
-            ok(engine, &[&words[..], &["sh", "-c", "echo out; echo err >&2"]].concat());
+            ok(engine, &[&words[..], &["sh", "-c", script]].concat());
             stopped(engine, "l");
             // runc's shim lets a program go with the task, and tells it to by a signal.
             ok(engine, &["task", "delete", "l"]);
@@ -171,6 +172,8 @@ fn hooks_run_on_the_host_around_a_task() {
         spec["root"]["path"] = json!(root);
         spec["process"]["args"] = json!(["sh", "-c", "cat /from-hook; exit 6"]);
         spec["process"]["env"] = json!(["PATH=/bin"]);
+        // Not the group above those of all others, which would end with it.
+        spec["linux"]["cgroupsPath"] = json!("/default/h");
         let mut run = |hooks: Value| {
             spec["hooks"] = hooks;
             fs::write(&file, spec.to_string()).unwrap();
