@@ -116,6 +116,8 @@ pub enum Measurement {
     Streams,
     /// Memory of an idle sandbox, exec
     Idle,
+    /// Pods by CRI, over runc's and bare VMs
+    Pods,
     /// Sizes of programs
     Sizes,
 }

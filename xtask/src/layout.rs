@@ -70,6 +70,11 @@ impl Workspace {
         self.target().join(TRIPLE).join("release")
     }
 
+    /// Where cargo puts what it builds for tests.
+    pub fn built_for_tests(&self) -> PathBuf {
+        self.target().join(TRIPLE).join("debug")
+    }
+
     /// The installation inside the target directory.
     pub fn staged(&self) -> Prefix {
         Prefix(self.target().join("kata"))

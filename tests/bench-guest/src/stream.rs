@@ -1,4 +1,4 @@
-//! Bulk data, one way.
+//! Bulk data, one way; and single bytes, both.
 
 use std::{
     fs::File,
@@ -49,4 +49,15 @@ pub fn receive(mut from: impl Read, mut word: impl Write, length: u64) -> io::Re
     }
     word.write_all(b"d")?;
     word.flush()
+}
+
+/// Gives each piece back as it comes, to the end.
+pub fn echo(mut stream: File) -> io::Result<()> {
+    let mut buffer = [0; BLOCK];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => stream.write_all(&buffer[..length])?,
+        }
+    }
 }

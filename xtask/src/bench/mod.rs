@@ -10,6 +10,7 @@ mod first;
 mod idle;
 mod nested;
 mod patience;
+mod pods;
 mod report;
 mod sample;
 mod sizes;
@@ -66,6 +67,9 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
             Measurement::Streams => throughput::measure(&stand, &line, &mut report),
             Measurement::Idle => idle::measure(&stand, &line, &mut report)
                 .and_then(|()| agent::weigh(&stand, &built_agent, &mut report)),
+            Measurement::Pods => {
+                pods::measure((workspace, &stand), &line, options.rounds.max(1), &mut report)
+            }
             Measurement::Sizes => sizes::measure(workspace, &mut report),
         };
         measured.with_context(|| format!("measure {what}"))?;
@@ -83,6 +87,7 @@ const MEASUREMENTS: &[(Measurement, &str)] = &[
     (Measurement::Files, "small files"),
     (Measurement::Streams, "standard streams"),
     (Measurement::Idle, "an idle sandbox"),
+    (Measurement::Pods, "pods by CRI"),
     (Measurement::Sizes, "sizes"),
 ];
 

@@ -28,6 +28,8 @@ pub struct Memory {
     pub own: u64,
     /// Of it, without a file behind it.
     pub anonymous: u64,
+    /// Nobody else has it mapped; not only what is in `own`, and not in proportion.
+    pub private: u64,
     /// Memory of the guest that the process has mapped; not in `own`.
     pub guest: u64,
 }
@@ -53,6 +55,7 @@ impl Memory {
             match (first, guest) {
                 ("Pss:", true) => memory.guest += size,
                 ("Pss:", false) => memory.own += size,
+                ("Private_Clean:" | "Private_Dirty:", false) => memory.private += size,
                 ("Anonymous:", false) => memory.anonymous += size,
                 _ => {}
             }
@@ -71,14 +74,17 @@ mod tests {
 55d0-55d8 r-xp 00000000 fe:00 12 /usr/bin/x
 Size:                 32 kB
 Pss:                  20 kB
+Private_Clean:         2 kB
+Private_Dirty:         4 kB
 Anonymous:             4 kB
 7f00-7fff rw-s 00000000 00:01 99 /memfd:memory-backend-memfd (deleted)
 Pss:                 900 kB
+Private_Dirty:       900 kB
 Anonymous:             0 kB
 7fff-8000 rw-p 00000000 00:00 0 [heap]
 Pss:                   8 kB
 Anonymous:             8 kB
 ";
-        assert_eq!(Memory::parse(smaps), Memory { own: 28, anonymous: 12, guest: 900 });
+        assert_eq!(Memory::parse(smaps), Memory { own: 28, anonymous: 12, private: 6, guest: 900 });
     }
 }

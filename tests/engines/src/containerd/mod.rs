@@ -7,6 +7,7 @@ mod grpc;
 mod pod;
 mod release;
 mod stream;
+mod task;
 mod volume;
 
 pub use cri::Cri;
@@ -15,6 +16,7 @@ pub use grpc::Status;
 pub use pod::{Container, Pod, config, resources, security};
 pub use release::Release;
 pub use stream::{Channel, Stream};
+pub use task::Task;
 pub use volume::{Volume, bind};
 
 /// CRI's messages, generated from `proto/`.

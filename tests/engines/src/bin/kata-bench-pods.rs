@@ -1,0 +1,171 @@
+//! What `cargo xtask bench` measures by CRI: it says a word on standard input for each thing to be done, and gets a line
+//! of JSON for each. So rounds here and rounds of what they are compared with take turns.
+//!
+//! | word | answer |
+//! |---|---|
+//! | `round` | milliseconds by name, of a pod with runc and of one with Kata |
+//! | `pods N` | what processes there are of N pods with a container each, which go with the next word: pids by name |
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::{
+    collections::BTreeMap,
+    fs, io, thread,
+    time::{Duration, Instant},
+};
+
+use kata_engine_tests::containerd::{Container, Containerd, Handler, KATA, Pod, RUNC, Task};
+
+/// Commands in a row; the median counts.
+const EXECS: usize = 9;
+
+/// Probes of a pod with many containers come together.
+const AT_ONCE: usize = 10;
+
+/// Programs that a shell in the guest starts in a row.
+const STARTS: usize = 100;
+
+/// What every probe here runs: a link to busybox.
+const PROGRAM: &str = "/bin/true";
+
+fn main() {
+    let engine = Containerd::start().expect("containerd, KATA_PREFIX and a root are there");
+    let mut pods = Vec::new();
+    for word in io::stdin().lines() {
+        let word = word.unwrap();
+        pods.iter().for_each(Pod::remove);
+        pods.clear();
+        match word.split_once(' ') {
+            None if word == "round" => {
+                let figures: BTreeMap<String, f64> =
+                    [RUNC, KATA].into_iter().flat_map(|handler| round(&engine, handler)).collect();
+                println!("{}", serde_json::to_string(&figures).unwrap());
+            }
+            Some(("pods", count)) => {
+                let count: usize = count.parse().unwrap();
+                pods.extend((0..count).map(|_| running(&engine, KATA).0));
+                println!("{}", serde_json::to_string(&processes(&pods)).unwrap());
+            }
+            _ => panic!("unknown word {word:?}"),
+        }
+    }
+    pods.iter().for_each(Pod::remove);
+}
+
+/// A pod with a container that does nothing, and how long both took.
+fn running(engine: &Containerd, handler: Handler) -> (Pod, Duration) {
+    let started = Instant::now();
+    let pod = Pod::run(engine, handler);
+    pod.start(idle(&pod));
+    (pod, started.elapsed())
+}
+
+fn idle(pod: &Pod) -> kata_engine_tests::containerd::runtime::ContainerConfig {
+    pod.script("exec sleep 100000")
+}
+
+fn round(engine: &Containerd, handler: Handler) -> Vec<(String, f64)> {
+    let (pod, start) = running(engine, handler);
+    let container = pod.start(idle(&pod));
+    // The first one finds the program's pages cold.
+    container.exec(&[PROGRAM]);
+    let exec = median((0..EXECS).map(|_| timed(|| drop(container.exec(&[PROGRAM])))).collect());
+    let bundle = format!("state/io.containerd.runtime.v2.task/k8s.io/{}", container.id);
+    let probe = |name: &str| {
+        let task = Task::of(&engine.file(&bundle));
+        timed(|| assert_eq!(task.exec(&container.id, name, PROGRAM), 0))
+    };
+    let idle = median((0..EXECS).map(|number| probe(&format!("one{number}"))).collect());
+    let together = timed(|| {
+        thread::scope(|scope| {
+            for number in 0..AT_ONCE {
+                let probe = &probe;
+                scope.spawn(move || probe(&format!("ten{number}")));
+            }
+        });
+    });
+    let (fork, forks) = starts_inside(&container);
+    pod.remove();
+    let figures = [
+        ("start", milliseconds(start)),
+        ("exec", exec),
+        ("probe", idle),
+        ("ten probes", together),
+        ("program", fork),
+        ("ten programs", forks),
+    ];
+    figures.map(|(name, figure)| (format!("{}: {name}", handler.0), figure)).into()
+}
+
+/// What it takes a shell in the container to start a program and wait for it, and to start ten at once: the time of a
+/// script with many less that of one with none, so that neither clock nor way in count.
+fn starts_inside(container: &Container<'_>) -> (f64, f64) {
+    let script = |starts: usize, body: &str| {
+        let text = format!("i=0; while [ $i -lt {starts} ]; do {body}; i=$((i+1)); done");
+        timed(|| drop(container.output(&text)))
+    };
+    let per_start = |starts: usize, body: &str| {
+        (script(starts, body) - script(0, body)).max(0.0) / starts as f64
+    };
+    let together = format!("{} wait", format!("{PROGRAM} & ").repeat(AT_ONCE));
+    (per_start(STARTS, PROGRAM), per_start(STARTS / AT_ONCE, &together))
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    work();
+    milliseconds(started.elapsed())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// The processes that pods consist of on the host, by name.
+fn processes(pods: &[Pod]) -> BTreeMap<String, Vec<u32>> {
+    let all = table();
+    let shims: Vec<u32> = all
+        .iter()
+        .filter(|one| {
+            one.line.contains("serve-engine") && pods.iter().any(|pod| one.line.contains(&pod.id))
+        })
+        .map(|one| one.pid)
+        .collect();
+    let mut named = BTreeMap::from([("shim".to_owned(), shims.clone())]);
+    let mut parents = shims;
+    while !parents.is_empty() {
+        let children: Vec<&Entry> =
+            all.iter().filter(|one| parents.contains(&one.parent)).collect();
+        for child in &children {
+            let name = child.name.trim_start_matches("kata-");
+            let name = if name.starts_with("qemu") { "VMM" } else { name };
+            named.entry(name.to_owned()).or_default().push(child.pid);
+        }
+        parents = children.iter().map(|child| child.pid).collect();
+    }
+    named
+}
+
+struct Entry {
+    pid: u32,
+    parent: u32,
+    name: String,
+    line: String,
+}
+
+fn table() -> Vec<Entry> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let entry = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let (before, rest) = stat.rsplit_once(") ")?;
+        let name = before.split_once('(')?.1.to_owned();
+        let parent = rest.split(' ').nth(1)?.parse().ok()?;
+        Some(Entry { pid, parent, name, line: String::from_utf8_lossy(&line).replace('\0', " ") })
+    };
+    entries.filter_map(|one| entry(one.file_name().to_str()?.parse().ok()?)).collect()
+}
