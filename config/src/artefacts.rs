@@ -7,7 +7,9 @@
 //! ```
 
 use std::{
-    env, io,
+    env,
+    ffi::OsStr,
+    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -101,18 +103,32 @@ pub enum ArtefactError {
 pub struct Prefix(PathBuf);
 
 impl Prefix {
-    /// The one that holds the running program, symbolic links resolved.
+    /// The one that holds the running program, symbolic links resolved. A copy of the program outside of any `bin` has the
+    /// one whose shim is found in `PATH`, as engines would find it.
     ///
     /// # Errors
     /// When `/proc` is not there.
     pub fn of_this_program() -> Result<Self, ArtefactError> {
         let program = env::current_exe().map_err(ArtefactError::Prefix)?;
         let directory = program.parent().ok_or_else(|| no_prefix(&program))?;
+        let placed = ["bin", "sbin", "libexec/kata"].iter().any(|place| directory.ends_with(place));
+        if let Some(prefix) = (!placed).then(|| Self::in_path(&env::var_os("PATH")?)).flatten() {
+            return Ok(prefix);
+        }
         // Programs of ours lie in bin, or one deeper in libexec/kata.
         let levels = if directory.ends_with("libexec/kata") { 2 } else { 1 };
         // A program in / has no prefix above it; what it needs is then found, or not, below /.
         let prefix = directory.ancestors().nth(levels).unwrap_or(directory);
         Ok(Self(prefix.to_owned()))
+    }
+
+    fn in_path(path: &OsStr) -> Option<Self> {
+        let shim = Path::new(Artefact::Shim.relative_path()).file_name()?;
+        env::split_paths(path)
+            .filter(|directory| directory.is_absolute())
+            .filter_map(|directory| directory.join(shim).canonicalize().ok())
+            .filter_map(|shim| Some(Self(shim.parent()?.parent()?.to_owned())))
+            .find(|prefix| prefix.find(Artefact::Shim).is_ok())
     }
 
     /// A prefix given by name.

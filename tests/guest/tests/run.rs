@@ -1,6 +1,12 @@
 //! `kata-runtime run`: bytes, ends and errors.
 #![allow(clippy::unwrap_used)]
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use kata_guest_tests::{Bundle, Kata, Running, busybox, repetitions, run};
 
 #[test]
@@ -108,4 +114,27 @@ fn a_container_is_kept_when_asked_for() {
         assert_eq!(runtime.call(&["delete", &id]).code, 0);
         assert_ne!(runtime.call(&["state", &id]).code, 0);
     }
+}
+
+/// podman's own suite makes such a copy; runc is one file, and does not mind.
+#[test]
+fn a_copy_of_the_program_finds_the_installation_in_path() {
+    let Some(kata) = Kata::installed() else { return };
+    let prefix_of = |place: &str, path: &Path| {
+        let scratch = tempfile::tempdir().unwrap();
+        let copy = scratch.path().join(place).join("any-name");
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(kata.program(), &copy).unwrap();
+        let mut command = Command::new(&copy);
+        command.arg("env").env("PATH", path);
+        let said = run(command, b"").stdout();
+        let line = said.lines().find(|line| line.starts_with("prefix:")).unwrap().to_owned();
+        (PathBuf::from(line["prefix:".len()..].trim()), scratch.path().canonicalize().unwrap())
+    };
+    let bin = kata.program().parent().unwrap();
+    let (prefix, _) = prefix_of("elsewhere", bin);
+    assert_eq!(prefix, bin.canonicalize().unwrap().parent().unwrap());
+    // One that lies in an installation, whole or not, is of that one.
+    let (prefix, own) = prefix_of("bin", bin);
+    assert_eq!(prefix, own);
 }
