@@ -149,7 +149,10 @@ pub fn start(program: &Path, plan: &Plan<'_>) -> Result<(Monitor, Readiness), Mo
         spawn.arguments.push(c_string(OsStr::new(&word))?);
     }
     if let Some(view) = &plan.view {
-        spawn.namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        spawn.namespaces = UnshareFlags::NEWNS
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS
+            | UnshareFlags::NEWCGROUP;
         // On its caller's terminal it is one of a group of processes, which have no numbers in another pid namespace.
         if !matches!(plan.terminal, Terminal::Callers) {
             spawn.namespaces |= UnshareFlags::NEWPID;

@@ -29,6 +29,8 @@ pub enum Cause {
     Signaled,
     /// Killed while created and never started.
     KilledBeforeStart,
+    /// Killed by `delete --force`.
+    Deleted,
     /// By the guest's OOM killer, for its own limit.
     Oom,
     /// The guest as a whole was out of memory.
@@ -67,6 +69,7 @@ impl Cause {
             Self::Exited
                 | Self::Signaled
                 | Self::KilledBeforeStart
+                | Self::Deleted
                 | Self::Oom
                 | Self::ShimLost
                 | Self::MonitorKilled
@@ -79,6 +82,7 @@ impl Cause {
             Self::Exited => "exited",
             Self::Signaled => "ended by a signal",
             Self::KilledBeforeStart => "killed before it was started",
+            Self::Deleted => "killed by delete",
             Self::Oom => "killed by the guest's OOM killer",
             Self::GuestOom => "the guest was out of memory",
             Self::GuestPanic => "guest kernel panicked",

@@ -13,6 +13,7 @@ use kata_engine_api::{
         task_ttrpc::TaskClient,
     },
     dial::{SHIM_SOCKET, connect_stream},
+    record::Ended,
 };
 use tokio::time::timeout;
 use ttrpc::{
@@ -58,6 +59,14 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T
         .build()
         .map_err(Failure::host("prepare to wait for events"))?
         .block_on(future)
+}
+
+/// What has become of a container that was waited for.
+pub enum Turn {
+    /// It has ended; how, when its shim is of this version.
+    Ended(Option<Ended>),
+    /// So often the guest's OOM killer has struck it by now.
+    OomKills(u64),
 }
 
 /// True when somebody has the shim's socket open, whether it answers or not.
@@ -116,8 +125,18 @@ impl ShimClient {
 
     /// Sends a signal to the container's own process, or to all of its processes.
     pub async fn kill(&self, signal: Signal, all: bool) -> Result<(), Failure> {
-        let request =
-            KillRequest { id: self.id(), signal: signal.number(), all, ..Default::default() };
+        let signal = signal.number();
+        self.send_kill(KillRequest { id: self.id(), signal, all, ..Default::default() }).await
+    }
+
+    /// Kills all of its processes, so that it can be deleted.
+    pub async fn kill_for_delete(&self) -> Result<(), Failure> {
+        let signal = Signal::KILL.number();
+        let words = KillRequest { id: self.id(), signal, all: true, ..Default::default() };
+        self.send_kill(KillRequest { for_delete: true, ..words }).await
+    }
+
+    async fn send_kill(&self, request: KillRequest) -> Result<(), Failure> {
         self.task
             .kill(context(PROMPT), &request)
             .await
@@ -125,13 +144,25 @@ impl ShimClient {
             .map_err(|e| from_status("kill", e))
     }
 
-    /// Returns once the container has ended.
-    pub async fn wait(&self) -> Result<(), Failure> {
+    /// Returns once the container has ended, and how, when its shim is of this version.
+    pub async fn wait(&self) -> Result<Option<Ended>, Failure> {
         let request = WaitRequest { id: self.id(), ..Default::default() };
-        self.task
-            .wait(context(UNBOUNDED), &request)
-            .await
-            .map(drop)
+        let answer = self.task.wait(context(UNBOUNDED), &request).await;
+        answer
+            .map(|answer| serde_json::from_slice(&answer.ended).ok())
+            .map_err(|e| from_status("wait", e))
+    }
+
+    /// Returns once the container has ended, or the guest's OOM killer has struck it more than `seen` times.
+    pub async fn wait_beyond_oom_kills(&self, seen: u64) -> Result<Turn, Failure> {
+        let until_oom_kills = seen.saturating_add(1);
+        let request = WaitRequest { id: self.id(), until_oom_kills, ..Default::default() };
+        let answer = self.task.wait(context(UNBOUNDED), &request).await;
+        answer
+            .map(|answer| match answer.oom_kills {
+                0 => Turn::Ended(serde_json::from_slice(&answer.ended).ok()),
+                kills => Turn::OomKills(kills),
+            })
             .map_err(|e| from_status("wait", e))
     }
 

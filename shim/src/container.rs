@@ -329,6 +329,7 @@ impl Container {
         if !process.advance(&before, Phase::Ending) {
             return;
         }
+        let outcome = process.known_better(outcome);
         if process.is_init() {
             // Engines ask what it has used after its end, too. It is asked for first: the agent does one thing at a time.
             let last = async {

@@ -35,6 +35,9 @@ use tokio::{
 
 use crate::{engine::stdio::Names, failure::Refusal, monitor::Monitor};
 
+/// The signal that nothing survives.
+pub const SIGKILL: u32 = 9;
+
 /// Exit code of a process whose sandbox was lost.
 pub const LOST: u8 = 137;
 
@@ -90,6 +93,7 @@ pub struct Process {
     drained: Notify,
     handover: Mutex<Option<JoinHandle<()>>>,
     killed: AtomicBool,
+    deleted: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -113,6 +117,7 @@ impl Process {
             drained: Notify::new(),
             handover: Mutex::default(),
             killed: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         }
     }
@@ -187,6 +192,21 @@ impl Process {
     /// Somebody killed it whose guest would not.
     pub fn note_killed(&self) {
         self.killed.store(true, Ordering::Relaxed);
+    }
+
+    /// Somebody kills it in order to delete it.
+    pub fn note_deleted(&self) {
+        self.deleted.store(true, Ordering::Relaxed);
+    }
+
+    /// The outcome, when what killed it is known better than by its signal.
+    pub fn known_better(&self, mut outcome: Outcome) -> Outcome {
+        let killed =
+            outcome.end.cause == Cause::Signaled && outcome.end.code == signal_code(SIGKILL);
+        if killed && self.deleted.load(Ordering::Relaxed) {
+            outcome.end.cause = Cause::Deleted;
+        }
+        outcome
     }
 
     /// How it ended with its sandbox.
@@ -300,12 +320,11 @@ impl Process {
 impl Outcome {
     /// As the agent tells it.
     pub fn of_agent(end: &agent::ProcessEnd) -> Self {
-        // The OOM killer's signal; by any other one the process ended of something else.
-        const KILL: u32 = 9;
         let (code, cause) = match end.signal {
             0 => (u8::try_from(end.exit_code & 0xff).unwrap_or(u8::MAX), Cause::Exited),
-            KILL if end.oom_killed => (signal_code(KILL), Cause::Oom),
-            KILL if end.guest_oom => (signal_code(KILL), Cause::GuestOom),
+            // The OOM killer's signal; by any other one the process ended of something else.
+            SIGKILL if end.oom_killed => (signal_code(SIGKILL), Cause::Oom),
+            SIGKILL if end.guest_oom => (signal_code(SIGKILL), Cause::GuestOom),
             signal => (signal_code(signal), Cause::Signaled),
         };
         let end = End {

@@ -201,6 +201,9 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, request: task::KillRequest) -> ttrpc::Result<Empty> {
         let container = self.service.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
+        if request.for_delete {
+            process.note_deleted();
+        }
         whole(async move { container.signal(&process, request.signal, request.all).await }).await?;
         Ok(Empty::new())
     }
@@ -210,11 +213,23 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::WaitRequest,
     ) -> ttrpc::Result<task::WaitResponse> {
-        let process = self.service.container(&request.id)?.process(&request.exec_id)?;
-        let ended = process.wait().await?;
+        let container = self.service.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let ended = match request.until_oom_kills.checked_sub(1) {
+            None => process.wait().await?,
+            Some(fewer) => tokio::select! {
+                biased;
+                ended = process.wait() => ended?,
+                oom_kills = container.oom_kills_beyond(fewer) => {
+                    return Ok(task::WaitResponse { oom_kills, ..Default::default() });
+                }
+            },
+        };
         Ok(task::WaitResponse {
             exit_status: ended.code.into(),
             exited_at: Some(exited_at(&ended)).into(),
+            // What can't be written is not told; strings and numbers can.
+            ended: serde_json::to_vec(&ended).unwrap_or_default(),
             ..Default::default()
         })
     }

@@ -2,7 +2,10 @@
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use kata_engine_api::{handover::FailureKind, record::Status};
+use kata_engine_api::{
+    handover::FailureKind,
+    record::{Ended, Status},
+};
 use kata_sys::watch::watch;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -19,7 +22,6 @@ use crate::{
     offline,
     sandbox_dir::SandboxDir,
     shim_client::{IMPATIENCE, PATIENCE, ShimClient, block_on, is_there},
-    signal::Signal,
 };
 
 /// A container that was sent SIGKILL has ended by then, or its guest is hung and goes with its VM.
@@ -56,7 +58,11 @@ impl Context<'_> {
                 // It can't do it, and is in the way of whoever does it instead. VMM and proxy end with it.
                 end_shim(dir);
             }
-            Ok(()) => {}
+            Ok(ended) => {
+                if let Some(ended) = ended {
+                    self.journal.debug(&format!("delete: {id}: {}", ended.cause.describe()));
+                }
+            }
         }
         if !dir.is_gone() {
             offline::delete(&self.prefix, dir)?;
@@ -69,11 +75,15 @@ impl Context<'_> {
     }
 }
 
-/// What a live shim does of it; without one nothing is done.
-async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Result<(), Failure> {
+/// What a live shim does of it; without one nothing is done. Returns how the container ended, when that was waited for.
+async fn remove_by_shim(
+    dir: &SandboxDir,
+    id: &ContainerId,
+    force: bool,
+) -> Result<Option<Ended>, Failure> {
     // One that hangs is killed, so why wait for it.
     let patience = if force { IMPATIENCE } else { PATIENCE };
-    let Some(shim) = ShimClient::find(dir, id, patience).await? else { return Ok(()) };
+    let Some(shim) = ShimClient::find(dir, id, patience).await? else { return Ok(None) };
     let record = dir.record()?;
     // Taken while it lives for certain, so that it is no other process of the same number.
     let process = record.as_ref().and_then(|record| pidfd(record.shim_pid));
@@ -81,11 +91,12 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
     let created = record.as_ref().is_some_and(|record| record.status == Status::Created);
     if force || created {
         // One that has ended already refuses the signal.
-        shim.kill(Signal::KILL, true).await.ok();
+        shim.kill_for_delete().await.ok();
     }
+    let mut ended = None;
     if force || created || record.as_ref().is_some_and(has_unnoticed_end) {
         // Delete finds out whether it has.
-        timeout(END, shim.wait()).await.ok();
+        ended = timeout(END, shim.wait()).await.ok().and_then(Result::ok).flatten();
     }
     match shim.delete().await {
         // Whoever made the shim was killed before it handed a container over.
@@ -100,7 +111,7 @@ async fn remove_by_shim(dir: &SandboxDir, id: &ContainerId, force: bool) -> Resu
         // Whatever it is still busy with, the directory tells whether it has done its work.
         timeout(EXIT, process.readable()).await.ok();
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// Kills a shim that did not obey, and waits until it is gone.

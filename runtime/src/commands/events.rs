@@ -2,13 +2,21 @@
 
 use std::time::Duration;
 
-use kata_engine_api::containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2};
+use kata_engine_api::{
+    containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2},
+    record::Ended,
+};
 use protobuf::Message;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Context, print};
-use crate::{args::Events, counters, failure::Failure, shim_client::ShimClient};
+use crate::{
+    args::Events,
+    counters,
+    failure::Failure,
+    shim_client::{ShimClient, Turn},
+};
 
 /// What cgroup v1 says where there is no limit; engines compare with it.
 const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
@@ -25,33 +33,46 @@ impl Context<'_> {
     }
 }
 
-/// Tells statistics at each interval, and each time that the OOM killer was seen to have struck, until the end.
+/// Tells statistics at each interval, at once each time that the OOM killer has struck, and last of all the end.
 async fn follow(shim: &ShimClient, id: &str, interval: Duration) -> Result<(), Failure> {
     let mut ticks = tokio::time::interval(interval);
     // The first is at once, and runc waits for its first, too.
     ticks.tick().await;
-    let end = shim.wait();
-    tokio::pin!(end);
-    let mut kills = 0;
+    let mut told = 0;
     loop {
-        let ended = tokio::select! {
-            ended = &mut end => Some(ended),
-            _ = ticks.tick() => None,
-        };
-        // After the end the shim has its last words.
-        let answer = shim.statistics().await;
-        if let Ok(answer) = &answer {
-            let struck = oom_kills(answer);
-            for _ in kills..struck {
-                tell(id, "oom", None)?;
+        let turn = shim.wait_beyond_oom_kills(told);
+        tokio::pin!(turn);
+        let turn = loop {
+            tokio::select! {
+                turn = &mut turn => break turn?,
+                _ = ticks.tick() => {
+                    let answer = shim.statistics().await?;
+                    tell(id, "stats", Some(complete(shim, &answer).await?))?;
+                }
             }
-            kills = struck.max(kills);
+        };
+        let ended = match turn {
+            Turn::OomKills(kills) => {
+                tell_oom(id, &mut told, kills)?;
+                continue;
+            }
+            Turn::Ended(ended) => ended,
+        };
+        // Its last statistics have the strike that ended it.
+        if let Ok(answer) = shim.statistics().await {
+            tell_oom(id, &mut told, oom_kills(&answer))?;
         }
-        match (ended, answer) {
-            (Some(ended), _) => return ended,
-            (None, answer) => tell(id, "stats", Some(complete(shim, &answer?).await?))?,
-        }
+        return ended.map_or(Ok(()), |ended| tell(id, "exit", Some(exit_view(&ended))));
     }
+}
+
+/// One event for whatever the OOM killer has done since the last: the count is a guest's, who may say what it likes.
+fn tell_oom(id: &str, told: &mut u64, kills: u64) -> Result<(), Failure> {
+    if kills <= *told {
+        return Ok(());
+    }
+    *told = kills;
+    tell(id, "oom", None)
 }
 
 async fn statistics(shim: &ShimClient) -> Result<Value, Failure> {
@@ -63,6 +84,17 @@ async fn complete(shim: &ShimClient, answer: &Any) -> Result<Value, Failure> {
     let mut data = view(answer)?;
     data["network_interfaces"] = counters::of_links(shim.pid().await?);
     Ok(data)
+}
+
+/// The end as `state` has it, too, but for the console. runc's events end without a word.
+fn exit_view(ended: &Ended) -> Value {
+    json!({
+        "code": ended.code,
+        "cause": ended.cause,
+        "detail": ended.detail,
+        "step": ended.step,
+        "at": ended.at,
+    })
 }
 
 /// A line; runc's has its members in this order, and there are readers that look for no other.

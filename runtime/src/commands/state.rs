@@ -98,7 +98,7 @@ async fn live_record(dir: &SandboxDir, id: &ContainerId) -> Result<Option<Record
         // Whoever took the call was about to end itself.
         Ok(Err(_)) => Ok(None),
         // Whether it has noticed by then or not: the record is what it knows.
-        Ok(Ok(())) | Err(_) => dir.record(),
+        Ok(Ok(_)) | Err(_) => dir.record(),
     }
 }
 

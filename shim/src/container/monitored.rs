@@ -5,8 +5,8 @@ use std::sync::Arc;
 use kata_engine_api::{control::ToShim, record::Cause};
 use tokio::sync::mpsc;
 
-use super::{Container, Role, signals::SIGKILL};
-use crate::process::{LOST, Outcome, Phase, Process};
+use super::{Container, Role};
+use crate::process::{LOST, Outcome, Phase, Process, SIGKILL};
 
 /// What a monitor may say ahead of the guest: more signals than that merge anyway.
 const WORDS: usize = 64;

@@ -12,11 +12,8 @@ use tokio::time::timeout;
 use super::{Container, Role};
 use crate::{
     failure::Refusal,
-    process::{Outcome, Phase, Process, signal_code},
+    process::{Outcome, Phase, Process, SIGKILL, signal_code},
 };
-
-/// The signal that nothing survives.
-pub(super) const SIGKILL: u32 = 9;
 
 /// The last that there is.
 const LAST: u32 = 64;

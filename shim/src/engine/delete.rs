@@ -68,7 +68,13 @@ fn ask(place: &Place, id: &str) -> anyhow::Result<Option<Ended>> {
         let client = TaskClient::new(Client::new(Socket::try_from(stream)?));
         let patience = || ttrpc::context::with_duration(PATIENCE);
         let id = id.to_owned();
-        let kill = KillRequest { id: id.clone(), signal: SIGKILL, all: true, ..Default::default() };
+        let kill = KillRequest {
+            id: id.clone(),
+            signal: SIGKILL,
+            all: true,
+            for_delete: true,
+            ..Default::default()
+        };
         // It may have ended by itself, or not be known; what matters is what the next two say.
         client.kill(patience(), &kill).await.ok();
         let wait = WaitRequest { id: id.clone(), ..Default::default() };

@@ -214,3 +214,24 @@ fn a_kill_during_the_boot_is_no_failure_of_it() {
     let ended = ended(&container);
     assert_eq!(ended["cause"], "killed_before_start", "{ended}");
 }
+
+#[test]
+fn delete_by_force_is_told_to_those_who_watch() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata, "echo on; exec sleep 1000") else { return };
+    let container = Container::started(&kata, &bundle, "deleted");
+    container.stdout.until_has("on");
+    let follow = kata.command(&["events", "--interval", "100ms", &container.id]);
+    let watching = kata_guest_tests::Running::start(follow);
+    watching.stdout.until_has(r#""type":"stats""#);
+    let log = bundle.file("log.json");
+    let words = ["--debug", "--log", log.to_str().unwrap(), "delete", "--force", &container.id];
+    let deleted = kata.command(&words).output().unwrap();
+    assert!(deleted.status.success(), "{deleted:?}");
+    let told = watching.stdout.until_end();
+    let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["type"], &last["id"]), (&json!("exit"), &json!(container.id)));
+    assert_eq!((&last["data"]["code"], &last["data"]["cause"]), (&json!(137), &json!("deleted")));
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.contains("killed by delete"), "{log}");
+}
