@@ -54,7 +54,7 @@ fn start(kata: PathBuf, programs: Option<PathBuf>) -> Option<Engine> {
         "runtimes": {"kata": {called: &kata}},
     });
     if let Some(programs) = &programs {
-        configuration["init-path"] = json!(programs.join("docker-init"));
+        configuration["init-path"] = json!(programs.join("tini-static"));
         let plugins = json!({"cliPluginsExtraDirs": [programs]});
         fs::write(at("home/.docker/config.json"), plugins.to_string()).unwrap();
     }

@@ -12,18 +12,19 @@ use crate::process::Run;
 use crate::progress::Step;
 
 /// Change it when the steps below change what comes out.
-const RECIPE_VERSION: &str = "1";
+const RECIPE_VERSION: &str = "2";
 const SUITE: &str = "trixie";
 /// What is expected of the suite.
 const RELEASE: &str = "26";
-const PACKAGES: [&str; 4] = ["containerd", "docker-cli", "docker-compose", "docker.io"];
+const PACKAGES: [&str; 5] = ["containerd", "docker-cli", "docker-compose", "docker.io", "tini"];
 
 /// What tests run of them, below `usr/`.
 const PROGRAMS: [&str; 7] = [
     "bin/containerd",
     "bin/containerd-shim-runc-v2",
     "bin/docker",
-    "bin/docker-init",
+    // What `--init` starts.
+    "bin/tini-static",
     "libexec/docker/cli-plugins/docker-compose",
     "sbin/docker-proxy",
     "sbin/dockerd",
