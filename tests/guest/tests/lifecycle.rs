@@ -56,6 +56,18 @@ fn no_code_of_the_user_runs_before_start() {
 }
 
 #[test]
+fn output_that_the_container_closes_ends_for_the_caller_too() {
+    on_both(&["sh", "-c", "echo last; exec sleep 1000 >&- 2>&-"], |runtime, bundle| {
+        // The process that holds the caller's end has nothing but the container's root to open files in.
+        assert!(!bundle.root().file("/dev/null").exists());
+        let container = Container::started(runtime, &bundle, "closed-output");
+        assert_eq!(container.stdout.until_end(), "last\n");
+        assert_eq!(container.stderr.until_end(), "");
+        assert_eq!(container.state()["status"], "running");
+    });
+}
+
+#[test]
 fn the_pid_is_in_the_cgroup_that_was_asked_for() {
     on_both(FOREVER, |runtime, mut bundle| {
         let path = format!("/kata-test-{}/group", std::process::id());

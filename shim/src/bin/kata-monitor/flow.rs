@@ -27,10 +27,10 @@ use std::{
 
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    fs::{FileType, Mode, OFlags, fstat, open},
+    fs::{FileType, fstat},
     io::{Errno, ioctl_fionbio, read, write},
     net::Shutdown,
-    pipe::{SpliceFlags, splice},
+    pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
@@ -132,13 +132,14 @@ impl Engine {
     /// Closes our copy, so that whoever has the other end of the pipe sees the end that the guest made. The number
     /// stays taken: nothing else may ever come to be fd 0, 1 or 2.
     fn close(self) {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let Ok(null) = open("/dev/null", flags, Mode::empty()) else { return };
+        // One end of a pipe without the other: it has ended for readers, and takes nothing of writers. The root is the
+        // container's by now, who may have no /dev/null in it.
+        let Ok((dead, _)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         // Fails only for a number that is not open.
         match self {
-            Self::Stdin => dup2_stdin(&null).ok(),
-            Self::Stdout => dup2_stdout(&null).ok(),
-            Self::Stderr => dup2_stderr(&null).ok(),
+            Self::Stdin => dup2_stdin(&dead).ok(),
+            Self::Stdout => dup2_stdout(&dead).ok(),
+            Self::Stderr => dup2_stderr(&dead).ok(),
         };
     }
 }
