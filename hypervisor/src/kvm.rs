@@ -150,6 +150,19 @@ impl Proof {
         Self { subject, outcome }
     }
 
+    /// That of one boot when the guest came up, else that of another: it is kept as long as the host is up, and one guest
+    /// that was lost must not cost all later ones their KVM.
+    ///
+    /// # Errors
+    /// Those of `boot`.
+    pub async fn by_boots<E>(boot: impl AsyncFn() -> Result<Self, E>) -> Result<Self, E> {
+        let first = boot().await?;
+        match first.judge() {
+            Ok(()) => Ok(first),
+            Err(_) => boot().await,
+        }
+    }
+
     /// False when another boot may show something else: whoever asks whether KVM works then has to try again.
     pub fn is_certain(&self) -> bool {
         !matches!(self.outcome, Outcome::Late(_))
@@ -189,7 +202,7 @@ impl Proof {
 mod tests {
     use std::{fs, path::Path, time::Duration};
 
-    use super::{KvmUnusable, Proof, Subject, look};
+    use super::{KvmUnusable, Outcome, Proof, Subject, look};
     use crate::{
         VmConfig, VmEnd,
         fake::{Fake, FakeState},
@@ -261,11 +274,30 @@ mod tests {
     }
 
     #[test]
+    fn one_lost_guest_is_no_proof() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let by_boots = |outcomes: &[Outcome]| {
+            let outcomes = std::cell::RefCell::new(outcomes.iter().cloned());
+            let boot = async || {
+                let outcome = outcomes.borrow_mut().next().ok_or("one boot too many")?;
+                Ok::<_, &str>(Proof { subject: subject(), outcome })
+            };
+            let proof = runtime.block_on(Proof::by_boots(boot)).unwrap();
+            (proof.outcome, outcomes.into_inner().len())
+        };
+        let failed = |why: &str| Outcome::Failed(why.into());
+        assert_eq!(by_boots(&[Outcome::Up]), (Outcome::Up, 0));
+        assert_eq!(by_boots(&[failed("a"), Outcome::Up]), (Outcome::Up, 0));
+        assert_eq!(by_boots(&[Outcome::Late(1), Outcome::Up]), (Outcome::Up, 0));
+        assert_eq!(by_boots(&[failed("a"), failed("b")]), (failed("b"), 0));
+    }
+
+    #[test]
     fn a_proof_is_kept_for_its_subject_alone() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("kvm.json");
         assert_eq!(Proof::kept(&place, &subject()), None);
-        let proof = Proof { subject: subject(), outcome: super::Outcome::Failed("x".into()) };
+        let proof = Proof { subject: subject(), outcome: Outcome::Failed("x".into()) };
         proof.keep(&place).unwrap();
         assert_eq!(Proof::kept(&place, &subject()), Some(proof));
         let other = Subject::now([Path::new("/proc/cpuinfo"); 3]).unwrap();

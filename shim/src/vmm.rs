@@ -82,8 +82,8 @@ impl Parts {
         Subject::now([&self.vmm, &self.kernel, &self.initrd])
     }
 
-    /// Whether KVM runs a guest made of these, by a short boot unless one is known. What was late is tried again, at once
-    /// and whenever somebody asks: a busy host must not be without KVM until it boots.
+    /// Whether KVM runs a guest made of these, by a short boot unless one is known. What was late is tried again whenever
+    /// somebody asks: a busy host must not be without KVM until it boots.
     async fn prove(&self, config: &Config) -> anyhow::Result<Result<(), KvmUnusable>> {
         if let Err(unusable) = kvm::probe() {
             return Ok(Err(unusable));
@@ -93,10 +93,7 @@ impl Parts {
         if let Some(proof) = kept.filter(Proof::is_certain) {
             return Ok(proof.judge());
         }
-        let mut proof = self.boot(config, subject.clone()).await?;
-        if !proof.is_certain() {
-            proof = self.boot(config, subject).await?;
-        }
+        let proof = Proof::by_boots(async || self.boot(config, subject.clone()).await).await?;
         proof.keep(Path::new(PROOF)).with_context(|| format!("write {PROOF}"))?;
         Ok(proof.judge())
     }
