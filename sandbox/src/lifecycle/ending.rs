@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kata_hypervisor::Hypervisor;
-use kata_sys::spawn::Child;
+use kata_sys::spawn::{Child, Exit};
 use tokio::time::timeout;
 
 use super::{Sandbox, SandboxError};
@@ -16,6 +16,10 @@ use crate::{
 
 /// A VMM and a proxy that lose each other end one after the other; so long the news of the second may take.
 const AFTERMATH: Duration = Duration::from_millis(400);
+
+/// A proxy ends in order only when its VMM has left it, which then is ending for certain: what began it is that one's to
+/// tell, however long a busy host takes for its end, or for a large guest's memory.
+const CERTAIN_AFTERMATH: Duration = Duration::from_secs(30);
 
 /// The agent's connection ends with either of them: a moment longer, so that they are heard first.
 const AGENT_AFTERMATH: Duration = Duration::from_millis(700);
@@ -37,10 +41,14 @@ impl Sandbox {
                 let proxy = timeout(AFTERMATH, &mut proxy_ended).await.ok();
                 loss::decide(vm, proxy.as_ref())
             }
-            proxy = &mut proxy_ended => match timeout(AFTERMATH, &mut vm_ended).await {
-                Ok(vm) => loss::decide(vm, Some(&proxy)),
-                Err(_) => loss::of_proxy(&proxy),
-            },
+            proxy = &mut proxy_ended => {
+                let left = matches!(proxy, Ok(Exit::Code(0)));
+                let patience = if left { CERTAIN_AFTERMATH } else { AFTERMATH };
+                match timeout(patience, &mut vm_ended).await {
+                    Ok(vm) => loss::decide(vm, Some(&proxy)),
+                    Err(_) => loss::of_proxy(&proxy),
+                }
+            }
         };
         let stopping = {
             let mut live = self.live();
