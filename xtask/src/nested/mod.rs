@@ -4,6 +4,7 @@
 //! [`run`] boots it with a [`Job`], shows what the job's programs write, and gives what came of each. Whatever happens
 //! to this process, the VM ends with it.
 
+mod emulator;
 mod host;
 mod job;
 mod vm;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use self::emulator::Emulator;
 pub use self::host::ROOTS;
 pub use self::job::{Calibration, JOB, Job, Program};
 pub use self::vm::Outcome;
@@ -33,6 +35,7 @@ const MOST_HOSTS: usize = 3;
 pub fn run(workspace: &Workspace, mut job: Job, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
     setup::prepare(Purpose::Nested)?;
     let host = host::make()?;
+    let emulator = Emulator::make()?;
     let init = build_init(workspace)?;
     let directory = workspace.target().join("nested");
     let initrd = write_initrd(&init, &host.modules, &directory.join("initrd.img"))?;
@@ -40,7 +43,8 @@ pub fn run(workspace: &Workspace, mut job: Job, mut on_line: impl FnMut(&str)) -
     loop {
         let disk = job.write_disk(&directory)?;
         let disks = [host.disk.as_path(), &disk];
-        let machine = vm::Machine { kernel: &host.kernel, initrd: &initrd, disks };
+        let machine =
+            vm::Machine { emulator: &emulator, kernel: &host.kernel, initrd: &initrd, disks };
         let step = Step::begin("boot the nested host and run its job");
         let mut outcome =
             machine.run(job.deadline(), &directory, &mut on_line).with_context(|| {

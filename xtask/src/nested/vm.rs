@@ -18,7 +18,8 @@ use kata_sys::tsc::TscReading;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 
-const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+use super::emulator::Emulator;
+
 /// The processor of an ordinary server, with what TCG can emulate of AMD's virtualisation.
 const CPU: &str = "EPYC,+svm,+npt";
 const MEMORY_MIB: u32 = 4096;
@@ -29,6 +30,7 @@ const BOOT: Duration = Duration::from_secs(180);
 const MEASURED: Duration = Duration::from_millis(20);
 
 pub struct Machine<'a> {
+    pub emulator: &'a Emulator,
     pub kernel: &'a Path,
     pub initrd: &'a Path,
     /// Of the host, and of the job. Neither is changed.
@@ -128,7 +130,7 @@ impl Machine<'_> {
             .map(CString::new)
             .collect::<Result<_, _>>()
             .context("a word holds a NUL byte")?;
-        let mut spawn = Spawn::new(CString::new(QEMU).context("a path holds a NUL byte")?);
+        let mut spawn = Spawn::new(words[0].clone());
         spawn.arguments = words;
         // Where it puts what the disks are changed to.
         spawn.environment = vec![variable("TMPDIR", directory)?];
@@ -148,8 +150,8 @@ impl Machine<'_> {
             "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} tsc=reliable no_timer_check \
              mitigations=off"
         );
-        let mut words: Vec<String> = [
-            QEMU,
+        let mut words = Vec::from(self.emulator.words());
+        let fixed = [
             "-nodefaults",
             "-no-user-config",
             "-no-reboot",
@@ -173,9 +175,8 @@ impl Machine<'_> {
             "socket,id=report,fd=4",
             "-device",
             "virtserialport,chardev=report,name=kata.report",
-        ]
-        .map(str::to_owned)
-        .into();
+        ];
+        words.extend(fixed.map(str::to_owned));
         words.extend(["-m".into(), MEMORY_MIB.to_string(), "-smp".into(), PROCESSORS.to_string()]);
         words.extend(["-serial".into(), format!("file:{}", console.display())]);
         words.extend(["-kernel".into(), self.kernel.display().to_string()]);

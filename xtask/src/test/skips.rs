@@ -36,10 +36,12 @@ impl Skips {
         })
     }
 
-    /// Shows a line that a test has written, and notes it when it says SKIP.
-    pub fn line(&mut self, line: &str) {
+    /// Shows a line that a test has written, and notes the reason when it says SKIP, which is returned.
+    pub fn line(&mut self, line: &str) -> Option<String> {
         println!("{line}");
-        self.0.extend(reason(line));
+        let reason = reason(line);
+        self.0.extend(reason.clone());
+        reason
     }
 
     pub fn count(&self) -> usize {
