@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Wire, debian, ip, set_network, snapshot};
+use kata_guest_tests::{
+    Bundle, Container, Kata, Wire, debian, has_kind, ip, run, set_network, snapshot,
+};
 use serde_json::json;
 
 const SIZE: usize = 3_000_000;
@@ -32,20 +34,26 @@ impl Tunnel {
         };
         let ends = vec![end(&wire.name, "tun0", "a", "b"), end(&wire.peer, "peer0", "b", "a")];
         let tunnel = Self { ends, _directory: directory };
-        for (namespace, link, own, other) in [
-            (&wire.name, "tun0", "10.8.0.2", "10.8.0.1"),
-            (&wire.peer, "peer0", "10.8.0.1", "10.8.0.2"),
-        ] {
+        for (namespace, link) in [(&wire.name, "tun0"), (&wire.peer, "peer0")] {
             let deadline = Instant::now() + Duration::from_secs(30);
             while !there(namespace, link) {
                 assert!(Instant::now() < deadline, "{link} does not come");
             }
-            ip(&["-n", namespace, "address", "add", own, "peer", other, "dev", link]);
-            let own6 = format!("2001:db8:8::{}/64", &own[own.len() - 1..]);
-            ip(&["-n", namespace, "address", "add", &own6, "dev", link, "nodad"]);
-            ip(&["-n", namespace, "link", "set", link, "up", "mtu", "1400"]);
         }
+        set_up(wire, "tun0");
         tunnel
+    }
+}
+
+/// Gives addresses to a link of the container's namespace, and to `peer0` of the peer's.
+fn set_up(wire: &Wire, link: &str) {
+    for (namespace, link, own, other) in
+        [(&wire.name, link, "10.8.0.2", "10.8.0.1"), (&wire.peer, "peer0", "10.8.0.1", "10.8.0.2")]
+    {
+        ip(&["-n", namespace, "address", "add", own, "peer", other, "dev", link]);
+        let own6 = format!("2001:db8:8::{}/64", &own[own.len() - 1..]);
+        ip(&["-n", namespace, "address", "add", &own6, "dev", link, "nodad"]);
+        ip(&["-n", namespace, "link", "set", link, "up", "mtu", "1400"]);
     }
 }
 
@@ -138,15 +146,92 @@ fn a_tunnel_of_packets_reaches_the_guest() {
         "{}",
         told(&container)
     );
+    pings_as_long_as_the_mtu(&container);
+    let said = container.exec(&["sh", "-c", "ip -brief link; ip route"], b"").stdout();
+    assert!(said.contains("tun0") && said.contains("10.8.0.1 dev tun0"), "{said}");
+    drop(container);
+    assert_eq!(snapshot(Some(&case.wire.name)), before);
+}
+
+fn pings_as_long_as_the_mtu(container: &Container<'_>) {
     for ping in [["10.8.0.1", "-s", "1372"], ["2001:db8:8::1", "-s", "1352"]] {
         let ping = [&["ping", "-M", "do", "-c", "3", "-W", "5"], &ping[..]].concat();
         let ping = container.exec(&ping, b"");
         assert_eq!(ping.code, 0, "{}{}", ping.stdout(), ping.stderr());
     }
-    let said = container.exec(&["sh", "-c", "ip -brief link; ip route"], b"").stdout();
-    assert!(said.contains("tun0") && said.contains("10.8.0.1 dev tun0"), "{said}");
+}
+
+/// Two ends of WireGuard. What is encrypted goes over localhost of the peer's namespace, where both were made: the socket
+/// of a link stays where that was.
+fn wireguard(wire: &Wire) {
+    let keys = tempfile::tempdir().unwrap();
+    let wg = |words: &[&str], input: &str| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &wire.peer, "wg"]).args(words);
+        let output = run(command, input.as_bytes());
+        assert_eq!(output.code, 0, "{words:?}: {}", output.stderr());
+        output.stdout().trim().to_owned()
+    };
+    let made = ["wg0", "peer0"].map(|link| {
+        let private = wg(&["genkey"], "");
+        let file = keys.path().join(link).display().to_string();
+        std::fs::write(&file, &private).unwrap();
+        ip(&["-n", &wire.peer, "link", "add", link, "type", "wireguard"]);
+        (link, file, wg(&["pubkey"], &private))
+    });
+    let ports = ["51001", "51002"];
+    for (own, other) in [(0, 1), (1, 0)] {
+        let (link, private, _) = &made[own];
+        let (_, _, public) = &made[other];
+        let endpoint = format!("127.0.0.1:{}", ports[other]);
+        let socket = ["set", link, "listen-port", ports[own], "private-key", private];
+        let far = ["peer", public, "allowed-ips", "0.0.0.0/0,::/0", "endpoint", &endpoint];
+        wg(&[&socket[..], &far].concat(), "");
+    }
+    ip(&["-n", &wire.peer, "link", "set", "wg0", "netns", &wire.name]);
+    set_up(wire, "wg0");
+}
+
+#[test]
+fn wireguard_reaches_the_guest() {
+    if !has_kind("wireguard") {
+        return;
+    }
+    let wire = Wire::bare();
+    wireguard(&wire);
+    let before = snapshot(Some(&wire.name));
+    let Some(case) = case("auto", wire) else { return };
+    let container = case.start();
+    exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
+    let said = told(&container);
+    assert!(said.contains("wg0 (wireguard): its packets redirected"), "{said}");
+    pings_as_long_as_the_mtu(&container);
     drop(container);
     assert_eq!(snapshot(Some(&case.wire.name)), before);
+}
+
+/// The pair that Cilium makes, whose ends speak ARP in one mode and not in the other.
+#[test]
+fn netkit_reaches_the_guest_in_both_modes() {
+    for mode in ["l2", "l3"] {
+        let kind = format!("netkit mode {mode}");
+        if !has_kind(&kind) {
+            return;
+        }
+        let wire = Wire::bare();
+        let add = format!("link add eth0 type {kind} peer name peer0 netns {}", wire.peer);
+        wire.ip(&add.split(' ').collect::<Vec<_>>());
+        set_up(&wire, "eth0");
+        let before = snapshot(Some(&wire.name));
+        let Some(case) = case("auto", wire) else { return };
+        let container = case.start();
+        exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
+        let said = told(&container);
+        assert!(said.contains("eth0 (netkit): redirected to a tap"), "{mode}: {said}");
+        pings_as_long_as_the_mtu(&container);
+        drop(container);
+        assert_eq!(snapshot(Some(&case.wire.name)), before, "{mode}");
+    }
 }
 
 #[test]

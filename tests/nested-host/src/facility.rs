@@ -41,6 +41,8 @@ const FACILITIES: &[Facility] = &[
     ("VLAN", "8021q", Proof::Link(&["link", LOWER, "type", "vlan", "id", "7"])),
     ("ipvlan", "ipvlan", Proof::Link(&["link", LOWER, "type", "ipvlan", "mode", "l2"])),
     ("macvlan", "macvlan", Proof::Link(&["link", LOWER, "type", "macvlan"])),
+    ("WireGuard", "wireguard", Proof::Link(&["type", "wireguard"])),
+    ("netkit", "", Proof::Link(&["type", "netkit"])),
     ("macvtap", "macvtap", Proof::Link(&["link", LOWER, "type", "macvtap"])),
 ];
 

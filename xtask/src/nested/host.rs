@@ -23,15 +23,15 @@ deb http://deb.debian.org/debian bookworm main
 deb http://deb.debian.org/debian-security bookworm-security main
 deb http://deb.debian.org/debian bookworm-backports main
 ";
-/// QEMU from backports, the rest from the release.
+/// QEMU from backports, and what knows of netkit; the rest from the release.
 const PREFERENCES: &str = "\
-Package: src:qemu seabios
+Package: src:qemu src:iproute2 seabios
 Pin: release n=bookworm-backports
 Pin-Priority: 900
 ";
 /// What a host of guests has, and what the tests run on it.
 const PACKAGES: &str = "busybox-static,e2fsprogs,iproute2,iputils-ping,kmod,nftables,procps,\
-                        qemu-system-x86,runc,socat,strace,util-linux";
+                        qemu-system-x86,runc,socat,strace,util-linux,wireguard-tools";
 /// What the kernel has as modules and needs to mount its disk.
 const BOOT_MODULES: &[&str] = &["virtio_blk"];
 /// Of the disk; what is not used of it takes no room.
