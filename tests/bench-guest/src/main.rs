@@ -48,7 +48,7 @@ fn perform(words: &[&str], bare: bool) -> io::Result<()> {
             let stream = stream::connect(number(port)?)?;
             stream::send(stream, number(length)?)
         }
-        ["send", length] => stream::send(io::stdout().lock(), number(length)?),
+        ["send", length] => stream::send(stream::stdout()?, number(length)?),
         ["echo", port] if bare => stream::echo(stream::connect(number(port)?)?),
         ["receive", port, length] if bare => {
             let stream = stream::connect(number(port)?)?;

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
+    os::fd::AsFd,
 };
 
 use kata_sys::vsock::{HOST_CID, connect as dial};
@@ -21,6 +22,11 @@ pub fn connect(port: u64) -> io::Result<File> {
     rustix::net::sockopt::socket_error(&socket)??;
     ioctl_fionbio(&socket, false)?;
     Ok(File::from(socket))
+}
+
+/// Standard output without the library's search for line feeds, which takes a third of the time of a bulk write.
+pub fn stdout() -> io::Result<File> {
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
 }
 
 /// Writes `length` bytes.
