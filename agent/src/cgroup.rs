@@ -139,7 +139,9 @@ impl Cgroup {
     }
 
     fn limit_devices(&mut self, rules: &[crate::spec::DeviceRule]) -> io::Result<()> {
-        let program = bpf::load(ProgramKind::CgroupDevice, &device_program::assemble(rules)?)?;
+        let rules =
+            rules.iter().map(crate::spec::DeviceRule::located).collect::<Result<Vec<_>, _>>()?;
+        let program = bpf::load(ProgramKind::CgroupDevice, &device_program::assemble(&rules)?)?;
         bpf::attach_device_program(self.open()?, &program, self.devices.as_ref())?;
         self.devices = Some(program);
         Ok(())

@@ -15,6 +15,7 @@ mod cgroup;
 mod clock;
 mod container;
 mod copies;
+mod disk;
 mod helper;
 mod launch;
 mod localhost;

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod budget;
 pub mod cgroup;
 pub mod clock;
+pub mod disk;
 pub mod guest;
 pub mod layers;
 pub mod ledger;

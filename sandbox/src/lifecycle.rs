@@ -24,12 +24,12 @@ use std::{
     time::Duration,
 };
 
-use kata_hypervisor::Hypervisor;
+use kata_hypervisor::{Disk, Hypervisor};
 use kata_protocol::{
     agent,
     hello::{HelloError, StreamToken},
 };
-use kata_spec::Limits;
+use kata_spec::{HostDisk, Limits};
 use kata_sys::spawn::Child;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -39,6 +39,7 @@ use crate::{
     budget::Budget,
     cgroup::{self, CgroupError, Group},
     clock,
+    disk::{self, DiskError},
     guest::{AgentConnection, Switchboard},
     layers::{Layers, LayersError},
     ledger::{self, Entry, Ledger, LedgerError},
@@ -64,6 +65,8 @@ pub enum SandboxError {
     Share(#[from] ShareError),
     #[error(transparent)]
     Layers(#[from] LayersError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
@@ -162,6 +165,8 @@ struct Live {
     failed_at: Option<Step>,
     /// Locks on what the roots are made of.
     layers: Vec<OwnedFd>,
+    /// Block devices of the host, until the VM has them.
+    disks: Vec<Disk>,
     /// On the network namespace.
     claim: Option<Arc<Claim>>,
     /// Listeners of the namespace's localhost, until somebody takes them.
@@ -278,6 +283,16 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Takes block devices of the host for the VM, which must not have booted.
+    ///
+    /// # Errors
+    /// [`SandboxError::Disk`].
+    pub fn attach_disks(&self, disks: &[HostDisk]) -> Result<(), SandboxError> {
+        let taken = disks.iter().map(disk::take).collect::<Result<Vec<_>, _>>()?;
+        self.live().disks.extend(taken);
+        Ok(())
+    }
+
     /// The control group of the first container.
     pub fn group(&self) -> &Group {
         &self.settings.group
@@ -351,7 +366,8 @@ impl Sandbox {
         let sandbox = self.clone();
         tokio::spawn(self.board.clone().serve(control, move || sandbox.drop_guest_caches()));
         self.steps.enter(Step::BootVmm)?;
-        let devices = vm::Devices { ends, nics: attached.nics };
+        let disks = std::mem::take(&mut self.live().disks);
+        let devices = vm::Devices { ends, nics: attached.nics, disks };
         let (vm, notes) = vm::make(&self.settings.vm, &self.nonce, devices)?;
         self.live().vm = Some(vm.clone());
         vm.boot().await.map_err(VmError::Boot)?;

@@ -6,8 +6,9 @@ use std::{
 
 use kata_config::NetworkModel;
 use kata_hypervisor::{
-    AcceleratorChoice, HypervisorError, KvmUnusable, MacAddress, MachineChoice, MachineDemand,
-    MachineType, MemoryMib, Nic as VmNic, Pages, Share, TscClock, Vhost, VmConfig, Vsock,
+    AcceleratorChoice, Disk, HypervisorError, KvmUnusable, MacAddress, MachineChoice,
+    MachineDemand, MachineType, MemoryMib, Nic as VmNic, Pages, Share, TscClock, Vhost, VmConfig,
+    Vsock,
     qemu::{JailSettings, Kernel, Qemu, QemuSettings},
 };
 use kata_protocol::{NONCE_PARAMETER, ROOTS, VOLUMES, hello::BootNonce};
@@ -88,6 +89,8 @@ pub struct Devices {
     pub ends: VmmEnds,
     /// Taps.
     pub nics: Vec<Nic>,
+    /// Block devices of the host.
+    pub disks: Vec<Disk>,
 }
 
 /// A VM, and notes on what was chosen for it.
@@ -115,6 +118,7 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         let vhost = vhost.open();
         config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), vhost });
     }
+    config.disks = devices.disks;
     let kernel = Kernel::look(&settings.kernel).map_err(VmError::Boot)?;
     let demand = MachineDemand {
         virtio_devices: config.virtio_devices(),
@@ -139,10 +143,10 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
 
 /// Cards that wait for links which appear later: as many as are wanted, but not so many that the machine would have to be a
 /// larger one for them.
-pub fn spare_nics(settings: &VmSettings, links: usize) -> usize {
+pub fn spare_nics(settings: &VmSettings, others: usize) -> usize {
     let bounded = settings.machine != Some(MachineType::Q35)
         && Kernel::look(&settings.kernel).is_ok_and(|kernel| kernel != Kernel::BzImage);
-    let used = DEVICES_BESIDE_NICS + links;
+    let used = DEVICES_BESIDE_NICS + others;
     match MachineType::MICROVM_SLOTS.checked_sub(used) {
         Some(room) if bounded => settings.spare_nics.min(room),
         _ => settings.spare_nics,

@@ -26,6 +26,7 @@ use kata_hypervisor::{Accelerator, MachineType, MemoryMib, TscClock};
 use kata_protocol::{COPIES, ROOTS, VOLUMES};
 use kata_sandbox::{
     cgroup::Group,
+    disk::DiskError,
     layers::Layers,
     lifecycle::{Common, Sandbox, Settings},
     network::Namespace,
@@ -190,6 +191,10 @@ impl Service {
         let bundle = rustix::fs::open(&spec.bundle, flags, Mode::empty()).ok();
         let (sandbox, group) = match self.sandbox() {
             Some(sandbox) => {
+                if let Some(disk) = spec.disks.first() {
+                    let late = DiskError::Late { serial: disk.serial() };
+                    return Err(Refusal::new(FailureKind::Unimplemented, late.to_string()));
+                }
                 let group = Group::plan(spec.cgroups_path.as_deref(), &id);
                 let group = group.map_err(|e| Refusal::internal(&e))?;
                 let memory = sandbox.budget().memory();
@@ -201,6 +206,7 @@ impl Service {
                 let place = (&id[..], role);
                 let sandbox =
                     self.prepare(place, &spec, (&loaded, monitor.pid), network.as_ref())?;
+                sandbox.attach_disks(&spec.disks)?;
                 let group = sandbox.group().clone();
                 (sandbox, group)
             }

@@ -28,6 +28,8 @@ pub struct Checked {
     pub network: Network,
     /// Sources of bind mounts that the guest gets as volumes, in the order of `mounts`.
     pub volumes: Vec<VolumeSource>,
+    /// Block devices of the host that the guest gets as disks.
+    pub disks: Vec<HostDisk>,
     /// `linux.cgroupsPath` as it was written: a path, or systemd's `slice:prefix:name`.
     pub cgroups_path: Option<String>,
     /// Limits that are also set on the host.
@@ -92,6 +94,24 @@ impl Checked {
     /// What became of each field that is there; sorted by path.
     pub fn explain(&self) -> impl Iterator<Item = &Explained> {
         self.explained.iter()
+    }
+}
+
+/// A block device of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostDisk {
+    /// Its number, first half.
+    pub major: u64,
+    /// Second half.
+    pub minor: u64,
+    /// The container may write to it.
+    pub writable: bool,
+}
+
+impl HostDisk {
+    /// What the guest knows it by.
+    pub fn serial(&self) -> String {
+        format!("{}:{}", self.major, self.minor)
     }
 }
 

@@ -29,7 +29,7 @@ mod rules;
 pub mod table;
 mod trees;
 
-pub use checked::{Checked, IdMap, IdRange, Network, Origin, TerminalSize, VolumeSource};
+pub use checked::{Checked, HostDisk, IdMap, IdRange, Network, Origin, TerminalSize, VolumeSource};
 pub use defaults::{DEFAULT_PATH, default_for};
 pub use error::{ProgramError, SpecError};
 pub use features::features;

@@ -37,7 +37,7 @@ pub(crate) fn check(
     check_sysctls(&document, config)?;
     check_seccomp(&mut document, config)?;
     check_hooks(&document, config)?;
-    devices::check(&mut document, config, &mut guest)?;
+    let disks = devices::check(&mut document, config, &mut guest)?;
     let limits = resources::limits(&document, &config["linux"]["resources"])?;
     namespaces::complete(config, &mut guest);
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
@@ -49,6 +49,7 @@ pub(crate) fn check(
         hostname: text(&config["hostname"]).or_else(|| namespaces::shared_name(config)),
         network,
         volumes: mounts.volumes,
+        disks,
         cgroups_path: text(&config["linux"]["cgroupsPath"]),
         limits,
         annotations: annotations(&config["annotations"]),

@@ -92,6 +92,7 @@ fn always_allowed() -> Vec<DeviceRule> {
         major,
         minor,
         access: Some(access.into()),
+        disk: None,
     };
     let mut rules = vec![rule("c", (None, None), "m"), rule("b", (None, None), "m")];
     // null, zero, full, random, urandom; tty, ptmx; the slaves of pseudo terminals.

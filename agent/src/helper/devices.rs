@@ -56,13 +56,18 @@ fn all(devices: &[Device]) -> impl Iterator<Item = Device> {
     defaults.chain(devices.iter().filter(|device| !left_out(device)).cloned())
 }
 
+fn located(device: Device) -> Result<Device, Failure> {
+    let path = device.path.clone();
+    device.located().step(|| format!("find the disk for {path}"))
+}
+
 /// Nodes of all devices for a container that may not make its own, to be bound.
 pub fn take_all(linux: &Linux) -> Result<Vec<(PathBuf, OwnedFd)>, Failure> {
     let outer = |device: Device| {
         let uid = Some(linux.outer_uid(device.uid.unwrap_or(0)));
         let gid = Some(linux.outer_gid(device.gid.unwrap_or(0)));
         let path = device.path.clone().into();
-        take(Device { uid, gid, ..device }).map(|node| (path, node))
+        take(located(Device { uid, gid, ..device })?).map(|node| (path, node))
     };
     all(&linux.devices).map(outer).collect()
 }
@@ -103,7 +108,7 @@ pub fn make_all(
 ) -> Result<(), Failure> {
     nodes.iter().try_for_each(|(path, node)| bind(root, path, node))?;
     if nodes.is_empty() {
-        all(devices).try_for_each(|device| make(root, &device))?;
+        all(devices).try_for_each(|device| make(root, &located(device)?))?;
     }
     for (path, target) in LINKS {
         link(root, Path::new(path), target).step(|| format!("make link {path}"))?;

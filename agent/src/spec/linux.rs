@@ -109,6 +109,8 @@ pub struct Device {
     pub gid: Option<u32>,
     /// Of an engine's enumeration of its host: left out where the guest has no such device.
     pub optional: bool,
+    /// Serial number of the disk that it is here, whatever number it has on the host.
+    pub disk: Option<String>,
 }
 
 /// The execution domain.

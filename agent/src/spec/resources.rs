@@ -33,6 +33,8 @@ pub struct DeviceRule {
     pub major: Option<i64>,
     pub minor: Option<i64>,
     pub access: Option<String>,
+    /// As [`super::Device::disk`].
+    pub disk: Option<String>,
 }
 
 /// Bytes; -1 is no limit.

@@ -278,11 +278,14 @@ fn devices(
         // Numbers of fdsets are ours to choose.
         let set = Properties(format!("fd={}", descriptors.add(disk.file))).with("set", number);
         line.option("-add-fd", set.0);
+        // Engines give one device to many containers, and it is for these to agree on it.
+        let locking = if driver == HOST_DEVICE { "off" } else { "auto" };
         let node = json!({
             "node-name": id,
             "driver": "raw",
             "read-only": read_only,
-            "file": { "driver": driver, "filename": format!("/dev/fdset/{number}"), "aio": "threads" },
+            "file": { "driver": driver, "filename": format!("/dev/fdset/{number}"), "aio": "threads",
+                "locking": locking },
         });
         line.option("-blockdev", node);
         let device = Device::new("virtio-blk", machine).with("drive", &id);
@@ -300,12 +303,15 @@ fn tap(nic: Nic, id: &str, descriptors: &mut Descriptors) -> Properties {
     }
 }
 
+/// QEMU's word for what serves a block device.
+const HOST_DEVICE: &str = "host_device";
+
 fn backend(file: &OwnedFd) -> Result<&'static str, HypervisorError> {
     let stat = fstat(file)
         .map_err(|source| HypervisorError::Prepare { what: "a disk", source: source.into() })?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Ok("file"),
-        FileType::BlockDevice => Ok("host_device"),
+        FileType::BlockDevice => Ok(HOST_DEVICE),
         other => Err(HypervisorError::Unsupported(format!("a disk can't be a {other:?}"))),
     }
 }

@@ -54,7 +54,8 @@ impl Sandbox {
             model,
             note: self.network_note.clone(),
         };
-        let spares = |links| vm::spare_nics(&self.settings.vm, links);
+        let disks = self.live().disks.len();
+        let spares = |links| vm::spare_nics(&self.settings.vm, links + disks);
         let (mirror, attached) = network::attach(namespace, means, spares).await?;
         Ok((Some(mirror), attached, Some(localhost)))
     }

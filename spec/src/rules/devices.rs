@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{document::Document, error::SpecError, rules::elements};
+use crate::{checked::HostDisk, document::Document, error::SpecError, rules::elements};
 
 /// Character devices that every guest has, with the name that Linux gives them.
 pub(crate) const GUEST_DEVICES: &[(u64, u64, &str)] = &[
@@ -23,25 +23,63 @@ pub(crate) const GUEST_DEVICES: &[(u64, u64, &str)] = &[
 ];
 
 /// A node is made for a device that the guest has too, or that nobody has: opened, that one fails as it does on the
-/// host. One that only the host has is refused; but when every device is allowed, the list is an engine's enumeration of
-/// its host (`--privileged`), and the guest makes those that it has.
+/// host. A block device of the host becomes a disk of the guest, found there by its serial number. Another one that only
+/// the host has is refused; but when every device is allowed, the list is an engine's enumeration of its host
+/// (`--privileged`), and the guest makes those that it has.
 pub(super) fn check(
     document: &mut Document,
     config: &Value,
     guest: &mut Value,
-) -> Result<(), SpecError> {
+) -> Result<Vec<HostDisk>, SpecError> {
     for (index, rule) in elements(&config["linux"]["resources"]["devices"]).iter().enumerate() {
         let checked = check_rule(document, &format!("linux.resources.devices[{index}]"), rule);
         document.settle(checked)?;
     }
     let all_allowed = allows_all(config);
+    let mut disks: Vec<HostDisk> = Vec::new();
     for (index, device) in elements(&config["linux"]["devices"]).iter().enumerate() {
         let known = check_one(document, &format!("linux.devices[{index}]"), device, all_allowed);
-        if document.settle(known)? == Some(Known::Perhaps) {
-            guest["linux"]["devices"][index]["optional"] = json!(true);
+        match document.settle(known)? {
+            Some(Known::Perhaps) => guest["linux"]["devices"][index]["optional"] = json!(true),
+            Some(Known::Disk(major, minor)) => {
+                let disk =
+                    HostDisk { major, minor, writable: may_be_written(config, major, minor) };
+                guest["linux"]["devices"][index]["disk"] = json!(disk.serial());
+                if !disks.contains(&disk) {
+                    disks.push(disk);
+                }
+            }
+            Some(Known::Yes) | None => {}
         }
     }
-    Ok(())
+    name_disks(config, guest, &disks);
+    Ok(disks)
+}
+
+/// A disk has another number in the guest: rules that name the host's say which disk they mean.
+fn name_disks(config: &Value, guest: &mut Value, disks: &[HostDisk]) {
+    for (index, rule) in elements(&config["linux"]["resources"]["devices"]).iter().enumerate() {
+        let number = (rule["major"].as_u64(), rule["minor"].as_u64());
+        let meant = |disk: &&HostDisk| (Some(disk.major), Some(disk.minor)) == number;
+        if let Some(disk) = disks.iter().filter(|_| rule["type"] == "b").find(meant) {
+            guest["linux"]["resources"]["devices"][index]["disk"] = json!(disk.serial());
+        }
+    }
+}
+
+/// True when some rule lets the container write to a block device.
+fn may_be_written(config: &Value, major: u64, minor: u64) -> bool {
+    let is = |field: &Value, number: u64| {
+        field.as_i64().is_none_or(|wanted| wanted < 0 || u64::try_from(wanted) == Ok(number))
+    };
+    let permits = |rule: &Value| {
+        rule["allow"] == true
+            && matches!(rule["type"].as_str().unwrap_or("a"), "" | "a" | "b")
+            && is(&rule["major"], major)
+            && is(&rule["minor"], minor)
+            && rule["access"].as_str().is_none_or(|access| access.contains('w'))
+    };
+    elements(&config["linux"]["resources"]["devices"]).iter().any(permits)
 }
 
 /// Of runc, too: `a` is all of them.
@@ -67,6 +105,8 @@ enum Known {
     Yes,
     /// Its node is made if so.
     Perhaps,
+    /// It is given this one of the host's.
+    Disk(u64, u64),
 }
 
 fn check_one(
@@ -93,6 +133,10 @@ fn check_one(
     if all_allowed {
         document.translate("linux.devices[]", "of all the host's, those that the guest has");
         return Ok(Known::Perhaps);
+    }
+    if kind == "b" && host_has(kind, major, minor) {
+        document.translate("linux.devices[]", "a block device of the host, as a disk of the guest");
+        return Ok(Known::Disk(major, minor));
     }
     if host_has(kind, major, minor) {
         let why = format!(

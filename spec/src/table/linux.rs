@@ -5,8 +5,7 @@ use super::{
     resources::RESOURCES, translated,
 };
 
-const SAME_NUMBER: &str =
-    "the guest's device of this number; one that only the host has is refused";
+const SAME_NUMBER: &str = "the guest's device of this number; a block device of the host is a disk of the guest, with a number there; another one that only the host has is refused";
 const LSM: &str = "the guest kernel has no such module; the VM is the boundary";
 
 pub(super) const LINUX: &[Field] = &[

@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use kata_guest_tests::{Output, run};
+use kata_guest_tests::{LoopDevice, Output, run};
 
 use crate::{Engine, Kind, Runtime, options::Case};
 
@@ -45,7 +45,14 @@ impl Cases<'_> {
     }
 
     fn case(&self, case: &Case) -> Result<(), String> {
-        let kata = self.container(Runtime::Kata, case);
+        let disk = match case.args.iter().any(|word| word.contains("{disk}")) {
+            true => match LoopDevice::new() {
+                None => return Ok(()),
+                disk => disk,
+            },
+            false => None,
+        };
+        let kata = self.container(Runtime::Kata, case, disk.as_ref());
         if let Some(words) = &case.refused {
             let told = kata.code != 0 && kata.stderr().contains(words.as_str());
             return told.then_some(()).ok_or_else(|| format!("not refused: {}", shown(&kata)));
@@ -54,7 +61,7 @@ impl Cases<'_> {
             let same = (kata.code, kata.stdout()) == (instead.code, instead.stdout.clone());
             return same.then_some(()).ok_or_else(|| shown(&kata));
         }
-        let runc = self.container(Runtime::Runc, case);
+        let runc = self.container(Runtime::Runc, case, disk.as_ref());
         let same = (kata.code, normal(&kata.stdout())) == (runc.code, normal(&runc.stdout()));
         same.then_some(())
             .ok_or_else(|| format!("\n runc: {}\n kata: {}", shown(&runc), shown(&kata)))
@@ -63,7 +70,7 @@ impl Cases<'_> {
     /// Runs commands in the containers `runc` and `kata`; returns what went wrong.
     pub fn exec(&self, cases: &[Case]) -> Vec<String> {
         let output = |runtime: Runtime, case: &Case| {
-            let args = self.arguments(runtime, case);
+            let args = self.arguments(runtime, case, None);
             let mut words: Vec<&str> = args.iter().map(String::as_str).collect();
             words.extend([runtime.name(), "sh", "-c", &case.script]);
             let output = run(self.engine.with(runtime, "exec", &words), b"typed\n");
@@ -110,17 +117,20 @@ impl Cases<'_> {
         cases.iter().filter_map(fault).collect()
     }
 
-    fn arguments(&self, runtime: Runtime, case: &Case) -> Vec<String> {
+    fn arguments(&self, runtime: Runtime, case: &Case, disk: Option<&LoopDevice>) -> Vec<String> {
         let name = format!("{}-{}", case.name, runtime.name());
         let work = self.prepare(&name).display().to_string();
+        let disk = disk.map(|disk| disk.path().display().to_string()).unwrap_or_default();
         case.args
             .iter()
-            .map(|word| word.replace("{work}", &work).replace("{name}", &name))
+            .map(|word| {
+                word.replace("{work}", &work).replace("{name}", &name).replace("{disk}", &disk)
+            })
             .collect()
     }
 
-    fn container(&self, runtime: Runtime, case: &Case) -> Output {
-        let args = self.arguments(runtime, case);
+    fn container(&self, runtime: Runtime, case: &Case, disk: Option<&LoopDevice>) -> Output {
+        let args = self.arguments(runtime, case, disk);
         let mut words: Vec<&str> = vec!["--rm"];
         words.extend(args.iter().map(String::as_str));
         words.extend(["busybox", "sh", "-c", &case.script]);

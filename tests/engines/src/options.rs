@@ -55,7 +55,8 @@ impl Row {
 pub struct Case {
     /// Its name.
     pub name: String,
-    /// Options; `{work}` is a directory with what they name, `{name}` a word that is this case's alone.
+    /// Options; `{work}` is a directory with what they name, `{name}` a word that is this case's alone,
+    /// `{disk}` a block device.
     pub args: Vec<String>,
     /// As [`Row::since`].
     pub since: Option<String>,
