@@ -265,6 +265,9 @@ impl Container {
     }
 
     /// Freezes or thaws every process of the container.
+    ///
+    /// Engines do so around what they do with its files (`podman cp`, `docker commit`): what it has written is on the host
+    /// by then, and what was changed there meanwhile is looked up again.
     pub async fn set_paused(&self, paused: bool) -> Result<(), Refusal> {
         let (from, to, otherwise) = if paused {
             (Status::Running, Status::Paused, "container not running")
@@ -281,7 +284,13 @@ impl Container {
         let agent = self.sandbox.agent()?;
         if paused {
             agent.pause_container(&container).await?;
+            if let Err(error) = agent.flush(&agent::Empty::new()).await {
+                tracing::warn!(%error, "guest did not write its files back");
+            }
         } else {
+            if let Err(error) = agent.drop_caches(&agent::Empty::new()).await {
+                tracing::warn!(%error, "guest did not drop what it remembers of its files");
+            }
             agent.resume_container(&container).await?;
         }
         self.update_record(|record| record.status = to)

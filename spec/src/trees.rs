@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,10 @@ use kata_sys::{
 };
 use rustix::{
     fs::CWD,
-    mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags, open_tree},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags,
+        fsconfig_create, fsmount, fsopen, open_tree,
+    },
 };
 use thiserror::Error;
 
@@ -33,6 +36,8 @@ pub enum TreeError {
     ReadOnly { path: PathBuf, source: io::Error },
     #[error("cannot map the ids of the volume {}", path.display())]
     MapIds { path: PathBuf, source: io::Error },
+    #[error("cannot make what stands for a tmpfs")]
+    Close(#[source] io::Error),
     #[error("cannot mount an overlay")]
     Overlay(#[source] OverlayError),
 }
@@ -66,24 +71,46 @@ impl Trees {
 
     /// Clones them once more, for the process that stands for the container on the host.
     ///
+    /// In the place of a tmpfs is an empty one that can't be written to: what somebody copies there from the host would not
+    /// get into the guest's memory, and had better fail.
+    ///
     /// # Errors
     /// [`TreeError`].
     pub fn seen(spec: &Checked) -> Result<Seen<'_>, TreeError> {
         let root = clone(&spec.rootfs, true, PRIVATE)?;
         let mut volumes = Vec::new();
-        for volume in &spec.volumes {
-            if let Origin::Path(path) = &volume.origin {
-                let (above, mount) = (&spec.mounts[..volume.mount], &spec.mounts[volume.mount]);
-                let in_the_guest = |point: &MountPoint| {
-                    point.host.is_none() && mount.destination.starts_with(&point.destination)
-                };
-                if !above.iter().any(in_the_guest) {
-                    volumes.push((take_volume(volume, path)?, mount.destination.as_path()));
-                }
+        for (index, mount) in spec.mounts.iter().enumerate() {
+            let destination = mount.destination.as_path();
+            let in_the_guest = |point: &MountPoint| {
+                point.host.is_none() && destination.starts_with(&point.destination)
+            };
+            if spec.mounts[..index].iter().any(in_the_guest) {
+                continue;
+            }
+            let volume = spec.volumes.iter().find(|volume| volume.mount == index);
+            if let Some((volume, Origin::Path(path))) = volume.map(|it| (it, &it.origin)) {
+                volumes.push((take_volume(volume, path)?, destination));
+            } else if is_tmpfs(spec, index) && destination != Path::new("/dev") {
+                volumes.push((closed().map_err(TreeError::Close)?, destination));
             }
         }
         Ok(Seen { root, volumes })
     }
+}
+
+fn is_tmpfs(spec: &Checked, mount: usize) -> bool {
+    spec.guest.pointer(&format!("/mounts/{mount}/type")).is_some_and(|kind| kind == "tmpfs")
+}
+
+/// An empty file system that nobody writes to.
+fn closed() -> io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 /// What a process on the host can be shown of a container: its root, and the volumes that are mounted in it, not in a file
@@ -92,7 +119,7 @@ impl Trees {
 pub struct Seen<'a> {
     /// The root file system.
     pub root: OwnedFd,
-    /// Volumes with their destinations, in the order of the mounts.
+    /// Volumes, and what stands for each tmpfs, with their destinations, in the order of the mounts.
     pub volumes: Vec<(OwnedFd, &'a Path)>,
 }
 

@@ -77,12 +77,15 @@ pub fn files_are_copied_while_it_runs(engine: &Engine) {
     fs::create_dir_all(&volume).unwrap();
     the_same(engine, |engine, runtime| {
         let mut life = Life::new(engine, runtime, "files");
-        let _follow =
-            life.serve(&["--network", "none", "-v", &format!("{}:/data/deep", volume.display())]);
+        let volume = format!("{}:/data/deep", volume.display());
+        let _follow = life.serve(&["--network", "none", "--tmpfs", "/memory", "-v", &volume]);
         for place in ["/unheard-of-place", "/data/deep/in-volume"] {
             engine.ok(&["cp", file, &format!("{}:{place}", life.name())]);
             life.ask(&["exec"], &["cat", place]);
             assert!(!fs::exists(place).unwrap(), "{place} is on the host");
+        }
+        if engine.kind() == Kind::Podman {
+            copies_are_seen_or_refused(engine, &mut life, file);
         }
         let out = engine.scratch().join("out");
         let out = out.to_str().unwrap();
@@ -98,6 +101,20 @@ pub fn files_are_copied_while_it_runs(engine: &Engine) {
         life.ask(&["rm", "-f"], &[]);
         life.transcript()
     });
+}
+
+/// podman pauses the container meanwhile, and looks for the places of its mounts. Docker does neither.
+fn copies_are_seen_or_refused(engine: &Engine, life: &mut Life<'_>, file: &str) {
+    let copy = |life: &Life<'_>, place: &str| {
+        engine.call(&["cp", file, &format!("{}:{place}", life.name())]).code == 0
+    };
+    // The container has looked for it before.
+    life.ask(&["exec"], &["sh", "-c", "mkdir -p /looked/for; cat /looked/for/it"]);
+    assert!(copy(life, "/looked/for/it"));
+    life.ask(&["exec"], &["cat", "/looked/for/it"]);
+    let copied = copy(life, "/memory/copied");
+    let seen = engine.call(&["exec", life.name(), "cat", "/memory/copied"]);
+    assert_eq!(copied, seen.code == 0, "{}", seen.stderr());
 }
 
 /// Resize, Ctrl-C, the end of a shell.

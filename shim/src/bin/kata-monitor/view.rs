@@ -2,8 +2,8 @@
 //!
 //! Engines do that, to copy files or to list processes (`/proc/PID/ns/mnt` and its like): what they find here must be the
 //! container's, or nothing, and never the host's. So the monitor is born in namespaces of its own and moves its root to a
-//! clone of the container's, with the volumes in their places. File systems that the guest makes (tmpfs) are not here, and
-//! no process but this one.
+//! clone of the container's, with the volumes in their places. File systems that the guest makes are not here, but for an
+//! empty one in the place of each tmpfs, and no process but this one.
 
 use std::{
     io,
