@@ -33,6 +33,8 @@ use crate::{
 pub struct Container {
     pub id: String,
     spec: OwnedFd,
+    /// Its system call filters, compiled.
+    filters: OwnedFd,
     cgroup: Arc<Mutex<Cgroup>>,
     init: Arc<Process>,
     /// Holds init back until it is started.
@@ -83,7 +85,9 @@ impl Container {
         let order = Order { terminal: terminal_size(&wanted), kind };
         let streams = Streams::open(&wanted).await?;
         let files = [birthplace.as_fd(), document.as_fd()];
-        let launched = launch(&order, &files, &streams.child).await?;
+        let mut launched = launch(&order, &files, &streams.child).await?;
+        let filters = launched.filters.take();
+        let filters = filters.ok_or_else(|| Failure::invalid("the helper gave no filters"))?;
         wanted.set_modes(launched.terminal.as_ref())?;
         let (parts, gate) = Parts::new(launched, streams);
         let linux = spec.linux.as_ref();
@@ -107,6 +111,7 @@ impl Container {
         Ok(Self {
             id,
             spec: document,
+            filters,
             cgroup,
             init,
             gate: Mutex::new(Some(gate)),
@@ -166,8 +171,13 @@ impl Container {
             lock(&self.cgroup).birthplace(Some(self.init.pid)).step(|| "open the cgroup")?;
         let order = Order { terminal: terminal_size(wanted), kind: Kind::Exec };
         let streams = Streams::open(wanted).await?;
-        let files =
-            [birthplace.as_fd(), self.spec.as_fd(), process.as_fd(), self.init.pidfd().as_fd()];
+        let files = [
+            birthplace.as_fd(),
+            self.spec.as_fd(),
+            process.as_fd(),
+            self.init.pidfd().as_fd(),
+            self.filters.as_fd(),
+        ];
         let launched = launch(&order, &files, &streams.child).await?;
         wanted.set_modes(launched.terminal.as_ref())?;
         let (parts, gate) = Parts::new(launched, streams);

@@ -76,8 +76,8 @@ fn run(control: &Control) -> Result<(), Failure> {
                 .run(cgroup.as_fd())
         }
         Kind::Exec => {
-            let [cgroup, spec, process, init] = attached(files)?;
-            exec::Entry { control, terminal: order.terminal, spec, process, init }
+            let [cgroup, spec, process, init, filters] = attached(files)?;
+            exec::Entry { control, terminal: order.terminal, spec, process, init, filters }
                 .run(cgroup.as_fd())
         }
     }

@@ -22,6 +22,8 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
+    /// Of an init: the container's compiled filters.
+    pub filters: Option<OwnedFd>,
     pub gate: Gate,
 }
 
@@ -50,16 +52,16 @@ pub async fn launch(
     let (mut forked, mut ready) = (None, None);
     loop {
         match receive(&control).await? {
-            Some((Report::Forked { pid }, fds)) => {
-                forked = fds.into_iter().next().map(|pidfd| (pid, pidfd));
-            }
+            Some((Report::Forked { pid }, fds)) => forked = Some((pid, fds.into_iter())),
             Some((Report::Ready, fds)) => ready = Some(fds.into_iter().next()),
             Some((Report::Failed(failure), _)) => return Err(failure),
             None => return Err(gone()),
         }
         match (forked, ready) {
-            (Some((pid, pidfd)), Some(terminal)) => {
-                return Ok(Launched { pid, pidfd, terminal, gate: Gate(control) });
+            (Some((pid, mut files)), Some(terminal)) => {
+                let pidfd = files.next().ok_or_else(gone)?;
+                let (filters, gate) = (files.next(), Gate(control));
+                return Ok(Launched { pid, pidfd, terminal, filters, gate });
             }
             partial => (forked, ready) = partial,
         }

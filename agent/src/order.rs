@@ -1,8 +1,8 @@
 //! What the agent and its helper say to each other, over a packet socket.
 //!
 //! ```text
-//! agent ── Order + [cgroup, spec, process, init] ─► helper          (JSON; the documents travel as sealed files)
-//! agent ◄── Forked ──────────────────────── helper, which ends
+//! agent ── Order + [cgroup, spec, process, init, filters] ─► helper   (JSON; the documents are sealed files)
+//! agent ◄── Forked + [pidfd, filters] ───── helper, which ends
 //! agent ◄── Ready + [terminal] ──────────── container process, in place and waiting
 //! agent ── one byte ──────────────────────► container process
 //! agent ◄── end of file ─────────────────── its program runs; or Failed, at any point
@@ -37,7 +37,7 @@ pub enum Kind {
         /// Guest path of the root file system.
         root: String,
     },
-    /// A process more in a running container. Files: the spec, the process, the pidfd of init.
+    /// A process more in a running container. Files: the spec, the process, the pidfd of init, the compiled filters.
     Exec,
 }
 
@@ -51,7 +51,8 @@ pub struct TerminalSize {
 /// What comes back.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
-    /// The container process exists, under this pid (the agent's pid namespace).
+    /// The container process exists, under this pid (the agent's pid namespace). Files: its pidfd; of an init also the
+    /// compiled filters, for processes that are added.
     Forked { pid: i32 },
     /// It is set up and waits for its start; the terminal's master comes along.
     Ready,

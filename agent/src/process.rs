@@ -49,7 +49,7 @@ pub struct Parts {
 impl Parts {
     /// Of a launch, whose gate is returned apart.
     pub fn new(launched: Launched, streams: Streams) -> (Self, crate::launch::Gate) {
-        let Launched { pid, pidfd, terminal, gate } = launched;
+        let Launched { pid, pidfd, terminal, filters: _, gate } = launched;
         (Self { streams, pid, pidfd, terminal }, gate)
     }
 }

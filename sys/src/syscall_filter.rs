@@ -1,6 +1,9 @@
-//! Filters of system calls (seccomp) that are put together by hand, in classic BPF.
+//! Filters of system calls (seccomp) as programs in classic BPF.
 
 use std::io;
+
+/// Bytes of an [`Instruction`] as the kernel and its libraries lay it out.
+pub const INSTRUCTION_SIZE: usize = 8;
 
 /// One instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +18,54 @@ pub struct Instruction {
     pub operand: u32,
 }
 
+impl Instruction {
+    /// As laid out in memory by this machine's kernel.
+    pub fn from_bytes(bytes: [u8; INSTRUCTION_SIZE]) -> Self {
+        let [c0, c1, if_true, if_false, k0, k1, k2, k3] = bytes;
+        let (code, operand) = (u16::from_ne_bytes([c0, c1]), u32::from_ne_bytes([k0, k1, k2, k3]));
+        Self { code, if_true, if_false, operand }
+    }
+
+    /// The reverse of [`Instruction::from_bytes`].
+    pub fn to_bytes(self) -> [u8; INSTRUCTION_SIZE] {
+        let ([c0, c1], [k0, k1, k2, k3]) = (self.code.to_ne_bytes(), self.operand.to_ne_bytes());
+        [c0, c1, self.if_true, self.if_false, k0, k1, k2, k3]
+    }
+}
+
+/// How a filter is installed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// For all threads of the process.
+    pub all_threads: bool,
+    /// What it refuses may be logged.
+    pub log: bool,
+    /// It does not switch on the defence against speculative store bypass.
+    pub allow_speculation: bool,
+}
+
+impl Flags {
+    /// As the kernel numbers them.
+    pub fn bits(self) -> u32 {
+        [self.all_threads, self.log, self.allow_speculation]
+            .iter()
+            .enumerate()
+            .map(|(bit, set)| u32::from(*set) << bit)
+            .sum()
+    }
+
+    /// The reverse of [`Flags::bits`].
+    pub fn from_bits(bits: u32) -> Self {
+        let [all_threads, log, allow_speculation] = [0, 1, 2].map(|bit| bits >> bit & 1 == 1);
+        Self { all_threads, log, allow_speculation }
+    }
+}
+
 /// Installs a filter for this thread and all that it starts or executes, for good.
 ///
 /// # Errors
 /// `EACCES` without `no_new_privs` and CAP_SYS_ADMIN; `EINVAL` when the kernel can't verify the program.
-pub fn load(program: &[Instruction]) -> io::Result<()> {
+pub fn load(program: &[Instruction], flags: Flags) -> io::Result<()> {
     let mut program: Vec<libc::sock_filter> = program
         .iter()
         .map(|it| libc::sock_filter {
@@ -31,10 +77,31 @@ pub fn load(program: &[Instruction]) -> io::Result<()> {
         .collect();
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;
     let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    let flags = libc::c_ulong::from(flags.bits());
     // SAFETY: `filter` describes `length` instructions of `program`; both outlive the call, which copies them and
     // checks every jump.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter)
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Flags, Instruction};
+
+    #[test]
+    fn what_is_laid_out_reads_the_same() {
+        let jump = Instruction { code: 0x15, if_true: 1, if_false: 2, operand: 0xdead_beef };
+        assert_eq!(Instruction::from_bytes(jump.to_bytes()), jump);
+        // Code, jt, jf, k: as in linux/filter.h.
+        assert_eq!(jump.to_bytes()[2..4], [1, 2]);
+        for bits in 0..8 {
+            assert_eq!(Flags::from_bits(bits).bits(), bits);
+        }
+        assert_eq!(
+            libc::SECCOMP_FILTER_FLAG_LOG,
+            Flags { log: true, ..Flags::default() }.bits().into()
+        );
+    }
 }

@@ -19,6 +19,7 @@ use rustix::{
 use super::{
     Control, become_process, credentials,
     exec::{Last, launch},
+    filter::Filters,
     namespaces, paths, rlimits, rootfs, scheduling,
     sources::Sources,
     terminal,
@@ -51,6 +52,7 @@ impl Creation<'_> {
             // Root of a user namespace may not raise a limit.
             rlimits::apply(&process.rlimits)?;
         }
+        let filters = Filters::compile(linux.seccomp.as_ref())?;
         namespaces::join(linux)?;
         namespaces::make_time_namespace(linux)?;
         let sources = Sources::take(&self.root, &self.spec, linux)?;
@@ -61,11 +63,13 @@ impl Creation<'_> {
         {
             Forked::Copy => {
                 drop(map);
-                become_process(self.control, || self.settle(process, linux, (&mapped, sources)))
+                let carried = (&mapped, sources, &filters);
+                become_process(self.control, || self.settle(process, linux, carried))
             }
             Forked::Original(pid, pidfd) => {
                 scheduling::apply(pid, process)?;
-                self.control.forked(pid, &pidfd)?;
+                let filters = filters.document()?;
+                self.control.forked(pid, &[pidfd.as_fd(), filters.as_fd()])?;
                 if linux.makes(NamespaceKind::User) {
                     namespaces::map_ids(pid, linux)?;
                     rustix::io::write(&map, &[0]).step(|| "release the container's init")?;
@@ -79,7 +83,7 @@ impl Creation<'_> {
         &self,
         process: &Process,
         linux: &Linux,
-        (mapped, sources): (&OwnedFd, Sources),
+        (mapped, sources, filters): (&OwnedFd, Sources, &Filters),
     ) -> Result<Infallible, Failure> {
         if linux.makes(NamespaceKind::User) {
             enter_user_namespace(mapped)?;
@@ -103,7 +107,7 @@ impl Creation<'_> {
         };
         make_working_directory(&process.cwd)?;
         let container = Some((self.container_id.as_str(), self.spec.hooks.as_ref()));
-        launch(self.control, process, linux, Last { container, terminal })
+        launch(self.control, process, linux, Last { container, filters, terminal })
     }
 }
 
@@ -190,10 +194,10 @@ fn make_working_directory(path: &str) -> Result<(), Failure> {
 }
 
 impl Control {
-    /// Tells of the process, which the pidfd names even when it is reaped before the agent looks.
-    pub(super) fn forked(&self, pid: Pid, pidfd: &OwnedFd) -> Result<(), Failure> {
+    /// Tells of the process. Its pidfd, the first file, names it even when it is reaped before the agent looks.
+    pub(super) fn forked(&self, pid: Pid, files: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let pid = pid.as_raw_nonzero().get();
-        self.report(&Report::Forked { pid }, &[pidfd.as_fd()])
+        self.report(&Report::Forked { pid }, files)
     }
 
     /// As something to keep through the change of root.

@@ -33,6 +33,7 @@ pub(super) struct Entry<'a> {
     pub(super) spec: OwnedFd,
     pub(super) process: OwnedFd,
     pub(super) init: OwnedFd,
+    pub(super) filters: OwnedFd,
 }
 
 impl Entry<'_> {
@@ -40,6 +41,7 @@ impl Entry<'_> {
     pub(super) fn run(&self, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
         let spec: Spec = parse(&self.spec, "spec")?;
         let process: Process = parse(&self.process, "process")?;
+        let filters = Filters::read(self.filters.as_fd())?;
         set_oom_score(&process)?;
         let nothing = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&nothing);
@@ -65,15 +67,20 @@ impl Entry<'_> {
         match fork::fork(&Fork { namespaces: None, cgroup: Some(cgroup) })
             .step(|| "clone the process")?
         {
-            Forked::Copy => become_process(self.control, || self.settle(&spec, &process)),
+            Forked::Copy => become_process(self.control, || self.settle(&spec, &process, &filters)),
             Forked::Original(pid, pidfd) => {
                 scheduling::apply(pid, &process)?;
-                self.control.forked(pid, &pidfd)
+                self.control.forked(pid, &[pidfd.as_fd()])
             }
         }
     }
 
-    fn settle(&self, spec: &Spec, process: &Process) -> Result<Infallible, Failure> {
+    fn settle(
+        &self,
+        spec: &Spec,
+        process: &Process,
+        filters: &Filters,
+    ) -> Result<Infallible, Failure> {
         setsid().step(|| "lead a session")?;
         let terminal = match self.terminal {
             Some(size) => Some(terminal::acquire(process, size)?),
@@ -82,7 +89,7 @@ impl Entry<'_> {
         let nothing = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&nothing);
         scheduling::enter_final_cpus(process)?;
-        launch(self.control, process, linux, Last { container: None, terminal })
+        launch(self.control, process, linux, Last { container: None, filters, terminal })
     }
 }
 
@@ -99,6 +106,7 @@ fn parse<T: serde::de::DeserializeOwned>(document: &OwnedFd, name: &str) -> Resu
 pub(super) struct Last<'a> {
     /// Id of the container whose init it is, and its hooks.
     pub(super) container: Option<(&'a str, Option<&'a Hooks>)>,
+    pub(super) filters: &'a Filters,
     pub(super) terminal: Option<Terminal>,
 }
 
@@ -107,7 +115,7 @@ pub(super) fn launch(
     control: &Control,
     process: &Process,
     linux: &Linux,
-    Last { container, terminal }: Last<'_>,
+    Last { container, filters, terminal }: Last<'_>,
 ) -> Result<Infallible, Failure> {
     if let Some((id, _)) = container {
         join_keyring(id)?;
@@ -116,7 +124,6 @@ pub(super) fn launch(
         set_personality(personality)?;
     }
     let wanted = Wanted::parse(process.capabilities.as_ref())?;
-    let filters = Filters::prepare(linux.seccomp.as_ref())?;
     if !has_user_namespace(linux) {
         rlimits::apply(&process.rlimits)?;
     }

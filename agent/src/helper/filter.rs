@@ -5,12 +5,15 @@
 //! names get ENOSYS: a C library that probes for them must not be told that they are forbidden. (For what a 32-bit
 //! `socketcall` or io_uring can still do, the host's tokens are the guard.)
 
-use kata_sys::syscall_filter::{self, Instruction};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kata_sys::syscall_filter::{self, Flags, INSTRUCTION_SIZE, Instruction};
 use libseccomp::{ScmpArch, ScmpFilterContext, ScmpSyscall};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::seccomp;
 use crate::{
-    order::{Failure, Step},
+    order::{self, Failure, Step},
     spec::Seccomp,
 };
 
@@ -52,31 +55,72 @@ const ABIS: [Abi; 2] = [
     Abi { audit: 0x4000_0028, architecture: ScmpArch::Arm, socket: 281 },
 ];
 
-/// Both filters, ready to load.
+/// Both filters, ready to load: compiled once, when a container is made, and loaded by each process of it.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Filters {
-    of_spec: Option<ScmpFilterContext>,
     ours: Vec<Instruction>,
+    of_spec: Option<(Flags, Vec<Instruction>)>,
 }
 
 impl Filters {
-    /// Builds the filters, which may read and allocate; loading them later does neither.
-    pub fn prepare(seccomp: Option<&Seccomp>) -> Result<Self, Failure> {
+    /// Compiles the filters.
+    pub fn compile(seccomp: Option<&Seccomp>) -> Result<Self, Failure> {
+        let of_spec = |seccomp| Ok((seccomp::flags(seccomp)?, export(&seccomp::build(seccomp)?)?));
         Ok(Self {
-            of_spec: seccomp.map(seccomp::build).transpose()?,
             ours: assemble(|abi| seccomp.and_then(|seccomp| newest_named(seccomp, abi))),
+            of_spec: seccomp.map(of_spec).transpose()?,
         })
     }
 
     /// From here on both hold.
     pub fn load(&self) -> Result<(), Failure> {
-        syscall_filter::load(&self.ours).step(|| "load the vsock filter")?;
-        let Some(filter) = &self.of_spec else { return Ok(()) };
-        filter.load().step(|| "load the seccomp filter")?;
+        let load_ours = || syscall_filter::load(&self.ours, Flags::default());
+        load_ours().step(|| "load the vsock filter")?;
+        let Some((flags, program)) = &self.of_spec else { return Ok(()) };
+        syscall_filter::load(program, *flags).step(|| "load the seccomp filter")?;
         // Of two errors that of the filter loaded last is returned: for ENOSYS to win, ours comes again. The spec's
         // may forbid that by now, and then its answer to unknown calls is what it wanted.
-        syscall_filter::load(&self.ours).ok();
+        load_ours().ok();
         Ok(())
     }
+
+    /// For the container's other processes: the length of ours, the other one's flags if there is one, both programs.
+    pub fn document(&self) -> Result<OwnedFd, Failure> {
+        let length = u32::try_from(self.ours.len()).step(|| "count instructions")?;
+        let flags = self.of_spec.as_ref().map_or(NO_FILTER, |(flags, _)| flags.bits());
+        let of_spec = self.of_spec.iter().flat_map(|(_, program)| program);
+        let mut bytes = [length.to_ne_bytes(), flags.to_ne_bytes()].concat();
+        bytes.extend(self.ours.iter().chain(of_spec).flat_map(|it| it.to_bytes()));
+        order::document(&bytes).step(|| "keep the filters")
+    }
+
+    /// What [`Filters::document`] has written.
+    pub fn read(document: BorrowedFd<'_>) -> Result<Self, Failure> {
+        let bytes = order::read_document(document).step(|| "read the filters")?;
+        let (words, _) = bytes.as_chunks::<INSTRUCTION_SIZE>();
+        let broken = || Failure::invalid("the filters are cut off");
+        let (head, programs) = words.split_first().ok_or_else(broken)?;
+        let [l0, l1, l2, l3, f0, f1, f2, f3] = *head;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).map_err(|_| broken())?;
+        let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
+        let (ours, of_spec) = programs.split_at_checked(length).ok_or_else(broken)?;
+        let program = |words: &[[u8; INSTRUCTION_SIZE]]| {
+            words.iter().copied().map(Instruction::from_bytes).collect()
+        };
+        let of_spec = (flags != NO_FILTER).then(|| (Flags::from_bits(flags), program(of_spec)));
+        Ok(Self { ours: program(ours), of_spec })
+    }
+}
+
+/// In the place of flags.
+const NO_FILTER: u32 = u32::MAX;
+
+fn export(filter: &ScmpFilterContext) -> Result<Vec<Instruction>, Failure> {
+    let file = memfd_create("kata-filter", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
+        .step(|| "make a place for a filter")?;
+    filter.export_bpf(&file).step(|| "compile the seccomp filter")?;
+    let bytes = order::read_document(file.as_fd()).step(|| "read the seccomp filter")?;
+    Ok(bytes.as_chunks().0.iter().copied().map(Instruction::from_bytes).collect())
 }
 
 /// The highest number of a call that the filter names, where it answers the rest with an error.
@@ -121,7 +165,9 @@ fn assemble(newest: impl Fn(&Abi) -> Option<u32>) -> Vec<Instruction> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ABIS, ALLOW, EAFNOSUPPORT, ENOSYS, ERRNO, assemble, newest_named};
+    use std::os::fd::AsFd;
+
+    use super::{ABIS, ALLOW, EAFNOSUPPORT, ENOSYS, ERRNO, Filters, assemble, newest_named};
     use crate::spec::Seccomp;
 
     /// Runs the program as the kernel would.
@@ -171,6 +217,19 @@ mod tests {
         assert_eq!(answer(Some(435), audit, 0x4000_0000 | 500, 0), ALLOW);
         assert_eq!(answer(None, audit, 9999, 0), ALLOW);
         assert_eq!(answer(Some(435), 0xdead, 436, 0), ALLOW);
+    }
+
+    #[test]
+    fn a_compiled_filter_reads_the_same() {
+        let document = r#"{"defaultAction": "SCMP_ACT_ERRNO", "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+            "syscalls": [{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]}"#;
+        let seccomp: Seccomp = serde_json::from_str(document).unwrap();
+        for seccomp in [Some(&seccomp), None] {
+            let filters = Filters::compile(seccomp).unwrap();
+            assert_eq!(filters.of_spec.as_ref().map(|(flags, _)| flags.log), seccomp.map(|_| true));
+            assert!(filters.of_spec.as_ref().is_none_or(|(_, program)| program.len() > 4));
+            assert_eq!(Filters::read(filters.document().unwrap().as_fd()).unwrap(), filters);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, str::FromStr};
 
+use kata_sys::syscall_filter::Flags;
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
@@ -20,12 +21,26 @@ const NATIVE: [ScmpArch; 3] = [ScmpArch::X8664, ScmpArch::X86, ScmpArch::X32];
 #[cfg(target_arch = "aarch64")]
 const NATIVE: [ScmpArch; 2] = [ScmpArch::Aarch64, ScmpArch::Arm];
 
+/// How the filter is to be loaded.
+pub fn flags(seccomp: &Seccomp) -> Result<Flags, Failure> {
+    let mut flags = Flags::default();
+    for flag in &seccomp.flags {
+        match flag.as_str() {
+            "SECCOMP_FILTER_FLAG_TSYNC" => flags.all_threads = true,
+            "SECCOMP_FILTER_FLAG_LOG" => flags.log = true,
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => flags.allow_speculation = true,
+            // About how long a listener may take; there is none.
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => {}
+            _ => return Err(Failure::invalid(format!("seccomp: unknown flag {flag:?}"))),
+        }
+    }
+    Ok(flags)
+}
+
 /// A filter, built but not loaded.
 pub fn build(seccomp: &Seccomp) -> Result<ScmpFilterContext, Failure> {
     let default = action(&seccomp.default_action, seccomp.default_errno_ret)?;
     let mut filter = ScmpFilterContext::new(default).step(|| "make a seccomp filter")?;
-    // The flag is the process's own business, set or not before the filter is loaded.
-    filter.set_ctl_nnp(false).step(|| "keep privileges apart from the filter")?;
     for name in &seccomp.architectures {
         if !name.starts_with("SCMP_ARCH_") {
             return Err(Failure::invalid(format!("seccomp: unknown architecture {name:?}")));
@@ -35,17 +50,6 @@ pub fn build(seccomp: &Seccomp) -> Result<ScmpFilterContext, Failure> {
         if let Some(architecture) = known {
             filter.add_arch(architecture).step(|| format!("seccomp: add {name}"))?;
         }
-    }
-    for flag in &seccomp.flags {
-        match flag.as_str() {
-            "SECCOMP_FILTER_FLAG_TSYNC" => filter.set_ctl_tsync(true),
-            "SECCOMP_FILTER_FLAG_LOG" => filter.set_ctl_log(true),
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => filter.set_ctl_ssb(true),
-            // About how long a listener may take; there is none.
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => continue,
-            _ => return Err(Failure::invalid(format!("seccomp: unknown flag {flag:?}"))),
-        }
-        .step(|| format!("seccomp: set {flag}"))?;
     }
     for rule in &seccomp.syscalls {
         add(&mut filter, rule, default)?;
