@@ -100,6 +100,9 @@ fn note(rounds: &[Round], report: &mut Report) -> Result<()> {
     report.add("pod start over runc's", "x", &ratio("kata: start", "runc: start")?);
     report.add("pod start over bare", "x", &ratio("kata: start", "bare: start")?);
     report.add("exec by CRI over runc's", "x", &ratio("kata: exec", "runc: exec")?);
+    let work = |what: &str| format!("kata: {what}, processor time of the VMM");
+    let ratio_of_work = ratio(&work("probe"), &work("program"))?;
+    report.add("probe over program, processor time of the VMM", "x", &ratio_of_work);
     let (echo, promised) = (of("bare: echo")?, Target::AtMost(1.5));
     for (title, probe, program) in [
         ("probe over echo and program", "kata: probe", "kata: program"),

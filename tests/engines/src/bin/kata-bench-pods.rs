@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io, thread,
+    fs, io, slice, thread,
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,9 @@ use kata_engine_tests::containerd::{Container, Containerd, Handler, KATA, Pod, R
 
 /// Commands in a row; the median counts.
 const EXECS: usize = 9;
+
+/// Between two probes: they are no queue.
+const PERIOD: Duration = Duration::from_millis(200);
 
 /// Probes of a pod with many containers come together.
 const AT_ONCE: usize = 10;
@@ -69,12 +72,18 @@ fn round(engine: &Containerd, handler: Handler) -> Vec<(String, f64)> {
     // The first one finds the program's pages cold.
     container.exec(&[PROGRAM]);
     let exec = median((0..EXECS).map(|_| timed(|| drop(container.exec(&[PROGRAM])))).collect());
-    let bundle = format!("state/io.containerd.runtime.v2.task/k8s.io/{}", container.id);
     let probe = |name: &str| {
-        let task = Task::of(&engine.file(&bundle));
+        let task = Task::of(engine, &container.id);
         timed(|| assert_eq!(task.exec(&container.id, name, PROGRAM), 0))
     };
-    let idle = median((0..EXECS).map(|number| probe(&format!("one{number}"))).collect());
+    let vmm = processes(slice::from_ref(&pod)).remove("VMM").unwrap_or_default();
+    let before = processor_time(&vmm);
+    let paced = |number| {
+        thread::sleep(PERIOD);
+        probe(&format!("one{number}"))
+    };
+    let idle = median((0..EXECS).map(paced).collect());
+    let probe_work = (processor_time(&vmm) - before) / EXECS as f64;
     let together = timed(|| {
         thread::scope(|scope| {
             for number in 0..AT_ONCE {
@@ -83,7 +92,9 @@ fn round(engine: &Containerd, handler: Handler) -> Vec<(String, f64)> {
             }
         });
     });
+    let before = processor_time(&vmm);
     let (fork, forks) = starts_inside(&container);
+    let start_work = (processor_time(&vmm) - before) / (2 * STARTS) as f64;
     pod.remove();
     let figures = [
         ("start", milliseconds(start)),
@@ -92,6 +103,8 @@ fn round(engine: &Containerd, handler: Handler) -> Vec<(String, f64)> {
         ("ten probes", together),
         ("program", fork),
         ("ten programs", forks),
+        ("probe, processor time of the VMM", probe_work),
+        ("program, processor time of the VMM", start_work),
     ];
     figures.map(|(name, figure)| (format!("{}: {name}", handler.0), figure)).into()
 }
@@ -123,6 +136,16 @@ fn milliseconds(time: Duration) -> f64 {
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
+}
+
+/// Milliseconds that the threads of processes have run so far.
+fn processor_time(pids: &[u32]) -> f64 {
+    let threads = pids.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).unwrap());
+    let nanoseconds = threads.flatten().filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e6
 }
 
 /// The processes that pods consist of on the host, by name.

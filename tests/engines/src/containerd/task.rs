@@ -1,6 +1,6 @@
 //! The client side of a shim's Task service, without an engine between.
 
-use std::{fs, os::unix::net::UnixStream, path::Path};
+use std::{fs, os::unix::net::UnixStream};
 
 use kata_engine_api::containerd::{
     any::Any,
@@ -13,6 +13,8 @@ use ttrpc::{
     context,
 };
 
+use super::Containerd;
+
 /// Nothing that is asked for takes longer, in nanoseconds.
 const DEADLINE: i64 = 120_000_000_000;
 
@@ -23,8 +25,10 @@ pub struct Task {
 }
 
 impl Task {
-    /// To the shim of a container with this bundle.
-    pub fn of(bundle: &Path) -> Self {
+    /// To the shim of a container of a pod.
+    pub fn of(engine: &Containerd, container: &str) -> Self {
+        let bundle = format!("state/io.containerd.runtime.v2.task/k8s.io/{container}");
+        let bundle = engine.file(&bundle);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let address = fs::read_to_string(bundle.join("address")).unwrap();
         let stream = UnixStream::connect(address.trim_start_matches("unix://")).unwrap();
@@ -38,13 +42,14 @@ impl Task {
     /// Runs a program in a container to its end, with all its output thrown away at this end: what an engine's probe asks
     /// for. Returns the exit code.
     pub fn exec(&self, container: &str, exec: &str, program: &str) -> u32 {
-        self.runtime.block_on(self.run(container, exec, program))
+        self.begin((container, exec), &[program], "file:///dev/null");
+        self.end(container, exec)
     }
 
-    async fn run(&self, container: &str, exec: &str, program: &str) -> u32 {
-        let (id, exec_id) = (container.to_owned(), exec.to_owned());
+    /// Starts a program in a container (its id, and one for the process); its output goes to `stdout`.
+    pub fn begin(&self, (container, exec): (&str, &str), words: &[&str], stdout: &str) {
         let process = json!({
-            "args": [program], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"],
+            "args": words, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"],
             "noNewPrivileges": false,
         });
         let spec = Any {
@@ -52,23 +57,35 @@ impl Task {
             value: process.to_string().into_bytes(),
             ..Default::default()
         };
-        let nowhere = "file:///dev/null".to_owned();
         let request = ExecProcessRequest {
-            id: id.clone(),
-            exec_id: exec_id.clone(),
-            stdout: nowhere.clone(),
-            stderr: nowhere,
+            id: container.into(),
+            exec_id: exec.into(),
+            stdout: stdout.into(),
+            stderr: "/dev/null".into(),
             spec: Some(spec).into(),
             ..Default::default()
         };
-        let deadline = || context::with_timeout(DEADLINE);
-        self.client.exec(deadline(), &request).await.unwrap();
-        let start = StartRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
-        self.client.start(deadline(), &start).await.unwrap();
-        let wait = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
-        let ended = self.client.wait(deadline(), &wait).await.unwrap();
-        let delete = DeleteRequest { id, exec_id, ..Default::default() };
-        self.client.delete(deadline(), &delete).await.unwrap();
-        ended.exit_status
+        let start =
+            StartRequest { id: container.into(), exec_id: exec.into(), ..Default::default() };
+        self.runtime.block_on(async {
+            self.client.exec(deadline(), &request).await.unwrap();
+            self.client.start(deadline(), &start).await.unwrap();
+        });
     }
+
+    /// Waits for its end and takes it away; returns its exit code.
+    pub fn end(&self, container: &str, exec: &str) -> u32 {
+        let (id, exec_id) = (container.to_owned(), exec.to_owned());
+        let wait = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
+        let delete = DeleteRequest { id, exec_id, ..Default::default() };
+        self.runtime.block_on(async {
+            let ended = self.client.wait(deadline(), &wait).await.unwrap();
+            self.client.delete(deadline(), &delete).await.unwrap();
+            ended.exit_status
+        })
+    }
+}
+
+fn deadline() -> context::Context {
+    context::with_timeout(DEADLINE)
 }
