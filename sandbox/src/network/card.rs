@@ -14,7 +14,7 @@ use super::{
     Namespace, NetworkError, Nic, enter,
     guard::Claim,
     model::{Link, Passage},
-    program,
+    program::{self, Change},
     redirect::{self, Hook},
     view::CardAddress,
 };
@@ -106,9 +106,13 @@ impl Wiring {
         let entry = self.namespace.redirect(&wired)?;
         self.ledger.intend(&self.steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))?;
         self.steps.enter(Step::RedirectLink)?;
-        let header = (link.passage == Passage::Packets).then_some(card.address);
-        let inwards = self.program(card.tap, header)?;
-        let outwards = self.program(index, None)?;
+        let (into_guest, out_of_it) = match link.passage {
+            Passage::Packets => (Change::Header(card.address), Change::Nothing),
+            Passage::Unaddressed => (Change::Addresses(card.address), Change::Addresses(NONE)),
+            _ => (Change::Nothing, Change::Nothing),
+        };
+        let inwards = self.program(card.tap, into_guest)?;
+        let outwards = self.program(index, out_of_it)?;
         let both = [
             (index, link.name.as_str(), card.tap, card.tap_name.as_str(), hook, inwards),
             (card.tap, card.tap_name.as_str(), index, link.name.as_str(), Hook::Free, outwards),
@@ -121,7 +125,7 @@ impl Wiring {
                 return Err(NetworkError::Redirect { from, to, source });
             }
         }
-        if self.own_sockets && header.is_none() {
+        if self.own_sockets && link.passage == Passage::Frames {
             self.except(&wired, card).await;
         }
         Ok(wired)
@@ -147,15 +151,11 @@ impl Wiring {
     }
 
     /// The program that redirects, where u32 does not.
-    fn program(
-        &self,
-        to: u32,
-        header: Option<CardAddress>,
-    ) -> Result<Option<OwnedFd>, NetworkError> {
-        if self.model != NetworkModel::Ebpf && header.is_none() {
+    fn program(&self, to: u32, change: Change) -> Result<Option<OwnedFd>, NetworkError> {
+        if self.model != NetworkModel::Ebpf && change == Change::Nothing {
             return Ok(None);
         }
-        let instructions = program::redirect(to, header);
+        let instructions = program::redirect(to, change);
         let loaded = bpf::load(ProgramKind::Classifier, &instructions);
         loaded.map(Some).map_err(NetworkError::Program)
     }
@@ -165,6 +165,9 @@ impl Wiring {
         match (passage, self.model) {
             (Passage::Packets, _) => {
                 "its packets redirected to a tap by eBPF, which adds a header of Ethernet's"
+            }
+            (Passage::Unaddressed, _) => {
+                "redirected to a tap by eBPF, which writes its frames' addresses"
             }
             (_, NetworkModel::Ebpf) => "redirected to a tap by eBPF",
             _ => "redirected to a tap",

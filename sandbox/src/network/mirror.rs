@@ -216,7 +216,7 @@ impl Mirror {
     fn passing(&self) -> impl Iterator<Item = (u32, &Link)> {
         self.others().filter(|(_, link)| match self.model.passage(link) {
             Passage::Frames => true,
-            Passage::Packets => self.wiring.model != NetworkModel::U32,
+            Passage::Packets | Passage::Unaddressed => self.wiring.model != NetworkModel::U32,
             Passage::None | Passage::Refused(_) => false,
         })
     }
@@ -243,7 +243,10 @@ impl Mirror {
                 Passage::Packets if self.wiring.model == NetworkModel::U32 => format!(
                     "its packets have no header of Ethernet's, which {MODEL_KEY}=u32 can't add"
                 ),
-                Passage::Frames | Passage::Packets => {
+                Passage::Unaddressed if self.wiring.model == NetworkModel::U32 => {
+                    format!("its frames have no addresses, which {MODEL_KEY}=u32 can't write")
+                }
+                Passage::Frames | Passage::Unaddressed | Passage::Packets => {
                     format!("no card is left; raise {SPARES_KEY}")
                 }
                 Passage::Refused(why) => why,

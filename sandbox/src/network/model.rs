@@ -21,6 +21,8 @@ use super::{
 pub(super) enum Passage {
     /// Its frames are Ethernet's, as the guest's are.
     Frames,
+    /// They are, and without addresses (netkit in its mode L3), which no card of a guest can be: they get the card's.
+    Unaddressed,
     /// It has packets, to which the guest's link adds a header of Ethernet's.
     Packets,
     /// Not at all, and nobody expects it: loopback, a port of another link, what the kernel puts everywhere.
@@ -32,7 +34,7 @@ pub(super) enum Passage {
 impl Passage {
     /// Whether there is one at all.
     pub fn is_one(&self) -> bool {
-        matches!(self, Self::Frames | Self::Packets)
+        matches!(self, Self::Frames | Self::Unaddressed | Self::Packets)
     }
 }
 

@@ -35,6 +35,9 @@ const HEADERLESS: [LinkLayerType; 8] = [
     LinkLayerType::Ip6gre,
 ];
 
+/// Kinds of links that are made two at a time.
+const PAIRS: &[&str] = &["veth", "netkit"];
+
 pub(super) fn link(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
@@ -72,8 +75,9 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
-    // The two ends of a veth pair point at each other, and neither stands on the other.
-    if elsewhere || link.kind == "veth" || link.lower == Some(message.header.index) {
+    // The two ends of a pair point at each other, and neither stands on the other.
+    if elsewhere || PAIRS.contains(&link.kind.as_str()) || link.lower == Some(message.header.index)
+    {
         link.lower = None;
     }
     let nothing = link.loopback || master || FALLBACK.contains(&link.name.as_str());
@@ -87,6 +91,8 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         Passage::Refused(format!("links of {kind} carry {layer:?}, which a guest has no card for"))
     } else if let Some(device) = device {
         Passage::Refused(format!("it is a device of the host ({device}), which is not passed on"))
+    } else if link.mac == [0; 6] {
+        Passage::Unaddressed
     } else {
         Passage::Frames
     };

@@ -1,7 +1,8 @@
 //! Redirects, and an exception from them, as eBPF programs for a link's ingress hook.
 //!
 //! Packets of a link without Ethernet get a header in front: to the guest's card, from an address that no card has. On the
-//! way back the kernel takes the header off, since such a link has none.
+//! way back the kernel takes the header off, since such a link has none. Frames without addresses get the same, and lose
+//! them on the way back: the other end takes no others for its own.
 
 use kata_sys::bpf::Instruction;
 
@@ -11,6 +12,8 @@ use super::view::CardAddress;
 const SENDER: CardAddress = [0x02, 0x6b, 0, 0, 0, 0];
 /// Length of Ethernet's header.
 const HEADER: i32 = 14;
+/// The two addresses at its beginning.
+const ADDRESSES: i32 = 12;
 /// `protocol` of `struct __sk_buff`.
 const PROTOCOL: i16 = 16;
 /// The header is put together below the frame pointer.
@@ -63,9 +66,23 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instr
     Instruction { code, registers: from << 4 | to, offset, immediate }
 }
 
-/// Sends what comes in out of the link `to`; behind an Ethernet header to a card, if that has to be added.
-pub(super) fn redirect(to: u32, header: Option<CardAddress>) -> Vec<Instruction> {
-    let mut program = header.map(add_header).unwrap_or_default();
+/// What is done to a frame before it is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Nothing,
+    /// A header is put in front, to this card.
+    Header(CardAddress),
+    /// Its header gets this address as its destination, and the sender of headers that are added; none at all if this is none.
+    Addresses(CardAddress),
+}
+
+/// Sends what comes in out of the link `to`.
+pub(super) fn redirect(to: u32, change: Change) -> Vec<Instruction> {
+    let mut program = match change {
+        Change::Nothing => Vec::new(),
+        Change::Header(card) => add_header(card),
+        Change::Addresses(card) => set_addresses(card),
+    };
     program.extend([
         instruction(SET, 1, 0, 0, to.cast_signed()),
         instruction(SET, 2, 0, 0, 0),
@@ -76,9 +93,7 @@ pub(super) fn redirect(to: u32, header: Option<CardAddress>) -> Vec<Instruction>
 }
 
 fn add_header(card: CardAddress) -> Vec<Instruction> {
-    let [a, b, c, d, e, f] = card;
-    let [g, h, i, j, k, l] = SENDER;
-    vec![
+    let mut program = vec![
         instruction(MOVE, 6, 1, 0, 0),
         instruction(LOAD_WORD, 7, 6, PROTOCOL, 0),
         instruction(SET, 2, 0, 0, HEADER),
@@ -87,16 +102,41 @@ fn add_header(card: CardAddress) -> Vec<Instruction> {
         instruction(JUMP_IF, 0, 0, 2, 0),
         instruction(SET, 0, 0, 0, DROP),
         instruction(EXIT, 0, 0, 0, 0),
+        instruction(STORE_HALF_OF, 10, 7, STACK + 12, 0),
+    ];
+    program.extend(store_addresses(card, SENDER));
+    program.extend(store_header(HEADER));
+    program
+}
+
+fn set_addresses(card: CardAddress) -> Vec<Instruction> {
+    let sender = if card == [0; 6] { card } else { SENDER };
+    let mut program = vec![instruction(MOVE, 6, 1, 0, 0)];
+    program.extend(store_addresses(card, sender));
+    program.extend(store_header(ADDRESSES));
+    program
+}
+
+/// On the stack.
+fn store_addresses(to: CardAddress, from: CardAddress) -> [Instruction; 4] {
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (to, from);
+    [
         instruction(STORE_WORD, 10, 0, STACK, i32::from_ne_bytes([a, b, c, d])),
         instruction(STORE_HALF, 10, 0, STACK + 4, i16::from_ne_bytes([e, f]).into()),
         instruction(STORE_HALF, 10, 0, STACK + 6, i16::from_ne_bytes([g, h]).into()),
         instruction(STORE_WORD, 10, 0, STACK + 8, i32::from_ne_bytes([i, j, k, l])),
-        instruction(STORE_HALF_OF, 10, 7, STACK + 12, 0),
+    ]
+}
+
+/// So much of what is on the stack, to the beginning of the frame that register 6 leads to. It fails for what is shorter
+/// than a header alone, of which there is none.
+fn store_header(length: i32) -> [Instruction; 7] {
+    [
         instruction(MOVE, 1, 6, 0, 0),
         instruction(SET, 2, 0, 0, 0),
         instruction(MOVE, 3, 10, 0, 0),
         instruction(ADD, 3, 0, 0, STACK.into()),
-        instruction(SET, 4, 0, 0, HEADER),
+        instruction(SET, 4, 0, 0, length),
         instruction(SET, 5, 0, 0, 0),
         instruction(CALL, 0, 0, 0, STORE_BYTES),
     ]
@@ -162,7 +202,7 @@ pub(super) fn own_sockets(to: u32) -> Vec<Instruction> {
 
 #[cfg(test)]
 mod tests {
-    use super::{EXIT, JUMP, JUMP_IF, JUMP_UNLESS, own_sockets, redirect};
+    use super::{Change, EXIT, JUMP, JUMP_IF, JUMP_UNLESS, own_sockets, redirect};
 
     #[test]
     fn what_passes_to_the_namespace_ends_in_every_branch() {
@@ -180,13 +220,26 @@ mod tests {
 
     #[test]
     fn a_program_without_a_header_redirects_and_no_more() {
-        let program = redirect(7, None);
+        let program = redirect(7, Change::Nothing);
         assert_eq!((program.len(), program[0].immediate), (4, 7));
     }
 
     #[test]
+    fn addresses_are_written_and_nothing_else_of_a_frame() {
+        for card in [[0; 6], [2, 0, 0, 0, 0, 1]] {
+            let program = redirect(7, Change::Addresses(card));
+            let store = program.iter().position(|one| one.immediate == super::STORE_BYTES).unwrap();
+            assert_eq!(program[store - 2].immediate, super::ADDRESSES);
+            let written = program[1].immediate != 0;
+            assert_eq!(written, card != [0; 6]);
+            assert!(program[3..5].iter().all(|one| card != [0; 6] || one.immediate == 0));
+            assert_eq!(program[store + 1].immediate, 7);
+        }
+    }
+
+    #[test]
     fn what_cannot_grow_is_dropped_and_the_rest_goes_on() {
-        let program = redirect(7, Some([2, 0, 0, 0, 0, 1]));
+        let program = redirect(7, Change::Header([2, 0, 0, 0, 0, 1]));
         let jump = program.iter().position(|one| one.code == JUMP_IF).unwrap();
         assert_eq!((program[jump].offset, program[jump + 2].code), (2, EXIT));
         assert_eq!(program.last().unwrap().code, EXIT);

@@ -43,7 +43,7 @@ impl View {
             let told = agent::Link {
                 name: link.name.clone(),
                 hardware_address: match link.passage {
-                    Passage::Packets => card.clone(),
+                    Passage::Packets | Passage::Unaddressed => card.clone(),
                     _ => format_mac(&link.mac),
                 },
                 mtu: link.mtu,

@@ -322,6 +322,7 @@ fn large_segments_pass_whole_in_both_directions() {
         let (mut stream, _) = server.accept().unwrap();
         // Frames that go to the guest leave by its tap.
         let before = [counted(&peer, "peer0", "rx"), counted(&name, "kata0", "tx")];
+        stream.write_all(b"!").unwrap();
         let mut received = vec![0; size];
         stream.read_exact(&mut received).unwrap();
         stream.write_all(&received).unwrap();
@@ -334,6 +335,7 @@ fn large_segments_pass_whole_in_both_directions() {
         "
 import socket
 s = socket.create_connection(('192.0.2.1', 5000))
+s.recv(1)
 s.sendall(bytes({size}))
 left = {size}
 while left:
