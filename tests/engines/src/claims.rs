@@ -290,13 +290,47 @@ pub fn networks_come_and_go_while_it_runs(engine: &Engine) {
     });
 }
 
+/// A container on a network of the user's own: an address of its choice, a volume that another one takes over, and with
+/// docker names.
+pub fn neighbours_find_each_other(engine: &Engine) {
+    let (four, six) = (["--subnet", "10.94.0.0/24"], ["--ipv6", "--subnet", "fd00:94::/64"]);
+    engine.ok(&[&["network", "create"], &four[..], &six[..], &["street"]].concat());
+    the_same(engine, |engine, runtime| {
+        let mut life = Life::new(engine, runtime, "house");
+        let place =
+            ["--network", "street", "--ip", "10.94.0.9", "--ip6", "fd00:94::9", "-v", "/shared"];
+        let named = [&place[..], &["--network-alias", "number-9"]].concat();
+        let docker = engine.kind() == Kind::Docker;
+        let _follow = life.serve(if docker { &named } else { &place });
+        life.ask(
+            &["exec"],
+            &["sh", "-c", "ip -o addr show dev eth0 scope global | cut -d' ' -f6,7"],
+        );
+        let mut visit = vec!["--rm", "--network", "street", "--volumes-from", life.name()];
+        let link = format!("{}:nine", life.name());
+        let script = match docker {
+            true => {
+                visit.extend(["--link", &link]);
+                "for host in 10.94.0.9 number-9 nine; do wget -qO- http://$host/; done; ls -d /shared"
+            }
+            false => {
+                visit.extend(["--requires", life.name()]);
+                "wget -qO- http://10.94.0.9/; ls -d /shared"
+            }
+        };
+        visit.extend(["busybox", "sh", "-c", script]);
+        let visited = engine.run(runtime, &visit);
+        let told = (visited.code, visited.stdout(), visited.stderr());
+        life.ask(&["rm", "-f"], &[]);
+        format!("{}{told:?}", life.transcript())
+    });
+}
+
 /// Each option that the engine shows has a row, and each row is of an option.
 pub fn every_option_that_is_shown_has_a_row(engine: &Engine) {
     let table = Table::of(engine.kind());
     let mut missing = Vec::new();
-    let updates = engine.kind() == Kind::Docker;
-    let commands = ["run", "create", "exec"].into_iter().chain(updates.then_some("update"));
-    for command in commands {
+    for command in ["run", "create", "exec", "update"] {
         let shown = options::shown(engine, command);
         assert!(shown.len() > 5, "{command}: {shown:?}");
         let rows = |name: &str| {

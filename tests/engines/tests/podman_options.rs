@@ -7,6 +7,7 @@ claims_of! {
     every_option_that_is_shown_has_a_row
     options_do_what_they_do_with_runc
     options_of_exec_do_what_they_do_with_runc
+    options_of_update_do_what_they_do_with_runc
 }
 
 #[test]
