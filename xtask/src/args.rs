@@ -118,6 +118,8 @@ pub enum Measurement {
     Idle,
     /// Pods by CRI, over runc's and bare VMs
     Pods,
+    /// What a pod's link carries, over ways laid by hand and runc's
+    Network,
     /// Sizes of programs
     Sizes,
 }

@@ -4,14 +4,17 @@
 //! which the kernel makes of `bench=…` on its command line; streams are then connections to the host by vsock, which is
 //! what containers are compared with.
 
+mod card;
 mod files;
 mod stream;
+mod traffic;
 mod watch;
 
 use std::{
     env,
     io::{self, Read, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 fn main() -> ExitCode {
@@ -56,6 +59,17 @@ fn perform(words: &[&str], bare: bool) -> io::Result<()> {
         }
         ["receive", length] => {
             stream::receive(io::stdin().lock(), io::stdout().lock(), number(length)?)
+        }
+        ["serve", addresses @ ..] => {
+            if bare {
+                let addresses: Result<Vec<_>, _> = addresses.iter().map(|it| it.parse()).collect();
+                card::set_up(&addresses.map_err(io::Error::other)?)?;
+            }
+            traffic::serve()
+        }
+        ["ask", address, kind, streams, milliseconds] => {
+            let streams = usize::try_from(number(streams)?).map_err(io::Error::other)?;
+            traffic::ask(address, kind, streams, Duration::from_millis(number(milliseconds)?))
         }
         ["watch"] => watch::watch(),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "no such task")),

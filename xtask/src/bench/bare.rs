@@ -20,6 +20,9 @@ use super::patience;
 use super::stand::Stand;
 use super::vmm_line::VmmLine;
 
+/// Of QEMU; each VM's replaces the one before.
+const LOG: &str = "qemu.log";
+
 /// A proxy that serves, and the VMM's ends of its sockets.
 #[derive(Debug)]
 struct Proxy {
@@ -70,7 +73,7 @@ impl Proxy {
         let (vsock, far_vsock) = connected(stand, "vsock")?;
         let (roots, far_roots) = connected(stand, "roots")?;
         let (volumes, far_volumes) = connected(stand, "volumes")?;
-        let null = null()?;
+        let null = device("/dev/null")?;
         let stderr = io::stderr();
         let mut spawn = program(&[
             stand.prefix().program("kata-proxy").display().to_string(),
@@ -125,13 +128,19 @@ impl<'a> Prepared<'a> {
 
     /// Executes QEMU.
     pub fn boot(self, stand: &Stand) -> Result<BareVm> {
+        self.boot_with(stand, None)
+    }
+
+    /// Executes QEMU, with the far end of its card if it has one.
+    pub fn boot_with(self, stand: &Stand, tap: Option<&OwnedFd>) -> Result<BareVm> {
         let (qmp, far_qmp) = scm::stream_pair().context("make a socket for QMP")?;
         let (console, far_console) = scm::stream_pair().context("make a socket for the console")?;
-        let null = null()?;
-        let log = File::create(stand.place("qemu.log")).context("make a log for QEMU")?;
+        let null = device("/dev/null")?;
+        let log = File::create(stand.place(LOG)).context("make a log for QEMU")?;
         let numbers = self.line.numbers;
         let [vsock, roots, volumes] = &self.proxy.ends;
-        let placed = [
+        let vhost = numbers.vhost.map(|_| device("/dev/vhost-net")).transpose()?;
+        let mut placed = vec![
             (2, log.as_fd()),
             (numbers.qmp, far_qmp.as_fd()),
             (numbers.console, far_console.as_fd()),
@@ -139,6 +148,8 @@ impl<'a> Prepared<'a> {
             (numbers.shares[0], roots.as_fd()),
             (numbers.shares[1], volumes.as_fd()),
         ];
+        placed.extend(numbers.tap.zip(tap).map(|(number, tap)| (number, tap.as_fd())));
+        placed.extend(numbers.vhost.zip(vhost.as_ref()).map(|(number, fd)| (number, fd.as_fd())));
         let mut spawn = program(self.line.words())?;
         let count = placed.iter().map(|(number, _)| number + 1).max().unwrap_or_default();
         spawn.fds = vec![null.as_fd(); count];
@@ -167,6 +178,11 @@ impl BareVm {
     pub fn pids(&self) -> [u32; 2] {
         [&self.child, &self.proxy.child]
             .map(|child| child.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// What QEMU had to say.
+    pub fn log(&self, stand: &Stand) -> String {
+        fs::read_to_string(stand.place(LOG)).unwrap_or_default()
     }
 
     /// The connection that the guest dials.
@@ -201,8 +217,9 @@ fn connected(stand: &Stand, name: &str) -> Result<(UnixListener, OwnedFd)> {
     Ok((listener, stream?.into()))
 }
 
-fn null() -> Result<File> {
-    File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
+fn device(path: &str) -> Result<File> {
+    let opened = File::options().read(true).write(true).open(path);
+    opened.with_context(|| format!("open {path}"))
 }
 
 fn program<'fd>(words: &[String]) -> Result<Spawn<'fd>> {

@@ -141,6 +141,15 @@ impl<'a> Container<'a> {
         }
         Ok(())
     }
+
+    /// Ends it, whatever it does.
+    pub fn kill(mut self) -> Result<()> {
+        let forced = kata(self.stand).args(["delete", "--force", ID]).status();
+        if !forced.context("start kata-runtime")?.success() {
+            bail!("kata-runtime delete --force failed");
+        }
+        self.child.wait().context("wait for kata-runtime").map(drop)
+    }
 }
 
 /// After a measurement that failed half-way nothing stays behind; after `finish` there is nothing left to do.

@@ -9,6 +9,7 @@ mod files;
 mod first;
 mod idle;
 mod nested;
+mod network;
 mod patience;
 mod pods;
 mod report;
@@ -37,6 +38,9 @@ use crate::progress::Step;
 use crate::setup::{self, Purpose};
 
 pub use self::idle::OVERHEAD;
+
+/// A round has some hundred figures.
+const NETWORK_ROUNDS: usize = 3;
 
 const GUEST_PACKAGE: &str = "kata-bench-guest";
 
@@ -70,6 +74,9 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
             Measurement::Pods => {
                 pods::measure((workspace, &stand), &line, options.rounds.max(1), &mut report)
             }
+            Measurement::Network => {
+                network::measure(&stand, options.rounds.min(NETWORK_ROUNDS), &mut report)
+            }
             Measurement::Sizes => sizes::measure(workspace, &mut report),
         };
         measured.with_context(|| format!("measure {what}"))?;
@@ -88,6 +95,7 @@ const MEASUREMENTS: &[(Measurement, &str)] = &[
     (Measurement::Streams, "standard streams"),
     (Measurement::Idle, "an idle sandbox"),
     (Measurement::Pods, "pods by CRI"),
+    (Measurement::Network, "the network"),
     (Measurement::Sizes, "sizes"),
 ];
 

@@ -16,6 +16,9 @@ pub struct Numbers {
     pub vsock: usize,
     /// Of container roots, and of volumes.
     pub shares: [usize; 2],
+    /// The card's tap, and what the kernel serves it by.
+    pub tap: Option<usize>,
+    pub vhost: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ impl VmmLine {
             console: number("console")?,
             vsock: number("vsock")?,
             shares: [number("share0")?, number("share1")?],
+            tap: option(words, "tap,id=nic0,", "fd"),
+            vhost: option(words, "tap,id=nic0,", "vhostfd"),
         };
         Ok(Self { words: kept, numbers })
     }
@@ -95,6 +100,13 @@ impl VmmLine {
         self
     }
 
+    /// The address of the card.
+    pub fn mac(&self) -> Result<&str> {
+        let card = self.words.iter().find(|word| word.contains("netdev=nic0,"));
+        let mac = card.and_then(|card| card.split(',').find_map(|part| part.strip_prefix("mac=")));
+        mac.context("the VMM has no card")
+    }
+
     pub fn words(&self) -> &[String] {
         &self.words
     }
@@ -104,6 +116,13 @@ fn without_nonce(parameters: &str) -> String {
     let kept: Vec<&str> =
         parameters.split(' ').filter(|word| !word.starts_with(AGENTS_PARAMETER)).collect();
     kept.join(" ")
+}
+
+/// A number among the options of the word that begins with `start`.
+fn option(words: &[String], start: &str, name: &str) -> Option<usize> {
+    let options = words.iter().find_map(|word| word.strip_prefix(start))?;
+    let mut options = options.split(',').filter_map(|option| option.split_once('='));
+    options.find(|(key, _)| *key == name)?.1.parse().ok()
 }
 
 /// The descriptor of `-chardev socket,id=ID,fd=N`.
