@@ -55,9 +55,9 @@ pub struct Hook {
     /// argv; the path alone when there is none.
     #[serde(default, deserialize_with = "null_is_default")]
     pub args: Vec<String>,
-    /// All of its environment.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub env: Vec<String>,
+    /// All of its environment; without it, as with runc, the hook has that of whoever runs it.
+    #[serde(default)]
+    pub env: Option<Vec<String>>,
     /// Seconds.
     #[serde(default)]
     pub timeout: Option<u64>,

@@ -8,7 +8,7 @@
 //! Only its exit ends the wait: a descendant that holds its pipes has nothing to say any more.
 
 use std::{
-    ffi::{CString, OsStr},
+    ffi::{CString, OsStr, OsString},
     fs::File,
     io::{self, Seek, Write},
     os::{
@@ -63,7 +63,10 @@ fn prepared<'a>(hook: &Hook, streams: [BorrowedFd<'a>; 3]) -> Result<Spawn<'a>, 
     if !hook.args.is_empty() {
         spawn.arguments = texts(&hook.args)?;
     }
-    spawn.environment = texts(&hook.env)?;
+    spawn.environment = match &hook.env {
+        Some(words) => texts(words)?,
+        None => std::env::vars_os().map(variable).collect::<Result<_, _>>()?,
+    };
     spawn.fds = streams.to_vec();
     // A group of its own, to be killed whole.
     spawn.new_session = true;
@@ -73,6 +76,13 @@ fn prepared<'a>(hook: &Hook, streams: [BorrowedFd<'a>; 3]) -> Result<Spawn<'a>, 
 
 fn text(word: &OsStr) -> Result<CString, Fault> {
     CString::new(word.as_bytes()).map_err(|_| Fault::ZeroByte)
+}
+
+fn variable((name, value): (OsString, OsString)) -> Result<CString, Fault> {
+    let mut word = name;
+    word.push("=");
+    word.push(value);
+    text(&word)
 }
 
 fn texts(words: &[String]) -> Result<Vec<CString>, Fault> {

@@ -49,7 +49,7 @@ fn a_hook_gets_its_arguments_its_environment_and_the_state() {
             "zero".into(),
             "one".into(),
         ],
-        env: vec![format!("OUT={}", out.display()), "A=1".into()],
+        env: Some(vec![format!("OUT={}", out.display()), "A=1".into()]),
         timeout: None,
     };
     run_all(Kind::Prestart, &[hook], &state()).unwrap();

@@ -105,6 +105,8 @@ pub enum Command {
     Install(Install),
     /// Print versions, paths and the configuration with its sources
     Env(Report),
+    /// Remove the layers of images that no container uses
+    Prune(Prune),
     /// Say of each field of a bundle's config.json what becomes of it
     Explain(Explain),
     /// Print what makes a shell complete the words of kata-runtime
@@ -186,6 +188,17 @@ pub struct Events {
     pub stats: bool,
     /// Id of the container
     pub id: ContainerId,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Layers of images are unpacked once, by run --image, and kept for the next run. They go with this command,
+and when there is no room for others."
+)]
+pub struct Prune {
+    /// Directory where layers are kept
+    #[arg(long, value_name = "DIR", default_value = kata_store::DEFAULT_PATH)]
+    pub store: PathBuf,
 }
 
 /// Whatever is typed.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kata_engine_api::handover;
-use kata_store::{Image, ImageConfig, Layers, Reference, Store, StoreError, find_user};
+use kata_store::{ImageConfig, Layers, Reference, Store, find_user};
 
 use crate::{args::Run, failure::Failure, id::ContainerId, journal::Journal, made_spec::Program};
 
@@ -29,11 +29,11 @@ impl ImageRoot {
     /// Finds an image, and unpacks what the store has not got yet.
     pub fn open(reference: &Reference, store: &Path, journal: &Journal) -> Result<Self, Failure> {
         let failed = |source| Failure::Image { reference: reference.to_string(), source };
-        let image = Image::find(reference).map_err(|error| failed(StoreError::from(error)))?;
         let store = Store::open(store).map_err(failed)?;
         if let Err(error) = store.sweep() {
             journal.warn(&format!("run: {}", failed(error).line()));
         }
+        let image = store.find(reference).map_err(failed)?;
         let layers = store.unpack(&image).map_err(failed)?;
         // Containers of several roots may have the same id.
         let name = ContainerId::random().map_err(Failure::host("make up a name"))?;

@@ -8,13 +8,13 @@
 //!
 //! **A lock says that somebody lives.** Whoever makes a draft or uses a run holds an exclusive `flock` on its directory, which
 //! ends with its process however that ends; whoever uses a layer holds a shared one. What has no lock in `drafts` and `runs`
-//! is rubbish. Between making a directory and locking it, its maker holds a shared lock on the directory above, which
+//! is rubbish; what has none in `layers` is kept for the next run, until [`Store::prune`] or until room is needed. Between making a directory and locking it, its maker holds a shared lock on the directory above, which
 //! [`Store::sweep`] needs for itself alone.
 //!
 //! Lock order: the directory above, then what is in it. Nobody waits for a lock while it holds one on a directory above.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::DirBuilder,
     io,
     os::{
@@ -45,6 +45,7 @@ use crate::{
     image::{FilesError, ImageError, Layer, check_size, check_sum},
     layer::{Budget, LayerError, Plain, apply},
     overlay::{self, Overlay, Writable},
+    reference::Reference,
 };
 
 /// Where layers are kept when nobody says otherwise.
@@ -143,7 +144,15 @@ impl Store {
         self.path.join(RUNS).join(name)
     }
 
-    /// Unpacks the layers of an image that are not there yet.
+    /// Finds an image; what it takes to read it is taken where its layers will be.
+    ///
+    /// # Errors
+    /// [`StoreError::Image`].
+    pub fn find(&self, reference: &Reference) -> Result<Image, StoreError> {
+        Ok(Image::find(reference, &self.path)?)
+    }
+
+    /// Unpacks the layers of an image that are not there yet. When there is no room, layers that nobody uses go first.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is left that was not whole.
@@ -159,8 +168,11 @@ impl Store {
     }
 
     fn unpack_here(&self, image: &Image) -> Result<Layers, StoreError> {
-        let mut budget = Budget::of(self.directory(OsStr::new("."))?)
-            .map_err(host("ask for the free space of", &self.path))?;
+        let room = || {
+            Budget::of(self.directory(OsStr::new("."))?)
+                .map_err(host("ask for the free space of", &self.path))
+        };
+        let mut budget = room()?;
         // Lowest first.
         let mut below: Vec<OwnedFd> = Vec::new();
         let mut paths = Vec::new();
@@ -171,7 +183,14 @@ impl Store {
                 Some(chain) => Digest::of(format!("{chain} {}", layer.diff_id).as_bytes()),
             };
             let draft = Draft { store: self, image, layer, number, below: &below };
-            below.push(draft.whole(&id, &mut budget)?);
+            let whole = match draft.whole(&id, &mut budget) {
+                Err(StoreError::Layer { source: LayerError::Room(_), .. }) if self.prune()? > 0 => {
+                    budget = room()?;
+                    draft.whole(&id, &mut budget)
+                }
+                whole => whole,
+            };
+            below.push(whole?);
             paths.push(self.path.join(LAYERS).join(file_name(&id)));
             chain = Some(id);
         }
@@ -225,6 +244,36 @@ impl Store {
                 remove_tree(&directory, &entry.file_name()).map_err(failed())?;
                 removed += 1;
             }
+        }
+        Ok(removed)
+    }
+
+    /// Removes the layers that no container uses; says how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Host`].
+    pub fn prune(&self) -> Result<usize, StoreError> {
+        let path = self.path.join(LAYERS);
+        let failed = || host("clean up", &path);
+        let layers = self.directory(OsStr::new(LAYERS))?;
+        let drafts = self.directory(OsStr::new(DRAFTS))?;
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&path).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            let Ok(layer) = open_directory(&layers, &name) else { continue };
+            if flock(&layer, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            // A name in `layers` means that it is whole, so it loses that name at once, and its files afterwards.
+            let mut gone = OsString::from("unused-");
+            gone.push(&name);
+            match renameat_with(&layers, &name, &drafts, &gone, RenameFlags::NOREPLACE) {
+                Ok(()) => remove_tree(&drafts, &gone).map_err(failed())?,
+                // Somebody else is removing one of this name, or was killed over it, and a sweep gets it.
+                Err(Errno::EXIST | Errno::NOENT) => continue,
+                Err(error) => return Err(failed()(error.into())),
+            }
+            removed += 1;
         }
         Ok(removed)
     }

@@ -20,7 +20,7 @@ use super::{
     Control, become_process, credentials,
     exec::{Last, launch},
     filter::Filters,
-    namespaces, paths, rlimits, rootfs, scheduling,
+    namespaces, rlimits, rootfs, scheduling,
     sources::Sources,
     terminal,
 };
@@ -105,7 +105,6 @@ impl Creation<'_> {
             }
             None => None,
         };
-        make_working_directory(&process.cwd)?;
         let container = Some((self.container_id.as_str(), self.spec.hooks.as_ref()));
         launch(self.control, process, linux, Last { container, filters, terminal })
     }
@@ -180,17 +179,6 @@ pub fn sysctl_path(name: &str) -> Result<String, Failure> {
 /// Sets a kernel parameter of the caller's namespaces.
 pub fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
     fs::write(Path::new("/proc/sys").join(path), value).step(|| format!("set sysctl {path}"))
-}
-
-/// runc makes a working directory that the image lacks, and images rely on it.
-fn make_working_directory(path: &str) -> Result<(), Failure> {
-    let root = paths::Root::open(Path::new("/")).step(|| "open the root")?;
-    let missing = root.find(Path::new(path)).is_err();
-    if missing {
-        root.make(Path::new(path), paths::Leaf::Directory)
-            .step(|| format!("make working directory {path}"))?;
-    }
-    Ok(())
 }
 
 impl Control {

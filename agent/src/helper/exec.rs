@@ -141,7 +141,7 @@ pub(super) fn launch(
         return Err(Failure::invalid("the agent gave the process up"));
     }
     if let Some((id, Some(hooks))) = container {
-        run_hooks(hooks, id)?;
+        run_hooks(hooks, id, &process.env)?;
     }
     fork::reset_signals().step(|| "reset signals")?;
     fork::close_on_exec_from(CONTROL as u32).step(|| "close descriptors")?;
@@ -151,8 +151,8 @@ pub(super) fn launch(
 }
 
 /// Before the filters: they are about the program, and may leave a hook no way to run.
-fn run_hooks(hooks: &Hooks, container_id: &str) -> Result<(), Failure> {
-    hooks.before_program(container_id).map_err(|error| {
+fn run_hooks(hooks: &Hooks, container_id: &str, env: &[String]) -> Result<(), Failure> {
+    hooks.before_program(container_id, env).map_err(|error| {
         let causes =
             std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
         let message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));

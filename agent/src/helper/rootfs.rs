@@ -9,7 +9,13 @@ use rustix::{
     process::{fchdir, pivot_root},
 };
 
-use super::{devices, mounts, options::Extent, paths::Root, sources::Sources, terminal};
+use super::{
+    devices, mounts,
+    options::Extent,
+    paths::{Leaf, Root},
+    sources::Sources,
+    terminal,
+};
 use crate::{
     boot::CONTAINER_ROOT,
     order::{Failure, Step},
@@ -32,6 +38,10 @@ pub fn enter(spec: &Spec, linux: &Linux, sources: Sources) -> Result<(), Failure
     pivot(&root).step(|| "enter the root")?;
     drop(root);
     let root = Root::open(Path::new("/")).step(|| "open the root")?;
+    if let Some(process) = &spec.process {
+        // As long as something can be made in a root, or in a tmpfs, that is to be read-only.
+        make_working_directory(&root, &process.cwd)?;
+    }
     for mount in unfinished {
         mounts::make_read_only(&mount, Reach::Mount).step(|| "make a tmpfs read-only")?;
     }
@@ -46,6 +56,16 @@ fn attach_root(tree: &OwnedFd) -> std::io::Result<Root> {
     mounts::attach(tree, place)?;
     mounts::propagate(tree, u64::from(Propagation::PRIVATE.bits()), Extent::Tree)?;
     Root::open(Path::new(CONTAINER_ROOT))
+}
+
+/// runc makes a working directory that the image lacks, and images rely on it.
+fn make_working_directory(root: &Root, path: &str) -> Result<(), Failure> {
+    if root.find(Path::new(path)).is_ok() {
+        return Ok(());
+    }
+    root.make(Path::new(path), Leaf::Directory)
+        .map(drop)
+        .step(|| format!("make working directory {path}"))
 }
 
 fn pivot(root: &Root) -> std::io::Result<()> {

@@ -24,8 +24,9 @@ struct HostState {
 }
 
 impl Hooks {
-    /// Runs what comes before the program, as the process that is to become the program.
-    pub fn before_program(&self, container_id: &str) -> Result<(), HookError> {
+    /// Runs what comes before the program, as the process that is to become the program; a hook without an environment
+    /// has that of the program.
+    pub fn before_program(&self, container_id: &str, env: &[String]) -> Result<(), HookError> {
         if self.start_container.is_empty() {
             return Ok(());
         }
@@ -37,6 +38,10 @@ impl Hooks {
             bundle: self.state.bundle.clone(),
             annotations: self.state.annotations.clone(),
         };
-        run_all(Kind::StartContainer, &self.start_container, &state)
+        let mut hooks = self.start_container.clone();
+        for hook in &mut hooks {
+            hook.env.get_or_insert_with(|| env.to_vec());
+        }
+        run_all(Kind::StartContainer, &hooks, &state)
     }
 }

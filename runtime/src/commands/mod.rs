@@ -11,6 +11,7 @@ mod explain;
 mod install;
 mod kill;
 mod list;
+mod prune;
 mod ps;
 mod repair;
 mod run;
@@ -71,6 +72,7 @@ impl Command {
             Self::Check(_) => "check",
             Self::Install(_) => "install",
             Self::Env(_) => "env",
+            Self::Prune(_) => "prune",
             Self::Explain(_) => "explain",
             Self::Checkpoint(_) => "checkpoint",
             Self::Restore(_) => "restore",
@@ -136,6 +138,7 @@ impl<'a> Context<'a> {
             Command::Spec(spec) => spec::write(&spec.bundle)?,
             Command::Install(install) => self.install(&install)?,
             Command::Env(report) => self.env(&report)?,
+            Command::Prune(prune) => print(&prune::prune(&prune.store)?)?,
             Command::Explain(explain) => explain::print(&explain)?,
             Command::Checkpoint(_) | Command::Restore(_) => {
                 return Err(Failure::Usage(

@@ -1,4 +1,5 @@
-//! The files of an image, in a directory or in an archive, read where they are.
+//! The files of an image, in a directory or in an archive, read where they are; an archive that is compressed as a whole is
+//! read from a copy without a name, which goes with the last who has it open.
 
 use std::{
     collections::HashMap,
@@ -15,6 +16,7 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
 use crate::{
+    layer::{Budget, LayerError, Plain},
     reference::{Form, Reference},
     tar::{Archive, Kind, Source, TarError},
 };
@@ -72,11 +74,11 @@ pub enum Member {
 }
 
 impl Files {
-    /// Opens what a reference names.
+    /// Opens what a reference names; a compressed archive is unpacked to a file without a name in `scratch`.
     ///
     /// # Errors
     /// [`FilesError`].
-    pub fn open(reference: &Reference) -> Result<Self, FilesError> {
+    pub fn open(reference: &Reference, scratch: &Path) -> Result<Self, FilesError> {
         let failed = |error: rustix::io::Errno| FilesError::Open(error.into());
         if reference.form == Form::Directory {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -86,7 +88,7 @@ impl Files {
         // A fifo in its place must not hold us up.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = openat(CWD, &reference.path, flags, Mode::empty()).map_err(failed)?;
-        let file = regular(file).map_err(FilesError::Open)?;
+        let file = plain_archive(regular(file).map_err(FilesError::Open)?, scratch)?;
         let members = index(&file)?;
         Ok(Self::Archive { file: Arc::new(file), members })
     }
@@ -165,6 +167,30 @@ fn regular(file: OwnedFd) -> io::Result<File> {
     }
 }
 
+/// The archive itself, or what comes out of it when it is compressed: at most what the file system has room for.
+fn plain_archive(file: File, scratch: &Path) -> Result<File, FilesError> {
+    let wrong = |error: io::Error| FilesError::Archive(format!("cannot unpack it: {error}"));
+    let plain = match Plain::new(&file).map_err(wrong)? {
+        Plain::Uncompressed(_) => None,
+        compressed => Some(compressed),
+    };
+    let Some(plain) = plain else {
+        // What was looked at moved the position.
+        (&file).seek(SeekFrom::Start(0)).map_err(FilesError::Open)?;
+        return Ok(file);
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let copy = openat(CWD, scratch, flags, Mode::RUSR).map_err(|error| wrong(error.into()))?;
+    let room = Budget::of(&copy).map_err(wrong)?.room();
+    let mut copy = File::from(copy);
+    let length = io::copy(&mut plain.take(room.saturating_add(1)), &mut copy).map_err(wrong)?;
+    if length > room {
+        return Err(wrong(io::Error::other(LayerError::Room(room >> 20))));
+    }
+    copy.seek(SeekFrom::Start(0)).map_err(FilesError::Open)?;
+    Ok(copy)
+}
+
 /// A file whose members are passed over without being read.
 struct Seeking {
     file: io::BufReader<File>,
@@ -190,12 +216,6 @@ impl Source for Seeking {
 fn index(file: &File) -> Result<HashMap<String, Member>, FilesError> {
     let own = file.try_clone().map_err(FilesError::Open)?;
     let size = own.metadata().map_err(FilesError::Open)?.len();
-    let mut magic = [0; 2];
-    if own.read_at(&mut magic, 0).is_ok_and(|length| length == 2) && magic == [0x1f, 0x8b] {
-        let why =
-            "it is compressed: images in archives are read where they are, so gunzip it first";
-        return Err(FilesError::Archive(why.to_owned()));
-    }
     let wrong = |error: TarError| FilesError::Archive(format!("cannot read it: {error}"));
     let mut archive = Archive::new(Seeking { file: io::BufReader::new(own), size });
     let mut members = HashMap::new();

@@ -8,6 +8,7 @@ mod tests;
 use std::{
     collections::BTreeSet,
     io::{self, Read},
+    path::Path,
 };
 
 use serde::de::DeserializeOwned;
@@ -112,12 +113,12 @@ pub(crate) struct Layer {
 }
 
 impl Image {
-    /// Finds the image that a reference names.
+    /// Finds the image that a reference names; `scratch` is where room is taken for an archive that is compressed.
     ///
     /// # Errors
     /// [`ImageError`].
-    pub fn find(reference: &Reference) -> Result<Self, ImageError> {
-        let files = Files::open(reference)?;
+    pub fn find(reference: &Reference, scratch: &Path) -> Result<Self, ImageError> {
+        let files = Files::open(reference, scratch)?;
         let tag = reference.tag.as_deref();
         // docker save has long written both; podman's form has no index.
         let saved = reference.form == Form::DockerArchive && files.has("manifest.json");

@@ -1,6 +1,12 @@
-use std::{fs, io::Read, path::Path};
+use std::{
+    fs,
+    io::{Read, Write},
+    path::Path,
+};
 
+use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::{any, prop, proptest};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::{Value, json};
 
 use super::{Files, Image, ImageError};
@@ -49,7 +55,7 @@ impl Layout {
     fn find(&self, manifests: &[Value], tag: Option<&str>) -> Result<String, ImageError> {
         let index = json!({"schemaVersion": 2, "manifests": manifests});
         fs::write(self.0.path().join("index.json"), index.to_string()).unwrap();
-        let image = Image::find(&reference(Form::Directory, self.0.path(), tag))?;
+        let image = Image::find(&reference(Form::Directory, self.0.path(), tag), self.0.path())?;
         Ok(image.config.cmd.concat())
     }
 }
@@ -122,7 +128,7 @@ fn a_blob_that_was_changed_is_not_believed() {
 fn archive(bytes: &[u8]) -> (tempfile::NamedTempFile, Result<Files, super::FilesError>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), bytes).unwrap();
-    let files = Files::open(&reference(Form::Archive, file.path(), None));
+    let files = Files::open(&reference(Form::Archive, file.path(), None), &std::env::temp_dir());
     (file, files)
 }
 
@@ -157,9 +163,26 @@ fn members_of_an_archive_are_read_where_they_are() {
 }
 
 #[test]
+fn an_archive_that_is_compressed_as_a_whole_is_one_too() {
+    let bytes = Writer::default().file("a/b", b"one").file("c", &[b'x'; 70_000]).end();
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&bytes).unwrap();
+    let zstd = compress_to_vec(&bytes[..], CompressionLevel::Fastest);
+    for compressed in [gzip.finish().unwrap(), zstd] {
+        let (_file, files) = archive(&compressed);
+        let files = files.unwrap();
+        assert_eq!(text(&files, "a/b").unwrap(), "one");
+        assert_eq!(text(&files, "c").unwrap().len(), 70_000);
+        let cut = archive(&compressed[..compressed.len() / 2]).1;
+        assert!(cut.is_err(), "half of it is none");
+    }
+}
+
+#[test]
 fn an_archive_that_is_none_says_so() {
     let said = |bytes: &[u8]| archive(bytes).1.map(drop).unwrap_err().to_string();
-    assert!(said(b"\x1f\x8b and so on").contains("gunzip it first"));
+    assert!(said(b"\x1f\x8b and so on").contains("cannot unpack it"));
+    assert!(said(b"BZh and so on").contains("bzip2 compression is not supported"));
     assert!(said(&[b'x'; 600]).contains("no tar archive"));
     let claims = Writer::default().header(&Words { size: 1 << 30, ..Words::new(b'0', "a") });
     assert!(said(&claims.end()).contains("ends in the middle"));
@@ -170,9 +193,9 @@ proptest! {
     fn no_documents_make_it_panic(index in ".{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let layout = Layout::new();
         fs::write(layout.0.path().join("index.json"), index).unwrap();
-        Image::find(&reference(Form::Directory, layout.0.path(), None)).map(drop).ok();
+        Image::find(&reference(Form::Directory, layout.0.path(), None), layout.0.path()).map(drop).ok();
         fs::write(layout.0.path().join("index.json"), &bytes).unwrap();
-        Image::find(&reference(Form::Directory, layout.0.path(), None)).map(drop).ok();
+        Image::find(&reference(Form::Directory, layout.0.path(), None), layout.0.path()).map(drop).ok();
         archive(&bytes).1.map(drop).ok();
     }
 }

@@ -42,6 +42,11 @@ impl Budget {
         Self { entries, bytes, room: bytes }
     }
 
+    /// Bytes that there were at the beginning.
+    pub(crate) fn room(&self) -> u64 {
+        self.room
+    }
+
     /// Takes an entry with so many bytes of data.
     pub(super) fn take(&mut self, bytes: u64) -> Result<(), LayerError> {
         self.entries = self.entries.checked_sub(1).ok_or(LayerError::Entries)?;

@@ -177,6 +177,27 @@ fn a_hook_of_the_container_is_in_its_network_and_sees_mounts_that_stay_with_it()
 }
 
 #[test]
+fn a_hook_without_an_environment_has_the_callers_or_the_programs() {
+    on_both(&["true"], |runtime, mut bundle| {
+        let seen = bundle.file("seen");
+        let script = |place: &str| json!(["sh", "-c", format!("echo $MARK > {place}")]);
+        let on_host = json!({"path": "/bin/sh", "args": script(seen.to_str().unwrap())});
+        hook(&mut bundle, "createRuntime", on_host);
+        let inside = json!({"path": "/bin/sh", "args": script("/seen")});
+        hook(&mut bundle, "startContainer", inside);
+        bundle.config["process"]["env"] = json!(["PATH=/bin", "MARK=program"]);
+        bundle.write();
+        let container = Container::create_with(runtime, &bundle, "inherits", |command| {
+            command.env("MARK", "caller");
+        });
+        assert_eq!(fs::read_to_string(&seen).unwrap(), "caller\n");
+        container.must("start");
+        container.wait();
+        assert_eq!(fs::read_to_string(bundle.root().file("/seen")).unwrap(), "program\n");
+    });
+}
+
+#[test]
 fn a_hook_in_the_container_runs_there_before_the_program() {
     let script = "cat /tmp/hook; echo program";
     on_both(&["sh", "-c", script], |runtime, mut bundle| {

@@ -191,6 +191,49 @@ fn archives_are_read_as_directories_are() {
 }
 
 #[test]
+fn an_archive_may_be_compressed_as_a_whole() {
+    let (Some(fixture), Some(image)) =
+        (Stored::installed(), simple(json!({"Cmd": ["echo", "ran"]})))
+    else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let archive = image.archive(scratch.path());
+    assert!(Command::new("gzip").arg(&archive).status().unwrap().success());
+    let output = fixture.run(&format!("oci-archive:{}.gz", archive.display()), &[]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
+    fixture.assert_nothing_left("after an archive was unpacked");
+}
+
+#[test]
+fn prune_removes_the_layers_that_nobody_uses() {
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
+    let mut image = Image::empty();
+    let used = image
+        .manifest(std::slice::from_ref(&base), json!({"Cmd": ["sh", "-c", "echo up; exec cat"]}));
+    image.list(used);
+    let id = format!("image-prune-{}", std::process::id());
+    let running = Running::start(fixture.command(&image.reference(), &["--name", &id]));
+    running.stdout.until_has("up");
+    let mut other = Image::empty();
+    let unused = other.manifest(&[base.clone(), middle()], json!({"Cmd": ["true"]}));
+    other.list(unused);
+    assert_eq!(fixture.run(&other.reference(), &[]).code, 0);
+    assert_eq!(fixture.names("layers").len(), 2);
+    let store = fixture.store();
+    let prune = || fixture.kata.call(&["prune", "--store", store.to_str().unwrap()]).stdout();
+    assert_eq!(prune(), "1 layers removed\n");
+    assert_eq!(fixture.names("layers"), [format!("sha256-{}", hex(&base))]);
+    assert_eq!(fixture.kata.call(&["delete", "--force", &id]).code, 0);
+    drop(running);
+    assert_eq!(prune(), "1 layers removed\n");
+    assert_eq!((fixture.names("layers").len(), prune().as_str()), (0, "0 layers removed\n"));
+    fixture.assert_nothing_left("after prune");
+    // What was removed is unpacked anew.
+    assert_eq!(fixture.run(&other.reference(), &[]).code, 0);
+}
+
+#[test]
 fn the_image_for_this_machine_is_chosen() {
     let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
     let platform = |mut manifest: Value, architecture: &str| {

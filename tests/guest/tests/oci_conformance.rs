@@ -99,6 +99,19 @@ fn a_bundle_can_be_its_own_root() {
     }
 }
 
+#[test]
+fn a_working_directory_is_made_even_where_nothing_can_be_written() {
+    says(
+        "suite-cwd",
+        "pwd; touch here 2>/dev/null || echo read-only",
+        "/not/there\nread-only\n",
+        |case| {
+            case.bundle.config["root"]["readonly"] = json!(true);
+            case.bundle.config["process"]["cwd"] = json!("/not/there");
+        },
+    );
+}
+
 /// Puts files, directories and nodes where paths are masked or protected.
 fn furnish(case: &Case) {
     fs::create_dir_all(case.file("/top/sub")).unwrap();
