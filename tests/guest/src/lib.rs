@@ -129,3 +129,9 @@ impl Drop for Kata {
 pub fn repetitions(full: usize) -> usize {
     if env::var_os("KATA_TEST_FULL").is_some() { full } else { full.div_ceil(10) }
 }
+
+/// A fifth more files than one process may open on this host, at most 60 000; in thousands.
+pub fn thousands_of_files() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    (limit.unwrap_or(u64::MAX).min(50_000) * 6 / 5).div_ceil(1000)
+}

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kata_guest_tests::{
-    Bundle, Container, Kata, Output, Root, busybox, debian, python, repetitions, run_bundle,
+    Bundle, Container, Kata, Output, Root, busybox, debian, python, run_bundle, thousands_of_files,
 };
 use rustix::{
     fs::{XattrFlags, getxattr, setxattr},
@@ -45,7 +45,7 @@ fn assert_done(output: &Output) {
 #[test]
 fn more_files_can_be_made_than_the_host_lets_a_process_open() {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
-    let directories = repetitions(60).max(24);
+    let directories = thousands_of_files();
     let bundle = Bundle::new(&kata, root, &["cat"]);
     let container = Container::started(&kata, &bundle, "files");
     // One directory a call, so that no call takes long on a slow machine.
@@ -62,7 +62,7 @@ fn more_files_can_be_made_than_the_host_lets_a_process_open() {
 #[test]
 fn find_goes_over_more_files_than_the_host_lets_a_process_open() {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
-    let count = 60_000;
+    let count = thousands_of_files() * 1000;
     for directory in 0..count / 1000 {
         let directory = root.file(&format!("/many{directory}"));
         fs::create_dir(&directory).unwrap();

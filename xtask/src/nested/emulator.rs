@@ -1,8 +1,8 @@
 //! The QEMU that is the nested host, of a later Debian than this machine's, unpacked and not installed.
 //!
 //! Before version 10.2 QEMU changes the word of a processor's pending interrupts without a lock when a guest is entered
-//! (`helper_vmrun`), so that an interrupt which comes at that moment is lost: the timer's for one, and with it a guest
-//! that waits for it. What Kata is run with in that host is the QEMU that it is run with elsewhere.
+//! (`helper_vmrun`; told on qemu-devel on 29 August 2025), so that an interrupt which comes at that moment is lost: the
+//! timer's for one, and with it a guest that waits for it. Kata, in that host, has the QEMU that it has elsewhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
