@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-const MESSAGES: [&str; 10] = [
+const MESSAGES: [&str; 12] = [
     "mount",
     "process",
     "task",
@@ -13,8 +13,10 @@ const MESSAGES: [&str; 10] = [
     "bootstrap",
     "introspection",
     "runtimeoptions",
+    "sandbox",
+    "pod",
 ];
-const SERVICES: [&str; 2] = ["task", "forward"];
+const SERVICES: [&str; 3] = ["task", "forward", "sandbox"];
 
 fn main() {
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR for build scripts");

@@ -65,3 +65,18 @@ pub mod introspection {
 pub mod runtimeoptions {
     include!(concat!(env!("OUT_DIR"), "/runtimeoptions.rs"));
 }
+
+/// Messages of `containerd.runtime.sandbox.v1`.
+pub mod sandbox {
+    include!(concat!(env!("OUT_DIR"), "/sandbox.rs"));
+}
+
+/// The `Sandbox` service.
+pub mod sandbox_ttrpc {
+    include!(concat!(env!("OUT_DIR"), "/sandbox_ttrpc.rs"));
+}
+
+/// `runtime.v1`: what a sandbox is made of.
+pub mod pod {
+    include!(concat!(env!("OUT_DIR"), "/pod.rs"));
+}

@@ -14,11 +14,15 @@ use std::{
     },
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::SystemTime,
 };
 
 use anyhow::{Context, anyhow};
 use kata_config::{Loaded, LogLevel};
-use kata_engine_api::{containerd::task_ttrpc::create_task, record::LOG_FILE};
+use kata_engine_api::{
+    containerd::{sandbox_ttrpc::create_sandbox, task_ttrpc::create_task},
+    record::LOG_FILE,
+};
 use kata_sys::{inherit, watch::watch};
 use rustix::{
     fs::{Mode, OFlags, openat},
@@ -30,7 +34,7 @@ use tokio::{io::Interest, net::UnixListener};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
 use crate::{
-    engine::{Engine, events::Publisher, place::Place, view::View},
+    engine::{Engine, events::Publisher, place::Place, sandbox::SandboxService, view::View},
     handover::{self, ACCEPT_PAUSE},
     service::Service,
     task::TaskService,
@@ -145,10 +149,17 @@ async fn run(
             }
         }
     });
+    let sandbox = task
+        .engine
+        .clone()
+        .map(|engine| Arc::new(SandboxService { engine, made_at: SystemTime::now() }));
     let mut server = Server::new()
         .add_listener(Listener::new(accepted))
         .register_service(create_task(task.clone()))
         .register_service(as_version_3(create_task(task)));
+    if let Some(sandbox) = sandbox {
+        server = server.register_service(create_sandbox(sandbox));
+    }
     server.start().await.context("serve shim.sock")?;
     let handovers = handover::serve(service.clone(), sockets.handover);
     let ended = tokio::select! {

@@ -68,6 +68,27 @@ impl Statistics {
         })
     }
 
+    /// Counts what another container uses too: processor time, memory, processes, and those that the OOM killer took. The
+    /// figures are guests', and may be anything.
+    pub fn add(&mut self, other: &Self) {
+        let (sum, other) = (&mut self.0, &other.0);
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut sum.pids.mut_or_insert_default().current, other.pids.current);
+        let cpu = sum.cpu.mut_or_insert_default();
+        add(&mut cpu.usage_usec, other.cpu.usage_usec);
+        add(&mut cpu.user_usec, other.cpu.user_usec);
+        add(&mut cpu.system_usec, other.cpu.system_usec);
+        add(&mut cpu.nr_throttled, other.cpu.nr_throttled);
+        add(&mut cpu.throttled_usec, other.cpu.throttled_usec);
+        let memory = sum.memory.mut_or_insert_default();
+        add(&mut memory.usage, other.memory.usage);
+        add(&mut memory.anon, other.memory.anon);
+        add(&mut memory.file, other.memory.file);
+        add(&mut memory.inactive_file, other.memory.inactive_file);
+        let events = sum.memory_events.mut_or_insert_default();
+        add(&mut events.oom_kill, other.memory_events.oom_kill);
+    }
+
     /// As the Task service answers.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ fn exited_at(ended: &Ended) -> Timestamp {
 }
 
 /// Runs to its end what must not stop half way: ttrpc drops a handler whose caller is gone.
-async fn whole<T: Send + 'static>(
+pub async fn whole<T: Send + 'static>(
     work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     let done = tokio::spawn(work).await;

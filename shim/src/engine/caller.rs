@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 use kata_engine_api::containerd::{
     any::Any,
     bootstrap::{BootstrapParams, BootstrapResult},
+    empty::Empty,
     runtimeoptions::Options,
 };
 use protobuf::Message;
@@ -26,6 +27,12 @@ use super::flags::Flags;
 
 /// Type of the options that we have; before the last slash may be a prefix.
 const OPTIONS: &str = "runtimeoptions.v1.Options";
+
+/// Those of runc's shim. containerd 2 takes them to say where the shim of a sandbox is, which we know.
+const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
+
+/// In [`RUNC_OPTIONS`]: address and version of the Task service.
+const TASK_API: [u32; 2] = [12, 13];
 
 /// With this version an engine starts the program for each container of a pod, and to clean up after each; what is
 /// served does not depend on it.
@@ -109,10 +116,19 @@ fn is_ours(any: &Any) -> bool {
     any.type_url.rsplit('/').next() == Some(OPTIONS)
 }
 
+/// Whether there is nothing in runc's options that would be dropped.
+fn wishes_nothing(options: &[u8]) -> anyhow::Result<bool> {
+    // None of the fields is known to this type, so all are listed.
+    let options = Empty::parse_from_bytes(options).context("read the options of runc")?;
+    let mut fields = options.special_fields.unknown_fields().iter();
+    Ok(fields.all(|(number, _)| TASK_API.contains(&number)))
+}
+
 fn configuration(any: &Any) -> anyhow::Result<Option<Configuration>> {
     if !is_ours(any) {
         // Of another runtime: none of its wishes would be met.
-        if any.value.is_empty() {
+        let of_runc = any.type_url.rsplit('/').next() == Some(RUNC_OPTIONS);
+        if any.value.is_empty() || of_runc && wishes_nothing(&any.value)? {
             return Ok(None);
         }
         bail!("options of the type {:?} are not known here, but {OPTIONS:?} are", any.type_url);
@@ -210,6 +226,10 @@ mod tests {
         let runc = any("containerd.runc.v1.Options", &text("x"));
         assert!(Caller::of(&stdin(runc), &flags()).is_err());
         let none = any("containerd.runc.v1.Options", &Options::default());
+        // Field 12 is a string, field 13 a number.
+        let value = vec![12 << 3 | 2, 1, b'x', 13 << 3, 2];
+        let place = Any { value, ..none.clone() };
+        assert!(Caller::of(&stdin(place), &flags()).is_ok());
         assert!(Caller::of(&stdin(none), &flags()).is_ok());
     }
 }

@@ -24,6 +24,7 @@ use super::{
     Engine, hooks,
     place::CONTAINERS,
     pod::{self, Neighbour, Neighbours},
+    pod_config,
     rootfs::{self, Mount},
     stdio::{Names, Stdio},
     view::{Mounts, Room},
@@ -79,7 +80,8 @@ impl Engine {
         let mounts: Vec<Mount> = request.rootfs.iter().map(Mount::from).collect();
         let bundle = PathBuf::from(&request.bundle);
         let neighbours = self.neighbours();
-        let look = move || look(&bundle, &mounts, &neighbours);
+        let files = self.files.get().cloned();
+        let look = move || look(&bundle, &mounts, &neighbours, files.as_deref());
         let room = self.view.enter(Mounts::Copy).await.map_err(|e| Refusal::internal(&e))?;
         let seen = room.run(look).await.map_err(|e| Refusal::internal(&e))??;
         let directory = self.make_directory(&request.id)?;
@@ -148,9 +150,7 @@ impl Engine {
             role,
             spec,
             shares_pids,
-            shares_memory: role == Role::Member
-                && shared_memory.is_some()
-                && shared_memory == self.service.shared_memory(),
+            shares_memory: role == Role::Member && self.is_the_pods(shared_memory.as_deref()),
             trees,
             layers: None,
             network,
@@ -164,6 +164,16 @@ impl Engine {
             self.service.keep_shared_memory(shared_memory);
         }
         Ok(pid)
+    }
+
+    /// Whether shared memory, bound from this place if from any, is that of all the pod. An engine that makes no container
+    /// for the pod makes no place for it either.
+    fn is_the_pods(&self, bound: Option<&Path>) -> bool {
+        match (self.files.get(), bound) {
+            (Some(_), bound) => bound.is_none(),
+            (None, Some(bound)) => self.service.shared_memory().as_deref() == Some(bound),
+            (None, None) => false,
+        }
     }
 
     /// Runs the hooks of the creation, and then takes the trees, if they have not been taken yet.
@@ -328,11 +338,19 @@ async fn reap(child: Child) {
 }
 
 /// Everything that has to be done in the engine's view of the host.
-fn look(bundle: &Path, mounts: &[Mount], neighbours: &Neighbours) -> Result<Seen, Refusal> {
+fn look(
+    bundle: &Path,
+    mounts: &[Mount],
+    neighbours: &Neighbours,
+    files: Option<&Path>,
+) -> Result<Seen, Refusal> {
     let config = bundle.join("config.json");
     let text = fs::read(&config).map_err(|e| read_error(&config, &e))?;
-    let value: Value = serde_json::from_slice(&text).map_err(|e| read_error(&config, &e))?;
+    let mut value: Value = serde_json::from_slice(&text).map_err(|e| read_error(&config, &e))?;
     let role = pod::role(&value);
+    if let (Role::Member, Some(files)) = (role, files) {
+        pod_config::bind_files(&mut value, files);
+    }
     rootfs::mount_all(mounts, &bundle.join("rootfs")).map_err(|e| Refusal::internal(&e))?;
     let guest_path = |kind: &str, path: &Path| pod::guest_path(neighbours, kind, path);
     let spec = check_beside(&value, bundle, &guest_path).map_err(|e| invalid(&e))?;

@@ -18,13 +18,18 @@ pub mod info;
 pub mod logger;
 pub mod place;
 pub mod pod;
+mod pod_config;
 pub mod rootfs;
+pub mod sandbox;
 pub mod start;
 pub mod stdio;
 mod tell;
 pub mod view;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use kata_config::{Artefact, Prefix};
 
@@ -39,6 +44,8 @@ pub struct Engine {
     pub view: View,
     /// Where events go.
     pub events: Publisher,
+    /// Directory with files for all containers, of a sandbox that was made by the Sandbox service.
+    files: OnceLock<PathBuf>,
     /// Host path of `kata-monitor`.
     monitor: PathBuf,
 }
@@ -47,6 +54,12 @@ impl Engine {
     /// An engine's door to `service`.
     pub fn new(service: Arc<Service>, view: View, events: Publisher) -> anyhow::Result<Arc<Self>> {
         let monitor = Prefix::of_this_program()?.find(Artefact::Monitor)?;
-        Ok(Arc::new(Self { service, view, events, monitor }))
+        Ok(Arc::new(Self { service, view, events, files: OnceLock::new(), monitor }))
+    }
+
+    /// The containers of this sandbox get the files in this directory.
+    fn keep_files(&self, directory: PathBuf) {
+        // A sandbox is made once; a second try at it finds the same directory.
+        self.files.get_or_init(|| directory);
     }
 }

@@ -9,14 +9,13 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, Instant},
 };
 
-use kata_engine_tests::containerd::{Containerd, KATA, Pod, RUNC, Task};
+use kata_engine_tests::containerd::{Containerd, KATA, Pod, RUNC, Task, nothing_left, shim_of};
 use kata_guest_tests::repetitions;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, mknodat, open},
-    process::{Pid, Signal, kill_process},
+    process::{Signal, kill_process},
 };
 
 #[test]
@@ -126,34 +125,4 @@ fn pods_that_come_and_go_beside_each_other_leave_nothing() {
     let ids = ids.into_inner().unwrap();
     assert_eq!(ids.len(), pods);
     ids.iter().for_each(|id| nothing_left(id));
-}
-
-/// Waits until no process and no directory is left of a pod.
-fn nothing_left(id: &str) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let of_it = |line: &str| line.contains(id);
-    while let Some((_, line)) = processes().into_iter().find(|(_, line)| of_it(line)) {
-        assert!(Instant::now() < deadline, "{line} is left");
-        thread::sleep(Duration::from_millis(20));
-    }
-    let places = fs::read_dir("/run/kata-shim").into_iter().flatten().flatten();
-    let mut names = places.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    assert_eq!(names.find(|name| name.contains(&id[..20])), None);
-}
-
-fn shim_of(id: &str) -> Pid {
-    let all = processes();
-    let shim = all.iter().find(|(_, line)| line.contains("serve-engine") && line.contains(id));
-    shim.unwrap().0
-}
-
-fn processes() -> Vec<(Pid, String)> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
-        })
-        .collect()
 }

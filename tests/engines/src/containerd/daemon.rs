@@ -23,6 +23,9 @@ pub type Handler = (&'static str, &'static str);
 /// Ours.
 pub const KATA: Handler = ("kata", "io.containerd.kata.v2");
 
+/// Ours, for which containerd 2 makes sandboxes by the shim's own service instead of a container that stands for them.
+pub const KATA_SANDBOXER: Handler = ("kata-sandboxer", "io.containerd.kata.v2");
+
 /// What holds for it tests the test.
 pub const RUNC: Handler = ("runc", "io.containerd.runc.v2");
 
@@ -197,12 +200,13 @@ fn spawn(directory: &Path, prefix: &Path, release: &Release, network: &Netns) ->
 
 fn write_configuration(directory: &Path) {
     let at = |name: &str| directory.join(name).display().to_string();
-    let handlers: String = [KATA, RUNC]
+    let handlers: String = [KATA, KATA_SANDBOXER, RUNC]
         .iter()
         .map(|(name, kind)| {
+            let sandboxer = if *name == KATA_SANDBOXER.0 { "sandboxer = \"shim\"\n" } else { "" };
             format!(
                 "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]\n\
-                 runtime_type = \"{kind}\"\nprivileged_without_host_devices = true\n"
+                 runtime_type = \"{kind}\"\nprivileged_without_host_devices = true\n{sandboxer}"
             )
         })
         .collect();

@@ -4,6 +4,7 @@ pub mod cni;
 mod cri;
 mod daemon;
 mod grpc;
+mod leftovers;
 mod pod;
 mod release;
 mod stream;
@@ -11,8 +12,9 @@ mod task;
 mod volume;
 
 pub use cri::Cri;
-pub use daemon::{BUSYBOX, Containerd, Handler, KATA, RUNC};
+pub use daemon::{BUSYBOX, Containerd, Handler, KATA, KATA_SANDBOXER, RUNC};
 pub use grpc::Status;
+pub use leftovers::{nothing_left, shim_of};
 pub use pod::{Container, Pod, config, resources, security};
 pub use release::Release;
 pub use stream::{Channel, Stream};

@@ -40,6 +40,12 @@ impl Release {
         Self::installed().into_iter().chain(later).collect()
     }
 
+    /// Whether it is containerd 2.
+    pub fn is_second(&self) -> bool {
+        let name = self.directory.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with("2.")
+    }
+
     /// Where its programs are.
     pub fn directory(&self) -> &Path {
         &self.directory
