@@ -266,8 +266,8 @@ impl Container {
 
     /// Freezes or thaws every process of the container.
     ///
-    /// Engines do so around what they do with its files (`podman cp`, `docker commit`): what it has written is on the host
-    /// by then, and what was changed there meanwhile is looked up again.
+    /// People and engines do so around what they do with its files (`docker commit`): what it has written is on the host by
+    /// then, and what was changed there meanwhile is looked up again.
     pub async fn set_paused(&self, paused: bool) -> Result<(), Refusal> {
         let (from, to, otherwise) = if paused {
             (Status::Running, Status::Paused, "container not running")

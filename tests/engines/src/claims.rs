@@ -103,15 +103,18 @@ pub fn files_are_copied_while_it_runs(engine: &Engine) {
     });
 }
 
-/// podman pauses the container meanwhile, and looks for the places of its mounts. Docker does neither.
+/// What is replaced while the container is paused is seen by it. podman looks for the places of the container's mounts,
+/// which docker does not.
 fn copies_are_seen_or_refused(engine: &Engine, life: &mut Life<'_>, file: &str) {
     let copy = |life: &Life<'_>, place: &str| {
         engine.call(&["cp", file, &format!("{}:{place}", life.name())]).code == 0
     };
-    // The container has looked for it before.
-    life.ask(&["exec"], &["sh", "-c", "mkdir -p /looked/for; cat /looked/for/it"]);
-    assert!(copy(life, "/looked/for/it"));
-    life.ask(&["exec"], &["cat", "/looked/for/it"]);
+    // The container knows a directory of that name.
+    life.ask(&["exec"], &["sh", "-c", "mkdir -p /place/copied; ls -d /place/copied"]);
+    life.ask(&["pause"], &[]);
+    engine.ok(&["cp", "--overwrite", file, &format!("{}:/place", life.name())]);
+    life.ask(&["unpause"], &[]);
+    life.ask(&["exec"], &["cat", "/place/copied"]);
     let copied = copy(life, "/memory/copied");
     let seen = engine.call(&["exec", life.name(), "cat", "/memory/copied"]);
     assert_eq!(copied, seen.code == 0, "{}", seen.stderr());
