@@ -17,9 +17,13 @@ use kata_sys::{
     scm,
     spawn::{Child, Spawn, SpawnError},
 };
-use rustix::fs::{AtFlags, unlinkat};
+use rustix::{
+    fs::{AtFlags, unlinkat},
+    pipe::{PipeFlags, pipe_with},
+};
 use serde::Deserialize;
 use thiserror::Error;
+use tokio::{io::AsyncReadExt, net::unix::pipe};
 
 use crate::{
     packet::{PacketError, PacketSocket},
@@ -29,12 +33,17 @@ use crate::{
 /// CID of the guest: every sandbox has a vsock of its own, so all use the first that is free to use.
 pub const GUEST_CID: u32 = 3;
 
+/// Bytes of the proxy's log that are passed on at once.
+const LONGEST_WORD: usize = 4096;
+
 /// Why the proxy did not start.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum ProxyError {
     #[error("make control socket of the proxy")]
     Control(#[source] io::Error),
+    #[error("make the pipe for what the proxy logs")]
+    Log(#[source] io::Error),
     #[error("make vhost-user socket {name}")]
     Socket {
         name: &'static str,
@@ -123,7 +132,8 @@ pub fn start(plan: &ProxyPlan<'_>, steps: &Steps) -> Result<(Proxy, VmmEnds), Pr
         .write(true)
         .open("/dev/null")
         .map_err(ProxyError::Control)?;
-    let stderr = io::stderr();
+    let (said, stderr) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| ProxyError::Log(e.into()))?;
+    let said = pipe::Receiver::from_owned_fd(said).map_err(ProxyError::Log)?;
     let argument = format!("{{\"guest_cid\":{GUEST_CID}}}");
     let program = c_string(plan.program.as_os_str().as_bytes(), plan.program)?;
     let spawn = Spawn {
@@ -148,8 +158,20 @@ pub fn start(plan: &ProxyPlan<'_>, steps: &Steps) -> Result<(Proxy, VmmEnds), Pr
     let child = spawn
         .start()
         .map_err(|source| ProxyError::Spawn { program: plan.program.into(), source })?;
+    tokio::spawn(pass_on(said));
     let proxy = Proxy { child, control };
     Ok((proxy, VmmEnds { vsock, roots, volumes }))
+}
+
+/// What the proxy says goes the way of all that is logged here, and so is bounded as that is: a guest can make it talk.
+async fn pass_on(mut said: pipe::Receiver) {
+    let mut buffer = [0; LONGEST_WORD];
+    while let Ok(length @ 1..) = said.read(&mut buffer).await {
+        // A write of the proxy's is a line; only one that is very long is told in pieces.
+        for line in String::from_utf8_lossy(&buffer[..length]).lines() {
+            tracing::info!("proxy: {line}");
+        }
+    }
 }
 
 /// A listener and the one connection that it will ever accept; its name is gone before anybody else could dial it.
@@ -167,4 +189,68 @@ fn connected(
 
 fn c_string(bytes: &[u8], program: &Path) -> Result<CString, ProxyError> {
     CString::new(bytes).map_err(|_| ProxyError::Program(program.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fmt::Debug,
+        fs::File,
+        io::Write,
+        sync::{Arc, Mutex},
+    };
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use tokio::net::unix::pipe::Receiver;
+    use tracing::{
+        Event, Metadata, Subscriber,
+        field::{Field, Visit},
+        span::{Attributes, Id, Record},
+    };
+
+    use super::pass_on;
+
+    /// What was logged, line by line.
+    #[derive(Default, Clone)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    impl Visit for Lines {
+        fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+
+    impl Subscriber for Lines {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[tokio::test]
+    async fn what_the_proxy_says_is_logged_to_its_end() {
+        let lines = Lines::default();
+        let (said, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let saying = std::thread::spawn(move || {
+            let mut writer = File::from(writer);
+            for number in 0..20_000 {
+                writeln!(writer, "word {number}").unwrap();
+            }
+        });
+        let _ours = tracing::subscriber::set_default(lines.clone());
+        pass_on(Receiver::from_owned_fd(said).unwrap()).await;
+        saying.join().unwrap();
+        let logged = lines.0.lock().unwrap();
+        assert_eq!(logged.first().map(String::as_str), Some("proxy: word 0"));
+        assert!(logged.last().is_some_and(|line| line.ends_with("19999")), "{:?}", logged.last());
+    }
 }
