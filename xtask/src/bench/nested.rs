@@ -23,8 +23,11 @@ pub fn run(workspace: &Workspace, guest: &Path) -> Result<()> {
     for (name, _) in FILES {
         job.take(workspace.staged().0.join(name), tree.join("target/kata").join(name));
     }
-    let below = guest.strip_prefix(workspace.target()).context("place the guest's program")?;
-    job.take(guest, tree.join("target").join(below));
+    // The agent is weighed by itself, too.
+    for built in [guest, &workspace.built().join("kata-agent")] {
+        let below = built.strip_prefix(workspace.target()).context("place a program")?;
+        job.take(built, tree.join("target").join(below));
+    }
     let own = std::env::current_exe().context("find this program")?;
     let own = job.take(own, "xtask");
     let figures = format!("{JOB}/{TREE}/target/kata/bench.json");

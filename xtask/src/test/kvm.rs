@@ -74,7 +74,7 @@ const NOT_FOR_THERE: &str = "no KVM that is there and does not work";
 /// For the container that tells how slow the host is.
 const CALIBRATION_SECONDS: u64 = 180;
 /// For one program of tests; only what hangs needs longer.
-const SMOKE_SECONDS: u64 = 300;
+const SMOKE_SECONDS: u64 = 900;
 const FULL_SECONDS: u64 = 2400;
 
 /// A program of guest tests.
