@@ -111,7 +111,11 @@ fn drop_unknown_capabilities(document: &mut Document, guest: &mut Value, path: &
             if !known {
                 let field = join(path, &format!("capabilities.{set}"));
                 document.translate(field, format!("unknown capability {name} is left out"));
-                document.warnings.push(format!("unknown capability {name} is left out"));
+                let warning = format!("unknown capability {name} is left out");
+                // Each of five sets may name it.
+                if !document.warnings.contains(&warning) {
+                    document.warnings.push(warning);
+                }
             }
             known
         });
