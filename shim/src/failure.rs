@@ -29,6 +29,20 @@ impl Refusal {
         Self::new(FailureKind::FailedPrecondition, why)
     }
 
+    /// As containerd's own shim words what its runtime says of a program: engines go by the beginning.
+    pub fn of_program(self, attempted: &str) -> Self {
+        match self.kind {
+            FailureKind::CommandNotFound | FailureKind::CommandNotExecutable => {
+                let message = format!(
+                    "OCI runtime {attempted} failed: {attempted} failed: unable to start container process: {}",
+                    self.message
+                );
+                Self { message, ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Of an error whose chain tells it all.
     pub fn internal(error: &dyn std::error::Error) -> Self {
         Self::new(FailureKind::Internal, chain(error))
@@ -84,5 +98,21 @@ impl From<Refusal> for ttrpc::Error {
             | FailureKind::Internal => Code::UNKNOWN,
         };
         Self::RpcStatus(ttrpc::get_status(code, refusal.message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_engine_api::handover::FailureKind;
+
+    use super::Refusal;
+
+    #[test]
+    fn only_what_is_said_of_a_program_is_worded_as_a_runtimes() {
+        let missing = Refusal::new(FailureKind::CommandNotFound, "exec: \"x\": no such file");
+        let message = missing.of_program("exec").message;
+        assert!(message.starts_with("OCI runtime exec failed: exec failed: "), "{message}");
+        assert!(message.ends_with("exec: \"x\": no such file"), "{message}");
+        assert_eq!(Refusal::precondition("paused").of_program("exec").message, "paused");
     }
 }

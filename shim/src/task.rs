@@ -131,10 +131,15 @@ impl Task for TaskService {
         whole(async move {
             // The news of its end waits for the news of its start.
             let _told = process.telling.lock().await;
-            match process.is_init() {
-                true => container.start().await?,
-                false => container.start_added(&process).await?,
-            }
+            let started = match process.is_init() {
+                true => container.start().await,
+                false => container.start_added(&process).await,
+            };
+            let attempted = if process.is_init() { "start" } else { "exec" };
+            started.map_err(|refusal| match events {
+                Some(_) => refusal.of_program(attempted),
+                None => refusal,
+            })?;
             if let Some(engine) = events {
                 if process.is_init() {
                     engine.poststart(&process.container_id, pid).await;
@@ -154,7 +159,8 @@ impl Task for TaskService {
     ) -> ttrpc::Result<task::CreateTaskResponse> {
         let engine = self.engine()?;
         let pid = whole(async move {
-            let pid = engine.create(&request).await?;
+            let created = engine.create(&request).await;
+            let pid = created.map_err(|refusal| refusal.of_program("create"))?;
             engine.tell_create(&request, pid)?;
             Ok(pid)
         })
