@@ -176,7 +176,8 @@ impl Task for TaskService {
         let engine = self.engine()?;
         whole(async move {
             let process = engine.add(&request).await?;
-            engine.tell_added(&request.id, &process)
+            engine.tell_added(&request.id, &process);
+            Ok(())
         })
         .await?;
         Ok(Empty::new())

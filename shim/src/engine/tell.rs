@@ -53,20 +53,19 @@ impl Engine {
         Ok(())
     }
 
-    /// An additional process is there; its end will be told too.
-    pub fn tell_added(self: &Arc<Self>, id: &str, process: &Arc<Process>) -> Result<(), Refusal> {
+    /// An additional process is there.
+    pub fn tell_added(&self, id: &str, process: &Process) {
         let event = TaskExecAdded {
             container_id: id.to_owned(),
             exec_id: process.exec_id.clone(),
             ..Default::default()
         };
         self.events.publish("/tasks/exec-added", &event);
-        tokio::spawn(self.clone().follow(process.clone()));
-        Ok(())
     }
 
-    /// A process runs.
-    pub fn tell_start(&self, process: &Process) {
+    /// A process runs. The end of an additional one will be told too: where the start failed there is none, and an engine
+    /// would take its code for the program's.
+    pub fn tell_start(self: &Arc<Self>, process: &Arc<Process>) {
         let (container_id, pid) = (process.container_id.clone(), process.monitor.pid);
         if process.is_init() {
             let event = TaskStart { container_id, pid, ..Default::default() };
@@ -75,6 +74,7 @@ impl Engine {
         let exec_id = process.exec_id.clone();
         let event = TaskExecStarted { container_id, exec_id, pid, ..Default::default() };
         self.events.publish("/tasks/exec-started", &event);
+        tokio::spawn(self.clone().follow(process.clone()));
     }
 
     /// A container is deleted.
