@@ -102,7 +102,8 @@ fn a_command_has_its_output_its_code_and_its_time() {
         assert_eq!(late.code, 4, "{late:?}");
         let missing = container.try_exec(&["nosuch"], Duration::ZERO).unwrap_err();
         // Engines go by the beginning of it.
-        let words = "OCI runtime exec failed: exec failed: unable to start container process: exec: ";
+        let words =
+            "OCI runtime exec failed: exec failed: unable to start container process: exec: ";
         assert!(missing.message.contains(words), "{missing:?}");
         assert!(missing.message.contains("executable file not found"), "{missing:?}");
         // Nothing of it is left.
