@@ -7,11 +7,12 @@ use futures_util::stream;
 use kata_protocol::{
     AGENT_PORT,
     agent::{
-        ContainerRef, ContainerStatsResponse, CreateContainerRequest, DialLocalhostRequest, Empty,
-        ExecProcessRequest, ListProcessesResponse, NetworkChange, OomCount, ProcessCreated,
-        ProcessEnd, ProcessRef, RemoveVolumeRequest, ResizeTerminalRequest, ServeResolverRequest,
-        SetClockRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
-        UpdateContainerRequest, WaitOomRequest, WriteVolumeRequest,
+        AdjustClockRequest, AdjustClockResponse, ContainerRef, ContainerStatsResponse,
+        CreateContainerRequest, DialLocalhostRequest, Empty, ExecProcessRequest,
+        ListProcessesResponse, NetworkChange, OomCount, ProcessCreated, ProcessEnd, ProcessRef,
+        RemoveVolumeRequest, ResizeTerminalRequest, ServeResolverRequest, SignalProcessRequest,
+        StartSandboxRequest, StartSandboxResponse, UpdateContainerRequest, WaitOomRequest,
+        WriteVolumeRequest,
     },
     agent_ttrpc::{Agent, create_agent},
     hello::{AgentHello, BootNonce},
@@ -303,9 +304,13 @@ impl Agent for Service {
         Ok(Empty::default())
     }
 
-    async fn set_clock(&self, _: &TtrpcContext, request: SetClockRequest) -> Answer<Empty> {
-        clock::set(request.unix_ns).step(|| "set the clock").map_err(status)?;
-        Ok(Empty::default())
+    async fn adjust_clock(
+        &self,
+        _: &TtrpcContext,
+        request: AdjustClockRequest,
+    ) -> Answer<AdjustClockResponse> {
+        let unix_ns = clock::adjust(request.by_ns).step(|| "adjust the clock").map_err(status)?;
+        Ok(AdjustClockResponse { unix_ns, ..Default::default() })
     }
 
     async fn write_volume(&self, _: &TtrpcContext, request: WriteVolumeRequest) -> Answer<Empty> {

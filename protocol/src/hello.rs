@@ -147,7 +147,7 @@ fn little_endian(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{AgentHello, HelloError, StreamHello, StreamKind};
+    use super::{AgentHello, HelloError, PROTOCOL_VERSION, StreamHello, StreamKind};
 
     #[test]
     fn agent_hello_survives_the_wire() {
@@ -159,7 +159,10 @@ mod tests {
     fn another_version_is_named_in_the_error() {
         let mut wire = AgentHello { nonce: [0; 32] }.encode();
         wire[4] = 9;
-        assert_eq!(AgentHello::decode(&wire), Err(HelloError::Version { agent: 9, shim: 1 }));
+        assert_eq!(
+            AgentHello::decode(&wire),
+            Err(HelloError::Version { agent: 9, shim: PROTOCOL_VERSION })
+        );
     }
 
     #[test]

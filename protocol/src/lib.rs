@@ -19,7 +19,7 @@ pub mod agent_ttrpc {
 }
 
 /// Version of the protocol; agent and shim must agree on it.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Host port of the agent's own connection.
 pub const AGENT_PORT: u32 = 1024;

@@ -120,8 +120,8 @@ impl Agent {
         write_volume(WriteVolumeRequest) -> Empty;
         /// Takes such a copy away.
         remove_volume(RemoveVolumeRequest) -> Empty;
-        /// Sets the guest's wall clock.
-        set_clock(SetClockRequest) -> Empty;
+        /// Moves the guest's wall clock, and tells it.
+        adjust_clock(AdjustClockRequest) -> AdjustClockResponse;
         /// Lets the guest forget inodes that it merely caches.
         drop_caches(Empty) -> Empty;
     }

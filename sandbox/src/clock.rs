@@ -1,11 +1,16 @@
 //! Keeps the guest's wall clock at the host's.
 //!
-//! The guest starts with the host's time and goes on by the processor's counter, whose frequency it was told with an
-//! error of some parts in a million; and somebody may set the host's clock. A step of the host is an event (a timer that
-//! is cancelled by it); the drift is corrected once a minute, before it is worth a millisecond.
+//! The guest starts with the host's time, late by what the message took, and goes on by the processor's counter, whose
+//! frequency it was told with an error of some parts in a million; and somebody may set the host's clock. So it is
+//! corrected at once, at each step of the host's clock (a timer that is cancelled by it), and once a minute, before the
+//! drift is worth a millisecond.
+//!
+//! How long a message takes on a busy host nobody knows. But a time that the guest tells was read between the question
+//! and the answer: what lies outside of the two is an error for certain, and only so much is corrected.
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -16,12 +21,18 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use tokio::io::Interest;
+use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::lifecycle::Sandbox;
+use crate::{
+    agent::{Agent, AgentError},
+    lifecycle::Sandbox,
+};
 
 /// Ten parts in a million are 0.6 ms a minute.
 const CORRECTION: Duration = Duration::from_secs(60);
+
+/// Not worth a step.
+const TOLERANCE_NS: i64 = 1_000_000;
 
 /// The host's wall clock, nanoseconds since 1970.
 pub fn unix_nanoseconds() -> i64 {
@@ -32,23 +43,48 @@ pub fn unix_nanoseconds() -> i64 {
 /// Corrects the guest's clock until the sandbox ends.
 pub async fn keep(sandbox: Arc<Sandbox>) {
     loop {
-        tokio::select! {
-            stepped = step_or_time() => if let Err(error) = stepped {
+        // Before the correction: a step in the middle of it is another one's reason.
+        let due = match step_or_time() {
+            Ok(due) => due,
+            Err(error) => {
                 tracing::warn!(%error, "watch the host's clock");
                 return;
-            },
-            _ = sandbox.lost() => return,
-        }
+            }
+        };
         let Ok(agent) = sandbox.agent() else { return };
-        let time = agent::SetClockRequest { unix_ns: unix_nanoseconds(), ..Default::default() };
-        if let Err(error) = agent.set_clock(&time).await {
-            tracing::debug!(%error, "set the guest's clock");
+        if let Err(error) = correct(&agent).await {
+            tracing::debug!(%error, "correct the guest's clock");
+        }
+        tokio::select! {
+            // Readable when it is due, and also when it is cancelled.
+            _ = due.readable() => {}
+            _ = sandbox.lost() => return,
         }
     }
 }
 
-/// Returns when somebody sets the host's clock, or when a correction is due.
-async fn step_or_time() -> io::Result<()> {
+async fn correct(agent: &Agent) -> Result<(), AgentError> {
+    let before = unix_nanoseconds();
+    let guest = agent.adjust_clock(&agent::AdjustClockRequest::new()).await?.unix_ns;
+    let by_ns = error_for_certain(before, guest, unix_nanoseconds());
+    if by_ns.saturating_abs() > TOLERANCE_NS {
+        let request = agent::AdjustClockRequest { by_ns, ..Default::default() };
+        agent.adjust_clock(&request).await?;
+    }
+    Ok(())
+}
+
+/// How far a clock is to be moved that was read between two moments.
+fn error_for_certain(before: i64, clock: i64, after: i64) -> i64 {
+    match clock {
+        clock if clock < before => before.saturating_sub(clock),
+        clock if clock > after => after.saturating_sub(clock),
+        _ => 0,
+    }
+}
+
+/// Readable when somebody sets the host's clock, or when a correction is due.
+fn step_or_time() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
     let due = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + CORRECTION;
@@ -57,15 +93,23 @@ async fn step_or_time() -> io::Result<()> {
     let spec = Itimerspec { it_interval: zero, it_value: due };
     let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
     timerfd_settime(&timer, flags, &spec)?;
-    // Readable when it is due, and also when it is cancelled: either way the clock is to be set.
-    watch(timer, Interest::READABLE)?.readable().await.map(drop)
+    watch(timer, Interest::READABLE)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::{SystemTime, UNIX_EPOCH};
 
-    use super::unix_nanoseconds;
+    use super::{error_for_certain, unix_nanoseconds};
+
+    #[test]
+    fn only_what_lies_outside_of_question_and_answer_is_an_error() {
+        assert_eq!(error_for_certain(100, 100, 900), 0);
+        assert_eq!(error_for_certain(100, 900, 900), 0);
+        assert_eq!(error_for_certain(100, 60, 900), 40);
+        assert_eq!(error_for_certain(100, 950, 900), -50);
+        assert_eq!(error_for_certain(0, i64::MIN, 0), i64::MAX);
+    }
 
     #[test]
     fn the_clock_counts_from_1970() {

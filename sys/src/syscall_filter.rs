@@ -99,9 +99,7 @@ mod tests {
         for bits in 0..8 {
             assert_eq!(Flags::from_bits(bits).bits(), bits);
         }
-        assert_eq!(
-            libc::SECCOMP_FILTER_FLAG_LOG,
-            Flags { log: true, ..Flags::default() }.bits().into()
-        );
+        let log = Flags { log: true, ..Flags::default() }.bits();
+        assert_eq!(u64::from(log), libc::SECCOMP_FILTER_FLAG_LOG);
     }
 }
