@@ -48,7 +48,7 @@ use crate::{
     process::pid_number,
     proxy::{self, ProxyError, ProxyPlan},
     random,
-    share::{ShareError, SharedTree},
+    share::{self, ShareError, SharedTree},
     step::{InjectedFault, Step, Steps},
     vm::{self, Vm, VmError, VmSettings},
 };
@@ -218,7 +218,7 @@ impl Sandbox {
             None => budget.bound()?,
         }
         settings.group.enter(settings.monitor)?;
-        let tree = SharedTree::mount(&settings.directory.join("shared"), &steps)?;
+        let tree = SharedTree::mount(&settings.directory.join(share::DIRECTORY), &steps)?;
         let nonce = random::bytes().map_err(SandboxError::Random)?;
         let (board, agent_waiting) = Switchboard::new(nonce);
         Ok(Arc::new(Self {

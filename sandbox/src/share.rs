@@ -65,6 +65,9 @@ pub enum VolumeKind {
     File,
 }
 
+/// Where it is mounted, in the sandbox's directory.
+pub const DIRECTORY: &str = "shared";
+
 /// The mounted shared tree.
 #[derive(Debug)]
 pub struct SharedTree {
@@ -211,19 +214,24 @@ impl SharedTree {
     /// # Errors
     /// [`ShareError::Mount`]: then whoever removes the sandbox's files would remove those of the container.
     pub fn unmount(&self) -> Result<(), ShareError> {
-        match unmount(&self.path, UnmountFlags::DETACH) {
-            // No mount point any more, or no directory.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(e) => {
-                return Err(ShareError::Mount { path: self.path.clone(), source: e.into() });
-            }
-        }
-        // Fails on anything but an empty directory, which is what there must be.
-        match std::fs::remove_dir(&self.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(ShareError::Mount { path: self.path.clone(), source })
-            }
-            _ => Ok(()),
-        }
+        unmount_at(&self.path)
+    }
+}
+
+/// The same for a tree that is known by its path alone. No tree there is no error.
+///
+/// # Errors
+/// As of [`SharedTree::unmount`].
+pub fn unmount_at(path: &Path) -> Result<(), ShareError> {
+    let failed = |source| ShareError::Mount { path: path.into(), source };
+    match unmount(path, UnmountFlags::DETACH) {
+        // No mount point any more, or no directory.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    // Fails on anything but an empty directory, which is what there must be.
+    match std::fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed(source)),
+        _ => Ok(()),
     }
 }

@@ -30,6 +30,7 @@ use kata_sandbox::{
     layers::Layers,
     lifecycle::{Common, Sandbox, Settings},
     network::Namespace,
+    share,
     step::Steps,
     vm::VmSettings,
 };
@@ -379,8 +380,11 @@ impl Service {
         !self.pod().containers.is_empty()
     }
 
-    /// Takes away the directory of a sandbox that has nothing in it.
+    /// Takes away the directory of a sandbox that has nothing in it. What a create that failed has attached to the shared tree
+    /// are the user's own files: without the tree they are out of reach.
     pub fn remove_directory(&self) -> Result<(), Refusal> {
+        share::unmount_at(&self.directory.join(share::DIRECTORY))
+            .map_err(|e| Refusal::internal(&e))?;
         match fs::remove_dir_all(&self.directory) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 let message = format!("remove {}: {e}", self.directory.display());

@@ -238,3 +238,20 @@ fn an_engine_may_choose_the_configuration_and_is_told_what_the_runtime_is() {
     assert_eq!(told["Name"], KATA.1, "{told}");
     assert_eq!(told["Features"]["ociVersionMin"], "1.0.0", "{told}");
 }
+
+/// What is attached for a container by the time its create fails is gone with the shim; the files are the user's.
+#[test]
+fn a_create_that_fails_takes_no_file_of_the_users() {
+    let Some(mut engine) = Containerd::start() else { return };
+    engine.restart_with(&[("KATA_FAULT", "WriteRecord=fail")]);
+    let precious = engine.file("volume").join("deep/precious");
+    fs::create_dir_all(precious.parent().unwrap()).unwrap();
+    fs::write(&precious, "kept").unwrap();
+    let volume = engine.file("volume").display().to_string();
+    let mount = format!("type=bind,src={volume},dst=/v,options=rbind:rw");
+    let words = ["run", "--rm", "--runtime", KATA.1, "--mount", &mount, BUSYBOX, "f", "true"];
+    let failed = ctr(&engine, &words);
+    assert_ne!(failed.code, 0);
+    assert!(failed.stderr().contains("KATA_FAULT"), "{}", failed.stderr());
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
+}

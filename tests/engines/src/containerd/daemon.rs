@@ -74,7 +74,7 @@ impl Containerd {
         write_configuration(directory.path());
         cni::write(directory.path(), &name, plugins);
         let network = Netns::new();
-        let process = spawn(directory.path(), &prefix, &release, &network);
+        let process = spawn(directory.path(), &prefix, &release, &network, &[]);
         let engine = Self { directory, prefix, release, process, network };
         engine.await_ready();
         engine.import(&root);
@@ -100,9 +100,15 @@ impl Containerd {
 
     /// Kills it as a crash would, and starts it again.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same, with variables for it and for the shims that it starts from now on.
+    pub fn restart_with(&mut self, variables: &[(&str, &str)]) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        self.process = spawn(self.directory.path(), &self.prefix, &self.release, &self.network);
+        let directory = self.directory.path();
+        self.process = spawn(directory, &self.prefix, &self.release, &self.network, variables);
         self.await_ready();
     }
 
@@ -182,7 +188,13 @@ impl Drop for Containerd {
     }
 }
 
-fn spawn(directory: &Path, prefix: &Path, release: &Release, network: &Netns) -> Child {
+fn spawn(
+    directory: &Path,
+    prefix: &Path,
+    release: &Release,
+    network: &Netns,
+    variables: &[(&str, &str)],
+) -> Child {
     let log = fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
     let path = env::var("PATH").unwrap_or_default();
     let (ours, theirs) = (prefix.join("bin"), release.directory());
@@ -191,6 +203,7 @@ fn spawn(directory: &Path, prefix: &Path, release: &Release, network: &Netns) ->
         .arg("-c")
         .arg(directory.join("config.toml"))
         .env("PATH", format!("{}:{}:{path}", ours.display(), theirs.display()))
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
