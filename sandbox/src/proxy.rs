@@ -165,12 +165,26 @@ pub fn start(plan: &ProxyPlan<'_>, steps: &Steps) -> Result<(Proxy, VmmEnds), Pr
 
 /// What the proxy says goes the way of all that is logged here, and so is bounded as that is: a guest can make it talk.
 async fn pass_on(mut said: pipe::Receiver) {
-    let mut buffer = [0; LONGEST_WORD];
-    while let Ok(length @ 1..) = said.read(&mut buffer).await {
-        // A write of the proxy's is a line; only one that is very long is told in pieces.
-        for line in String::from_utf8_lossy(&buffer[..length]).lines() {
-            tracing::info!("proxy: {line}");
-        }
+    let (mut buffer, mut held) = ([0; LONGEST_WORD], 0);
+    // A full buffer is told before more is read, so there is room.
+    while let Ok(length @ 1..) = said.read(&mut buffer[held..]).await {
+        held += length;
+        let whole = match buffer[..held].iter().rposition(|byte| *byte == b'\n') {
+            Some(end) => end + 1,
+            None if held == LONGEST_WORD => held,
+            None => continue,
+        };
+        tell(&buffer[..whole]);
+        buffer.copy_within(whole..held, 0);
+        held -= whole;
+    }
+    tell(&buffer[..held]);
+}
+
+/// The proxy speaks of what is wrong, and when it panics: nobody may have asked for less.
+fn tell(said: &[u8]) {
+    for line in String::from_utf8_lossy(said).lines() {
+        tracing::error!("proxy: {line}");
     }
 }
 
@@ -250,7 +264,8 @@ mod tests {
         pass_on(Receiver::from_owned_fd(said).unwrap()).await;
         saying.join().unwrap();
         let logged = lines.0.lock().unwrap();
-        assert_eq!(logged.first().map(String::as_str), Some("proxy: word 0"));
-        assert!(logged.last().is_some_and(|line| line.ends_with("19999")), "{:?}", logged.last());
+        let spoken: Vec<String> =
+            (0..20_000).map(|number| format!("proxy: word {number}")).collect();
+        assert!(*logged == spoken, "{} lines: {:?} …", logged.len(), logged.first());
     }
 }
