@@ -36,6 +36,7 @@ use rustix::{
         syncfs,
     },
     io::Errno,
+    path::Arg,
     thread::UnshareFlags,
 };
 
@@ -261,7 +262,10 @@ impl Store {
         for entry in std::fs::read_dir(&path).map_err(failed())? {
             let name = entry.map_err(failed())?.file_name();
             let Ok(layer) = open_directory(&layers, &name) else { continue };
-            if flock(&layer, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // Between opening and locking it may have been removed, and made anew for somebody.
+            if flock(&layer, FlockOperation::NonBlockingLockExclusive).is_err()
+                || !is_still(&layers, &name, &layer)
+            {
                 continue;
             }
             // A name in `layers` means that it is whole, so it loses that name at once, and its files afterwards.
@@ -429,7 +433,7 @@ fn claimed(drafts: &OwnedFd, name: &str) -> Result<Option<OwnedFd>, Errno> {
     Ok(is_still(drafts, name, &draft.0).then_some(draft.0))
 }
 
-fn is_still(parent: &OwnedFd, name: &str, opened: &OwnedFd) -> bool {
+fn is_still(parent: &OwnedFd, name: impl Arg, opened: &OwnedFd) -> bool {
     let (Ok(opened), Ok(named)) = (fstat(opened), statat(parent, name, AtFlags::SYMLINK_NOFOLLOW))
     else {
         return false;
