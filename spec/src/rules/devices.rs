@@ -67,19 +67,20 @@ fn name_disks(config: &Value, guest: &mut Value, disks: &[HostDisk]) {
     }
 }
 
-/// True when some rule lets the container write to a block device.
+/// True when the rules let the container write to a block device: the last one that speaks of it decides, as in the kernel.
 fn may_be_written(config: &Value, major: u64, minor: u64) -> bool {
     let is = |field: &Value, number: u64| {
         field.as_i64().is_none_or(|wanted| wanted < 0 || u64::try_from(wanted) == Ok(number))
     };
-    let permits = |rule: &Value| {
-        rule["allow"] == true
-            && matches!(rule["type"].as_str().unwrap_or("a"), "" | "a" | "b")
+    // `a` is all of them, for runc, too.
+    let speaks = |rule: &&Value| {
+        matches!(rule["type"].as_str().unwrap_or("a"), "" | "a" | "b")
             && is(&rule["major"], major)
             && is(&rule["minor"], minor)
-            && rule["access"].as_str().is_none_or(|access| access.contains('w'))
+            && rule["access"].as_str().is_none_or(|access| access.contains(['w', 'a']))
     };
-    elements(&config["linux"]["resources"]["devices"]).iter().any(permits)
+    let rules = elements(&config["linux"]["resources"]["devices"]);
+    rules.iter().rev().find(speaks).is_some_and(|rule| rule["allow"] == true)
 }
 
 /// Of runc, too: `a` is all of them.
