@@ -39,7 +39,10 @@ use kata_sandbox::{
 };
 
 use kata_spec::Limits;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use self::{resolver::Resolver, resources::Resources};
 use crate::{
@@ -48,6 +51,9 @@ use crate::{
     process::{LOST, Outcome, Phase, Process},
     record,
 };
+
+/// So long a guest may take to write back or let go of its caches, when a container is paused and resumed.
+const CACHES: Duration = Duration::from_secs(10);
 
 /// What a container is to its sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,18 +288,21 @@ impl Container {
             ..Default::default()
         };
         let agent = self.sandbox.agent()?;
+        let none = agent::Empty::new();
         if paused {
             agent.pause_container(&container).await?;
-            if let Err(error) = agent.flush(&agent::Empty::new()).await {
-                tracing::warn!(%error, "guest did not write its files back");
+            self.update_record(|record| record.status = to)?;
+            if !matches!(timeout(CACHES, agent.flush(&none)).await, Ok(Ok(_))) {
+                tracing::warn!("guest did not write its files back");
             }
         } else {
-            if let Err(error) = agent.drop_caches(&agent::Empty::new()).await {
-                tracing::warn!(%error, "guest did not drop what it remembers of its files");
+            if !matches!(timeout(CACHES, agent.drop_caches(&none)).await, Ok(Ok(_))) {
+                tracing::warn!("guest did not drop what it remembers of its files");
             }
             agent.resume_container(&container).await?;
+            self.update_record(|record| record.status = to)?;
         }
-        self.update_record(|record| record.status = to)
+        Ok(())
     }
 
     /// Waits until it is not paused.

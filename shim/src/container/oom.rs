@@ -31,7 +31,8 @@ impl Container {
             };
             match count {
                 Ok(count) if count.kills > seen => {
-                    seen = count.kills;
+                    // There is always a count beyond it that may be waited for.
+                    seen = count.kills.min(u64::MAX - 1);
                     tracing::warn!(kills = seen, "the guest's OOM killer has struck the container");
                     self.mark_bundle();
                     self.oom_kills.send_replace(seen);
