@@ -478,6 +478,27 @@ fn tmpfs_has_the_size_and_mode_that_the_spec_gives() {
 }
 
 #[test]
+fn a_volume_in_a_tmpfs_may_be_reached_by_a_link() {
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("word"), "here\n").unwrap();
+    let words = ["cat", "/var/run/app/word", "/run/app/word", "/run/lock/word"];
+    let bundle = Bundle::new(&kata, root, &words);
+    let output = run_bundle(&kata, bundle, |config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({ "type": "tmpfs", "source": "tmpfs", "destination": "/run" }));
+        // Debian's links to `/run` and to `/run/lock`, which is not there yet.
+        for destination in ["/var/run/app", "/var/lock"] {
+            mounts.push(json!({
+                "type": "bind", "source": volume.path(), "destination": destination,
+                "options": ["rbind"],
+            }));
+        }
+    });
+    assert_eq!(output.stdout(), "here\nhere\nhere\n", "{}", output.stderr());
+}
+
+#[test]
 fn shared_memory_is_the_guests_and_not_the_hosts() {
     let name = format!("kata-test-{}", std::process::id());
     let script = format!(

@@ -43,8 +43,15 @@ impl View {
         let root = openat(CWD, MOUNT_POINT, DIRECTORY, Mode::empty())?;
         for (tree, destination) in &self.volumes {
             let directory = FileType::from_raw_mode(fstat(tree)?.st_mode) == FileType::Directory;
-            let place = make(&root, destination, directory)?;
-            attach(tree, &place, "")?;
+            match make(&root, destination, directory) {
+                Ok(place) => attach(tree, &place, "")?,
+                // By way of a link it lies in a tmpfs, whose stand-in can't be written to: the guest alone has it. Or the
+                // guest can't make it either, and says so.
+                Err(error)
+                    if matches!(Errno::from_io_error(&error), Some(Errno::ROFS | Errno::EXIST)) => {
+                }
+                Err(error) => return Err(error),
+            }
         }
         processes(&root)?;
         fchdir(&root)?;
