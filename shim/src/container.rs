@@ -38,7 +38,7 @@ use kata_sandbox::{
     step::Step,
 };
 
-use kata_spec::Limits;
+use kata_spec::{HostDisk, Limits};
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
@@ -78,6 +78,8 @@ pub struct Parts {
     pub group: Group,
     /// What it may use.
     pub limits: Limits,
+    /// Block devices of the host that it has as disks.
+    pub disks: Vec<HostDisk>,
     /// Where its record is.
     pub directory: Arc<OwnedFd>,
     /// Its init.
@@ -147,7 +149,7 @@ impl Container {
             init: parts.init,
             execs: Mutex::default(),
             spec: Mutex::new(parts.spec),
-            resources: Resources::new(parts.group, parts.limits),
+            resources: Resources::new(parts.group, parts.limits, parts.disks),
             bundle: parts.bundle,
             oom_kills: watch::Sender::new(0),
             guest_root: parts.guest_root,

@@ -240,6 +240,7 @@ impl Service {
             bundle,
             group,
             limits: spec.limits.clone(),
+            disks: spec.disks.clone(),
             directory: creation.directory,
             init: Arc::new(Process::new(&id, "", monitor, terminal).named(creation.names)),
             shares_pids: creation.shares_pids,

@@ -42,5 +42,6 @@ pub use resources::{
     BlockIoLimits, CheckedResources, CpuLimits, DEFAULT_PERIOD_US, HugepageLimit, Limits,
     MemoryLimits, PidsLimit, ThrottleDevice, WeightDevice, check_resources, parse_list,
 };
+pub use rules::devices::name_disks;
 pub use table::Explained;
 pub use trees::{Seen, TreeError, Trees};

@@ -11,7 +11,7 @@ use std::{
 use kata_engine_api::{handover::FailureKind, record::Status, words::chain};
 use kata_protocol::agent;
 use kata_sandbox::{cgroup::Group, lifecycle::SandboxError, step::Step};
-use kata_spec::{Limits, check_resources};
+use kata_spec::{HostDisk, Limits, check_resources, name_disks};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -30,15 +30,16 @@ const MIB: u64 = 1024 * 1024;
 pub(super) struct Resources {
     group: Group,
     limits: Mutex<Limits>,
+    disks: Vec<HostDisk>,
     /// One update at a time.
     updating: tokio::sync::Mutex<()>,
     last: Mutex<Option<Statistics>>,
 }
 
 impl Resources {
-    pub(super) fn new(group: Group, limits: Limits) -> Self {
+    pub(super) fn new(group: Group, limits: Limits, disks: Vec<HostDisk>) -> Self {
         let (updating, last) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self { group, limits: Mutex::new(limits), updating, last }
+        Self { group, limits: Mutex::new(limits), disks, updating, last }
     }
 
     /// The group on the host.
@@ -66,7 +67,8 @@ impl Container {
         // The pair of memory and swap, of which a change may name one, is checked as a whole.
         let whole = serde_json::to_vec(&new).map_err(|e| Refusal::internal(&e))?;
         check_resources(&whole).map_err(|e| invalid(chain(&e)))?;
-        let guest = for_guest(&change.guest, &new).map_err(|e| Refusal::internal(&e))?;
+        let mut guest = for_guest(&change.guest, &new).map_err(|e| Refusal::internal(&e))?;
+        name_disks(&mut guest, &self.resources.disks);
         let done = match self.limit_on_host(&new) {
             Ok(()) if status == Status::Created && self.guest_pid().is_none() => {
                 self.amend_spec(&guest)

@@ -52,17 +52,19 @@ pub(super) fn check(
             Some(Known::Yes) | None => {}
         }
     }
-    name_disks(config, guest, &disks);
+    if let Some(resources) = guest.pointer_mut("/linux/resources") {
+        name_disks(resources, &disks);
+    }
     Ok(disks)
 }
 
-/// A disk has another number in the guest: rules that name the host's say which disk they mean.
-fn name_disks(config: &Value, guest: &mut Value, disks: &[HostDisk]) {
-    for (index, rule) in elements(&config["linux"]["resources"]["devices"]).iter().enumerate() {
+/// A disk has another number in the guest: device rules that name the host's say, for the guest, which disk they mean.
+pub fn name_disks(resources: &mut Value, disks: &[HostDisk]) {
+    for rule in resources["devices"].as_array_mut().into_iter().flatten() {
         let number = (rule["major"].as_u64(), rule["minor"].as_u64());
         let meant = |disk: &&HostDisk| (Some(disk.major), Some(disk.minor)) == number;
         if let Some(disk) = disks.iter().filter(|_| rule["type"] == "b").find(meant) {
-            guest["linux"]["resources"]["devices"][index]["disk"] = json!(disk.serial());
+            rule["disk"] = json!(disk.serial());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
 };
 
-use kata_guest_tests::{Bundle, Kata, Leftovers, LoopDevice, busybox, run};
+use kata_guest_tests::{Bundle, Container, Kata, Leftovers, LoopDevice, busybox, run};
 use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
@@ -68,4 +68,24 @@ mknod /dev/other b 7 99 && (head -c 1 /dev/other) 2>&1 | sed 's/.*: //'";
         second.open().read_exact_at(&mut bytes[..6], 0).unwrap();
         assert_eq!(&bytes[..6], b"second");
     });
+}
+
+#[test]
+fn rules_of_an_update_mean_the_hosts_device_too() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
+    bundle.config["linux"]["devices"] = json!([]);
+    bundle.config["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    let Some(device) = LoopDevice::new() else { return };
+    give(&device, &mut bundle.config, "/dev/disk", "rwm");
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "disk");
+    let rules = json!({"devices": bundle.config["linux"]["resources"]["devices"]});
+    let read = ["head", "-c", "1", "/dev/disk"];
+    assert_eq!(container.exec(&read, b"").code, 0);
+    let words = ["update", "--resources", "-", &container.id];
+    let updated = run(kata.command(&words), rules.to_string().as_bytes());
+    assert_eq!(updated.code, 0, "{}", updated.stderr());
+    let after = container.exec(&read, b"");
+    assert_eq!(after.code, 0, "{}", after.stderr());
 }
