@@ -60,7 +60,8 @@ pub(super) fn check(
 
 /// A disk has another number in the guest: device rules that name the host's say, for the guest, which disk they mean.
 pub fn name_disks(resources: &mut Value, disks: &[HostDisk]) {
-    for rule in resources["devices"].as_array_mut().into_iter().flatten() {
+    let rules = resources.get_mut("devices").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten() {
         let number = (rule["major"].as_u64(), rule["minor"].as_u64());
         let meant = |disk: &&HostDisk| (Some(disk.major), Some(disk.minor)) == number;
         if let Some(disk) = disks.iter().filter(|_| rule["type"] == "b").find(meant) {
