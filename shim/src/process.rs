@@ -38,6 +38,9 @@ use crate::{engine::stdio::Names, failure::Refusal, monitor::Monitor};
 /// The signal that nothing survives.
 pub const SIGKILL: u32 = 9;
 
+/// The signal that asks for the end.
+pub const SIGTERM: u32 = 15;
+
 /// Exit code of a process whose sandbox was lost.
 pub const LOST: u8 = 137;
 

@@ -71,6 +71,9 @@ pub fn serve_engine(namespace: &str) -> anyhow::Result<()> {
         let task = TaskService { service: service.clone(), engine: Some(engine.clone()) };
         run(&service, sockets, Arc::new(task), std::future::pending()).await?;
         engine.events.finish().await;
+        if !service.is_torn_down() {
+            return Err(anyhow!("the sandbox is not torn down: its ledger is left to `delete`"));
+        }
         service.remove_directory().map_err(|refusal| anyhow!(refusal.message))?;
         Place::tidy_up();
         Ok(())

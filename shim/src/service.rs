@@ -381,6 +381,11 @@ impl Service {
         !self.pod().containers.is_empty()
     }
 
+    /// Whether the sandbox is gone from the host, as it is with the container that holds it, or was never made.
+    pub fn is_torn_down(&self) -> bool {
+        self.containers().iter().all(|container| container.role() == Role::Member)
+    }
+
     /// Takes away the directory of a sandbox that has nothing in it. What a create that failed has attached to the shared tree
     /// are the user's own files: without the tree they are out of reach.
     pub fn remove_directory(&self) -> Result<(), Refusal> {

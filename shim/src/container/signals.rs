@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{Container, Role};
 use crate::{
     failure::Refusal,
-    process::{Outcome, Phase, Process, SIGKILL, signal_code},
+    process::{Outcome, Phase, Process, SIGKILL, SIGTERM, signal_code},
 };
 
 /// The last that there is.
@@ -22,7 +22,7 @@ const LAST: u32 = 64;
 /// CONT, those that stop, URG, WINCH.
 const HARMLESS: [u32; 9] = [0, 17, 18, 19, 20, 21, 22, 23, 28];
 
-/// So long a guest may take to carry out a SIGKILL; then its VM goes.
+/// So long a guest may take to carry out a SIGKILL; then its VM goes, or, of a member, that of the pod which is ended.
 const STUBBORN: Duration = Duration::from_secs(5);
 
 impl Container {
@@ -92,6 +92,24 @@ impl Container {
         process.is_init() && self.role != Role::Member
     }
 
+    /// Ends a member of a pod that is being ended. One whose guest does not obey is left to the end of the VM.
+    pub async fn end_as_member(self: &Arc<Self>, grace: Duration) {
+        let send = |signal| {
+            let container = self.clone();
+            // On its own, since an end that has begun must not stop half way.
+            tokio::spawn(async move {
+                let sent = container.signal(&container.init, signal, signal == SIGKILL).await;
+                if let Err(refusal) = sent {
+                    tracing::debug!(message = refusal.message, signal, "end a member");
+                }
+            });
+        };
+        if !end_within(&self.init, grace, send).await {
+            let id = &self.init.container_id;
+            tracing::warn!(id, "guest does not end the container, which ends with its VM");
+        }
+    }
+
     pub(super) async fn ask_to_signal(
         &self,
         process: &Process,
@@ -127,5 +145,67 @@ impl Container {
                 tracing::debug!(message = refusal.message, signal, "deliver an early signal");
             }
         }
+    }
+}
+
+/// Has an init end, if it may by itself within `grace`; says whether it has.
+async fn end_within(init: &Process, grace: Duration, send: impl Fn(u32)) -> bool {
+    for (signal, patience) in [(SIGTERM, grace), (SIGKILL, STUBBORN)] {
+        if patience.is_zero() {
+            continue;
+        }
+        send(signal);
+        if timeout(patience, init.wait()).await.is_ok() {
+            return true;
+        }
+    }
+    init.note_killed();
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, time::Duration};
+
+    use kata_engine_api::record::{Cause, Ended};
+    use kata_sandbox::loss::Loss;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use tokio::time::Instant;
+
+    use super::{SIGKILL, SIGTERM, STUBBORN, end_within};
+    use crate::{monitor::Monitor, process::Process};
+
+    fn init() -> Process {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, _) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        Process::new("c", "", Monitor::new(ours, 1).unwrap(), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_obeys_no_signal_is_not_waited_for_longer() {
+        let (init, sent, begun) = (init(), RefCell::new(Vec::new()), Instant::now());
+        let grace = Duration::from_secs(10);
+        assert!(!end_within(&init, grace, |signal| sent.borrow_mut().push(signal)).await);
+        assert_eq!(*sent.borrow(), [SIGTERM, SIGKILL]);
+        // tokio's clock ticks in milliseconds.
+        let bound = grace + STUBBORN + Duration::from_millis(10);
+        assert!(begun.elapsed() <= bound, "{:?}", begun.elapsed());
+        let outcome = init.outcome_of_loss(&Loss::Stopped);
+        assert_eq!((outcome.end.code, outcome.end.cause), (137, Cause::Signaled));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_ends_by_itself_is_not_killed() {
+        let (init, sent) = (init(), RefCell::new(Vec::new()));
+        let send = |signal| {
+            sent.borrow_mut().push(signal);
+            init.publish(Ended::new(0, Cause::Exited, None));
+        };
+        assert!(end_within(&init, Duration::from_secs(10), send).await);
+        assert_eq!(*sent.borrow(), [SIGTERM]);
+        sent.borrow_mut().clear();
+        assert!(end_within(&init, Duration::ZERO, send).await);
+        assert_eq!(*sent.borrow(), [SIGKILL]);
     }
 }

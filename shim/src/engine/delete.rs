@@ -28,12 +28,13 @@ use super::{
     place::{CONTAINERS, Place},
     pod,
 };
-use crate::{offline, process::LOST};
+use crate::{
+    offline,
+    process::{LOST, SIGKILL},
+};
 
 /// An engine gives five seconds for everything.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-const SIGKILL: u32 = 9;
 
 /// Takes away what is left of a container, and prints how it ended.
 pub fn delete(flags: &Flags) -> anyhow::Result<()> {

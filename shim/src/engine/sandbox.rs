@@ -16,6 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use kata_engine_api::{
     containerd::{
         pod::PodSandboxConfig,
@@ -35,13 +36,13 @@ use kata_engine_api::{
     record::Status,
 };
 use protobuf::Message;
-use tokio::time::{Instant, timeout_at};
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Engine, pod_config, view::Mounts};
 use crate::{
     container::{Container, Role},
     failure::Refusal,
+    process::SIGKILL,
     statistics::{Form, Statistics},
     task::whole,
 };
@@ -55,9 +56,6 @@ const FILES: &str = "files";
 /// The root of the container that stands for it, where nobody ever looks.
 const ROOT: &str = "root";
 
-const SIGKILL: u32 = 9;
-const SIGTERM: u32 = 15;
-
 /// The service on `shim.sock`, beside Task.
 pub struct SandboxService {
     /// The door.
@@ -66,17 +64,15 @@ pub struct SandboxService {
     pub made_at: SystemTime,
 }
 
-impl SandboxService {
+impl Engine {
     fn pod(&self, id: &str) -> Result<Arc<Container>, Refusal> {
-        let pod = self.engine.service.container(id)?;
+        let pod = self.service.container(id)?;
         match pod.role() {
             Role::Pod => Ok(pod),
             Role::Alone | Role::Member => Err(Refusal::not_found("it is no sandbox")),
         }
     }
-}
 
-impl Engine {
     /// Makes the container that stands for a pod.
     async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), Refusal> {
         let config = pod_config_of(&request)?;
@@ -102,40 +98,48 @@ impl Engine {
         self.create(&create).await.map(drop)
     }
 
-    /// Ends all containers, the one that stands for the pod last; those who may end by themselves have until `grace`.
+    /// Ends all containers, the one that stands for the pod last; those who may end by themselves have until `grace`. No
+    /// guest can prevent it: what it does not end ends with its VM.
     async fn stop_sandbox(&self, pod: &Arc<Container>, grace: Duration) -> Result<(), Refusal> {
-        let deadline = Instant::now() + grace;
         let members = self.members();
-        if !grace.is_zero() {
-            for container in &members {
-                // Of one that has ended, or that is ending.
-                container.signal(container.init(), SIGTERM, false).await.ok();
-            }
-        }
+        join_all(members.iter().map(|member| member.end_as_member(grace))).await;
+        pod.signal(pod.init(), SIGKILL, true).await?;
+        // For the rest only the host is waited for.
         for container in members.iter().chain([pod]) {
-            let init = container.init();
-            let patience = if container.role() == Role::Pod { Instant::now() } else { deadline };
-            if timeout_at(patience, init.wait()).await.is_err() {
-                let killed = container.signal(init, SIGKILL, true).await;
-                if init.ended().is_none() {
-                    killed?;
-                    init.wait().await?;
-                }
-            }
+            container.init().wait().await?;
         }
         Ok(())
     }
 
-    /// Takes everything away.
+    /// Takes everything away, and the shim with it; what fails of it is left to `delete`.
     async fn shut_down_sandbox(&self, id: &str) -> Result<(), Refusal> {
-        if let Ok(pod) = self.service.container(id) {
-            self.stop_sandbox(&pod, Duration::ZERO).await?;
-            for container in self.members().iter().chain([&pod]) {
-                self.delete(container).await?;
+        let done = match self.pod(id) {
+            Ok(pod) => self.take_away(&pod).await,
+            // The sandbox could not be made, or is gone already.
+            Err(_) if self.service.containers().is_empty() => Ok(()),
+            Err(refusal) => return Err(refusal),
+        };
+        self.service.finish();
+        done
+    }
+
+    async fn take_away(&self, pod: &Arc<Container>) -> Result<(), Refusal> {
+        self.stop_sandbox(pod, Duration::ZERO).await?;
+        for container in self.members() {
+            if let Err(refusal) = self.delete_if_there(&container).await {
+                // What it leaves goes with the pod.
+                tracing::warn!(message = refusal.message, "delete a container of the pod");
             }
         }
-        self.service.finish();
-        Ok(())
+        self.delete_if_there(pod).await
+    }
+
+    /// Deletes a container, unless somebody else has done so meanwhile.
+    async fn delete_if_there(&self, container: &Container) -> Result<(), Refusal> {
+        match self.delete(container).await {
+            Err(refusal) if refusal.kind == FailureKind::NotFound => Ok(()),
+            deleted => deleted,
+        }
     }
 
     fn members(&self) -> Vec<Arc<Container>> {
@@ -173,7 +177,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
-        let pod = self.pod(&request.sandbox_id)?;
+        let pod = self.engine.pod(&request.sandbox_id)?;
         let pid = pod.init().monitor.pid;
         whole(async move { pod.start().await }).await?;
         let created_at = Some(Timestamp::from(self.made_at)).into();
@@ -204,7 +208,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: StopSandboxRequest,
     ) -> ttrpc::Result<StopSandboxResponse> {
-        let (engine, pod) = (self.engine.clone(), self.pod(&request.sandbox_id)?);
+        let (engine, pod) = (self.engine.clone(), self.engine.pod(&request.sandbox_id)?);
         let grace = Duration::from_secs(request.timeout_secs.into());
         whole(async move { engine.stop_sandbox(&pod, grace).await }).await?;
         Ok(StopSandboxResponse::new())
@@ -215,7 +219,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: WaitSandboxRequest,
     ) -> ttrpc::Result<WaitSandboxResponse> {
-        let ended = self.pod(&request.sandbox_id)?.init().wait().await?;
+        let ended = self.engine.pod(&request.sandbox_id)?.init().wait().await?;
         Ok(WaitSandboxResponse {
             exit_status: ended.code.into(),
             exited_at: Some(Timestamp::from(ended.at())).into(),
@@ -228,7 +232,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: SandboxStatusRequest,
     ) -> ttrpc::Result<SandboxStatusResponse> {
-        let pod = self.pod(&request.sandbox_id)?;
+        let pod = self.engine.pod(&request.sandbox_id)?;
         let record = pod.record();
         let ready = record.status == Status::Running;
         let info = match request.verbose {
@@ -254,7 +258,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: PingRequest,
     ) -> ttrpc::Result<PingResponse> {
-        self.pod(&request.sandbox_id)?;
+        self.engine.pod(&request.sandbox_id)?;
         Ok(PingResponse::new())
     }
 
@@ -273,7 +277,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
-        self.pod(&request.sandbox_id)?;
+        self.engine.pod(&request.sandbox_id)?;
         let mut sum = Statistics::default();
         for container in self.engine.members() {
             sum.add(&container.statistics().await?);
