@@ -74,6 +74,7 @@ pub fn serve_engine(namespace: &str) -> anyhow::Result<()> {
         if !service.is_torn_down() {
             return Err(anyhow!("the sandbox is not torn down: its ledger is left to `delete`"));
         }
+        engine.close().context("take the pod's files away")?;
         service.remove_directory().map_err(|refusal| anyhow!(refusal.message))?;
         Place::tidy_up();
         Ok(())

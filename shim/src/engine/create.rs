@@ -21,7 +21,9 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use super::{
-    Engine, hooks,
+    Engine,
+    files::{self, Files},
+    hooks,
     place::CONTAINERS,
     pod::{self, Neighbour, Neighbours},
     pod_config,
@@ -80,8 +82,9 @@ impl Engine {
         let mounts: Vec<Mount> = request.rootfs.iter().map(Mount::from).collect();
         let bundle = PathBuf::from(&request.bundle);
         let neighbours = self.neighbours();
-        let files = self.files.get().cloned();
-        let look = move || look(&bundle, &mounts, &neighbours, files.as_deref());
+        let files = self.files.get().map(Files::clone_mount).transpose();
+        let files = files.map_err(|e| Refusal::internal(&e))?;
+        let look = move || look(&bundle, &mounts, &neighbours, files.as_ref());
         let room = self.view.enter(Mounts::Copy).await.map_err(|e| Refusal::internal(&e))?;
         let seen = room.run(look).await.map_err(|e| Refusal::internal(&e))??;
         let directory = self.make_directory(&request.id)?;
@@ -342,13 +345,14 @@ fn look(
     bundle: &Path,
     mounts: &[Mount],
     neighbours: &Neighbours,
-    files: Option<&Path>,
+    files: Option<&files::Detached>,
 ) -> Result<Seen, Refusal> {
     let config = bundle.join("config.json");
     let text = fs::read(&config).map_err(|e| read_error(&config, &e))?;
     let mut value: Value = serde_json::from_slice(&text).map_err(|e| read_error(&config, &e))?;
     let role = pod::role(&value);
     if let (Role::Member, Some(files)) = (role, files) {
+        let files = files.attach().map_err(|e| Refusal::internal(&e))?;
         pod_config::bind_files(&mut value, files);
     }
     rootfs::mount_all(mounts, &bundle.join("rootfs")).map_err(|e| Refusal::internal(&e))?;

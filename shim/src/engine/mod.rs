@@ -12,6 +12,7 @@ pub mod caller;
 pub mod create;
 pub mod delete;
 pub mod events;
+mod files;
 pub mod flags;
 pub mod hooks;
 pub mod info;
@@ -27,13 +28,18 @@ mod tell;
 pub mod view;
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
 use kata_config::{Artefact, Prefix};
 
-use self::{events::Publisher, view::View};
+use self::{
+    events::Publisher,
+    files::{Detached, Files},
+    view::View,
+};
 use crate::service::Service;
 
 /// What a shim needs to serve an engine.
@@ -44,8 +50,8 @@ pub struct Engine {
     pub view: View,
     /// Where events go.
     pub events: Publisher,
-    /// Directory with files for all containers, of a sandbox that was made by the Sandbox service.
-    files: OnceLock<PathBuf>,
+    /// Files for all containers, of a sandbox that was made by the Sandbox service.
+    files: OnceLock<Files>,
     /// Host path of `kata-monitor`.
     monitor: PathBuf,
 }
@@ -57,9 +63,20 @@ impl Engine {
         Ok(Arc::new(Self { service, view, events, files: OnceLock::new(), monitor }))
     }
 
-    /// The containers of this sandbox get the files in this directory.
-    fn keep_files(&self, directory: PathBuf) {
-        // A sandbox is made once; a second try at it finds the same directory.
-        self.files.get_or_init(|| directory);
+    /// Makes a place for files that the containers of this sandbox get; a second try at the sandbox finds the same.
+    fn make_files(&self, directory: PathBuf) -> io::Result<Detached> {
+        let files = match self.files.get() {
+            Some(files) => files,
+            None => {
+                let made = Files::mount(directory)?;
+                self.files.get_or_init(|| made)
+            }
+        };
+        files.clone_mount()
+    }
+
+    /// Takes everything away that the door itself has in the sandbox's directory.
+    pub fn close(&self) -> io::Result<()> {
+        self.files.get().map_or(Ok(()), Files::unmount)
     }
 }

@@ -112,15 +112,17 @@ pub fn write_files(directory: &Path, config: &PodSandboxConfig) -> io::Result<()
     Ok(())
 }
 
-/// Binds the pod's files into the configuration of one of its containers, where nothing else is.
+/// Binds the pod's files into the configuration of one of its containers, where nothing else is; to be read only, if its
+/// root is.
 pub fn bind_files(config: &mut Value, directory: &Path) {
+    let access = if config["root"]["readonly"] == true { "ro" } else { "rw" };
     let Some(mounts) = config["mounts"].as_array_mut() else { return };
     for (place, name) in FILES {
         if mounts.iter().any(|mount| mount["destination"] == place) {
             continue;
         }
         let source: PathBuf = directory.join(name);
-        let options = ["rbind", "rprivate", "rw"];
+        let options = ["rbind", "rprivate", access];
         mounts.push(
             json!({"destination": place, "type": "bind", "source": source, "options": options}),
         );
@@ -202,5 +204,9 @@ mod tests {
             spec["mounts"].as_array().unwrap().iter().map(|m| m["source"].clone()).collect();
         assert_eq!(sources[0], "/theirs");
         assert_eq!(sources.len(), 3);
+        assert_eq!(spec["mounts"][1]["options"], json!(["rbind", "rprivate", "rw"]));
+        let mut spec = json!({"root": {"readonly": true}, "mounts": []});
+        bind_files(&mut spec, scratch.path());
+        assert_eq!(spec["mounts"][0]["options"], json!(["rbind", "rprivate", "ro"]));
     }
 }

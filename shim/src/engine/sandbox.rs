@@ -80,15 +80,14 @@ impl Engine {
         let place = (request.netns_path.as_str(), root.as_path());
         let spec = pod_config::specification(&request.sandbox_id, place, &config);
         let bundle = PathBuf::from(&request.bundle_path);
-        let keep = files.clone();
+        let files = self.make_files(files).map_err(|e| Refusal::internal(&e))?;
         let write = move || {
             std::fs::create_dir_all(&root)?;
             std::fs::write(bundle.join("config.json"), spec.to_string())?;
-            pod_config::write_files(&keep, &config)
+            files.write(&config)
         };
         let written = self.view.run(Mounts::Engine, write).await;
         written.map_err(|e| Refusal::internal(&e))?.map_err(|e| Refusal::internal(&e))?;
-        self.keep_files(files);
         let create = CreateTaskRequest {
             id: request.sandbox_id,
             bundle: request.bundle_path,

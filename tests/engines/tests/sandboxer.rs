@@ -36,6 +36,7 @@ fn script(engine: &mut Containerd, handler: Handler) {
     let mut second = pod.script("exec sleep 1000");
     let options = NamespaceOption { pid: NamespaceMode::POD.into(), ..Default::default() };
     security(&mut second).namespace_options = Some(options).into();
+    security(&mut second).readonly_rootfs = true;
     let second = pod.start(second);
     assert_eq!(second.output("until nc 127.0.0.1 80; do :; done"), "hello");
     assert_eq!(
@@ -44,6 +45,14 @@ fn script(engine: &mut Containerd, handler: Handler) {
     );
     let resolver = second.output("sort /etc/resolv.conf");
     assert_eq!(resolver, "nameserver 10.9.8.7\noptions ndots:5\nsearch pods.test");
+    // Who must not write to its root must not write to the pod's files either, and who may does not fill the host's memory.
+    let write = "(echo more >> /etc/hosts) 2>&1 || true";
+    assert!(second.output(write).contains("Read-only file system"));
+    assert_eq!(server.output(write), "");
+    if handler == KATA_SANDBOXER {
+        let flood = "dd if=/dev/zero of=/etc/hosts bs=1M count=8 conv=fsync 2>&1 || true";
+        assert!(server.output(flood).contains("No space left on device"));
+    }
     server.output("echo shared > /dev/shm/file");
     assert_eq!(second.output("cat /dev/shm/file"), "shared");
     assert!(second.output("df -k /dev/shm | tail -1").contains("65536"));
