@@ -92,7 +92,11 @@ fn events_go_on_until_the_end() {
     must(&container.kill("KILL"));
     let output = running.finish();
     assert_eq!(output.code, 0, "{}", output.stderr());
-    assert!(output.stdout().lines().all(|line| line.contains(r#""type":"stats""#)));
+    let events: Vec<Value> =
+        output.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (last, before) = events.split_last().unwrap();
+    assert!(before.iter().all(|event| event["type"] == "stats"), "{before:?}");
+    assert_eq!((&last["type"], &last["data"]["code"]), (&json!("exit"), &json!(137)));
 }
 
 #[test]
