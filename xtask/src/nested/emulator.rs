@@ -4,13 +4,12 @@
 //! (`helper_vmrun`; told on qemu-devel on 29 August 2025), so that an interrupt which comes at that moment is lost: the
 //! timer's for one, and with it a guest that waits for it. Kata, in that host, has the QEMU that it has elsewhere.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::debian::Debian;
 use crate::cache::{self, Recipe};
-use crate::process::Run;
 use crate::progress::Step;
 
 const RECIPE_VERSION: &str = "1";
@@ -64,21 +63,13 @@ impl Emulator {
 }
 
 fn fill(draft: &Path) -> Result<()> {
-    let write = |name: &str, text: &str| -> Result<PathBuf> {
-        let path = draft.join(name);
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        Ok(path)
+    let debian = Debian {
+        variant: "extract",
+        release: RELEASE,
+        sources: SOURCES,
+        preferences: PREFERENCES,
+        packages: PACKAGE,
+        log: "emulator.log",
     };
-    let sources = write("sources.list", SOURCES)?;
-    let preferences = write("preferences", PREFERENCES)?;
-    let hook = format!(
-        "--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\" && cp '{}' \"$1/etc/apt/preferences.d/backports\"",
-        preferences.display()
-    );
-    let include = format!("--include={PACKAGE}");
-    let log = cache::root()?.join("logs/emulator.log");
-    Run::new("mmdebstrap")
-        .args(["--variant=extract", "--format=directory", "--mode=root", &hook, &include, RELEASE])
-        .args([draft.join("tree"), sources])
-        .streamed(&log, |_| {})
+    debian.make(draft, &draft.join("tree"), |_| {})
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::debian::Debian;
 use super::make_disk;
 use crate::cache::{self, Recipe};
 use crate::kernel::package::{self, META_PACKAGE, Package};
@@ -105,27 +106,19 @@ fn fill(draft: &Path, package: &Package, roots: &[(&str, PathBuf)]) -> Result<()
 }
 
 fn bootstrap(scratch: &Path, tree: &Path) -> Result<()> {
-    let write = |name: &str, text: &str| -> Result<PathBuf> {
-        let path = scratch.join(name);
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        Ok(path)
+    let debian = Debian {
+        variant: "minbase",
+        release: RELEASE,
+        sources: SOURCES,
+        preferences: PREFERENCES,
+        packages: PACKAGES,
+        log: "nested-host.log",
     };
-    let sources = write("sources.list", SOURCES)?;
-    let preferences = write("preferences", PREFERENCES)?;
-    let hook = format!(
-        "--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\" && cp '{}' \"$1/etc/apt/preferences.d/backports\"",
-        preferences.display()
-    );
-    let include = format!("--include={PACKAGES}");
-    let log = cache::root()?.join("logs/nested-host.log");
-    Run::new("mmdebstrap")
-        .args(["--variant=minbase", "--format=directory", "--mode=root", &hook, &include, RELEASE])
-        .args([tree, sources.as_path()])
-        .streamed(&log, |line| {
-            if let Some(said) = line.strip_prefix("I: ") {
-                println!("    {said}");
-            }
-        })?;
+    debian.make(scratch, tree, |line| {
+        if let Some(said) = line.strip_prefix("I: ") {
+            println!("    {said}");
+        }
+    })?;
     // What apt has fetched is not needed any more, and half of the whole.
     for directory in ["var/cache/apt", "var/lib/apt/lists"] {
         cache::remove(&tree.join(directory))?;

@@ -4,6 +4,7 @@
 //! [`run`] boots it with a [`Job`], shows what the job's programs write, and gives what came of each. Whatever happens
 //! to this process, the VM ends with it.
 
+mod debian;
 mod emulator;
 mod host;
 mod job;
