@@ -9,6 +9,7 @@ use kata_engine_api::{
         task::{
             ConnectRequest, DeleteRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest,
             ShutdownRequest, StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
+            WaitResponse,
         },
         task_ttrpc::TaskClient,
     },
@@ -67,6 +68,11 @@ pub enum Turn {
     Ended(Option<Ended>),
     /// So often the guest's OOM killer has struck it by now.
     OomKills(u64),
+}
+
+/// How a container ended; a shim of another version does not say.
+fn how(answer: &WaitResponse) -> Option<Ended> {
+    serde_json::from_slice(&answer.ended).ok()
 }
 
 /// True when somebody has the shim's socket open, whether it answers or not.
@@ -146,24 +152,22 @@ impl ShimClient {
 
     /// Returns once the container has ended, and how, when its shim is of this version.
     pub async fn wait(&self) -> Result<Option<Ended>, Failure> {
-        let request = WaitRequest { id: self.id(), ..Default::default() };
-        let answer = self.task.wait(context(UNBOUNDED), &request).await;
-        answer
-            .map(|answer| serde_json::from_slice(&answer.ended).ok())
-            .map_err(|e| from_status("wait", e))
+        Ok(how(&self.wait_until(0).await?))
     }
 
     /// Returns once the container has ended, or the guest's OOM killer has struck it more than `seen` times.
     pub async fn wait_beyond_oom_kills(&self, seen: u64) -> Result<Turn, Failure> {
-        let until_oom_kills = seen.saturating_add(1);
+        let answer = self.wait_until(seen.saturating_add(1)).await?;
+        Ok(match answer.oom_kills {
+            0 => Turn::Ended(how(&answer)),
+            kills => Turn::OomKills(kills),
+        })
+    }
+
+    /// For the end, or for so many strikes of the OOM killer; 0 is for the end alone.
+    async fn wait_until(&self, until_oom_kills: u64) -> Result<WaitResponse, Failure> {
         let request = WaitRequest { id: self.id(), until_oom_kills, ..Default::default() };
-        let answer = self.task.wait(context(UNBOUNDED), &request).await;
-        answer
-            .map(|answer| match answer.oom_kills {
-                0 => Turn::Ended(serde_json::from_slice(&answer.ended).ok()),
-                kills => Turn::OomKills(kills),
-            })
-            .map_err(|e| from_status("wait", e))
+        self.task.wait(context(UNBOUNDED), &request).await.map_err(|e| from_status("wait", e))
     }
 
     /// Forgets a container that has ended.

@@ -110,8 +110,8 @@ fn drop_unknown_capabilities(document: &mut Document, guest: &mut Value, path: &
             let known = name.as_str().is_some_and(|name| CAPABILITIES.contains(&name));
             if !known {
                 let field = join(path, &format!("capabilities.{set}"));
-                document.translate(field, format!("unknown capability {name} is left out"));
                 let warning = format!("unknown capability {name} is left out");
+                document.translate(field, warning.clone());
                 // Each of five sets may name it.
                 if !document.warnings.contains(&warning) {
                     document.warnings.push(warning);

@@ -97,11 +97,7 @@ pub fn write_files(directory: &Path, config: &PodSandboxConfig) -> io::Result<()
         "" => String::new(),
         name => format!("{name}\n"),
     };
-    for (place, (_, name), text) in [
-        ("/etc/hostname", FILES[0], hostname),
-        ("/etc/hosts", FILES[1], String::new()),
-        ("/etc/resolv.conf", FILES[2], resolver),
-    ] {
+    for ((place, name), text) in FILES.into_iter().zip([hostname, String::new(), resolver]) {
         let text = match text.is_empty() {
             // A host may have none.
             true => fs::read(place).unwrap_or_default(),

@@ -199,15 +199,7 @@ fn wireguard_reaches_the_guest() {
     }
     let wire = Wire::bare();
     wireguard(&wire);
-    let before = snapshot(Some(&wire.name));
-    let Some(case) = case("auto", wire) else { return };
-    let container = case.start();
-    exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
-    let said = told(&container);
-    assert!(said.contains("wg0 (wireguard): its packets redirected"), "{said}");
-    pings_as_long_as_the_mtu(&container);
-    drop(container);
-    assert_eq!(snapshot(Some(&case.wire.name)), before);
+    reaches_the_guest(wire, "wg0 (wireguard): its packets redirected");
 }
 
 /// The pair that Cilium makes, whose ends speak ARP in one mode and not in the other.
@@ -222,16 +214,22 @@ fn netkit_reaches_the_guest_in_both_modes() {
         let add = format!("link add eth0 type {kind} peer name peer0 netns {}", wire.peer);
         wire.ip(&add.split(' ').collect::<Vec<_>>());
         set_up(&wire, "eth0");
-        let before = snapshot(Some(&wire.name));
-        let Some(case) = case("auto", wire) else { return };
-        let container = case.start();
-        exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
-        let said = told(&container);
-        assert!(said.contains("eth0 (netkit): redirected to a tap"), "{mode}: {said}");
-        pings_as_long_as_the_mtu(&container);
-        drop(container);
-        assert_eq!(snapshot(Some(&case.wire.name)), before, "{mode}");
+        println!("{kind}");
+        reaches_the_guest(wire, "eth0 (netkit): redirected to a tap");
     }
+}
+
+/// What the link of a namespace carries is the guest's, both ways and as long as it may be, by the way that is told.
+fn reaches_the_guest(wire: Wire, way: &str) {
+    let before = snapshot(Some(&wire.name));
+    let Some(case) = case("auto", wire) else { return };
+    let container = case.start();
+    exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
+    let said = told(&container);
+    assert!(said.contains(way), "{said}");
+    pings_as_long_as_the_mtu(&container);
+    drop(container);
+    assert_eq!(snapshot(Some(&case.wire.name)), before, "{way}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::stand::{PROGRAM, Stand};
+use super::vmm_line::VmmLine;
 
 /// Its only container at a time.
 pub const ID: &str = "bench";
@@ -109,11 +110,13 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// The command line of the VMM.
-    pub fn vmm_words(&self) -> Result<Vec<String>> {
+    /// The command line of the VMM, for bare guests.
+    pub fn vmm_line(&self) -> Result<VmmLine> {
         let path = format!("/proc/{}/cmdline", self.pids()?.vmm);
         let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        Ok(text.trim_end_matches('\0').split('\0').map(str::to_owned).collect())
+        let words: Vec<String> =
+            text.trim_end_matches('\0').split('\0').map(str::to_owned).collect();
+        VmmLine::new(&words, &self.stand.kernel(), &self.stand.initrd())
     }
 
     /// A file of the sandbox's directory.

@@ -118,7 +118,7 @@ fn look_at_vmm(stand: &Stand, report: &mut Report) -> Result<VmmLine> {
     let processors = available_parallelism().context("count the processors")?;
     report.condition("processors of the host", processors.to_string());
     report.condition("load", fs::read_to_string("/proc/loadavg").context("read the load")?.trim());
-    let line = VmmLine::new(&container.vmm_words()?, &stand.kernel(), &stand.initrd())?;
+    let line = container.vmm_line()?;
     container.finish()?;
     Ok(line)
 }

@@ -73,7 +73,7 @@ fn look_at_vmm(stand: &Stand) -> Result<VmmLine> {
     let bundle = stand.bundle("linked", &["byte"], |spec| scene.enter(spec))?;
     let container = Container::start(stand, Source::Bundle(&bundle))?;
     patience::read(&container.stdout, &mut [0], "the first byte of a container")?;
-    let line = VmmLine::new(&container.vmm_words()?, &stand.kernel(), &stand.initrd())?;
+    let line = container.vmm_line()?;
     container.finish()?;
     Ok(line)
 }
