@@ -36,6 +36,9 @@ pub const HIERARCHY: &str = "/sys/fs/cgroup";
 const CONTAINERS: &str = "/sys/fs/cgroup/containers";
 const AGENT: &str = "/sys/fs/cgroup/agent";
 
+/// Threads that containers leave to the agent and its helpers, however many they make.
+const RESERVED_THREADS: u64 = 512;
+
 /// Most bytes that are taken of one file for statistics.
 const MAX_FILE: usize = 64 * 1024;
 
@@ -78,7 +81,16 @@ pub fn prepare_hierarchy() -> io::Result<()> {
     for group in [HIERARCHY, CONTAINERS] {
         fs::write(Path::new(group).join("cgroup.subtree_control"), all.join(" "))?;
     }
-    Ok(())
+    let most = raise_thread_limit()?.saturating_sub(RESERVED_THREADS);
+    fs::write(Path::new(CONTAINERS).join("pids.max"), most.to_string())
+}
+
+/// The kernel goes by the size of the guest's memory, which gives a small guest some hundred threads where a host has as
+/// many as it has pids. Memory is what bounds them here, as it does there.
+fn raise_thread_limit() -> io::Result<u64> {
+    let pids = fs::read_to_string("/proc/sys/kernel/pid_max")?;
+    fs::write("/proc/sys/kernel/threads-max", &pids)?;
+    pids.trim().parse().map_err(io::Error::other)
 }
 
 impl Cgroup {

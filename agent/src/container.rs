@@ -22,17 +22,19 @@ use rustix::process::Pid;
 use crate::{
     cgroup::{Cgroup, Freezer},
     launch::{Gate, launch},
+    nursery::Nursery,
     order::{self, Failure, FailureKind, Kind, Order, Step, TerminalSize},
     process::{Parts, Process},
     reaper::{Exit, Reaper},
-    spec::{NamespaceKind, Resources, Spec},
+    spec::{Linux, NamespaceKind, Resources, Shared, Spec},
     streams::{Streams, Wanted},
 };
 
 /// A container that has been created.
 pub struct Container {
     pub id: String,
-    spec: OwnedFd,
+    /// What its processes have in common.
+    shared: Shared,
     /// Its system call filters, compiled.
     filters: OwnedFd,
     cgroup: Arc<Mutex<Cgroup>>,
@@ -46,6 +48,13 @@ pub struct Container {
     added: Mutex<HashMap<String, Option<Arc<Process>>>>,
 }
 
+/// Who makes the processes of all containers, and who hears of their ends.
+#[derive(Default)]
+pub struct Makers {
+    pub nursery: Nursery,
+    pub reaper: Arc<Reaper>,
+}
+
 /// What a container is created from.
 pub struct Creation {
     pub id: String,
@@ -56,13 +65,13 @@ pub struct Creation {
 
 impl Container {
     /// Makes cgroup, namespaces, root and init; nothing is left when that fails.
-    pub async fn create(creation: Creation, reaper: &Arc<Reaper>) -> Result<Self, Failure> {
+    pub async fn create(creation: Creation, makers: &Makers) -> Result<Self, Failure> {
         let spec: Spec = serde_json::from_slice(&creation.spec)
             .map_err(|error| Failure::invalid(format!("spec: {error}")))?;
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
         let cgroup = Cgroup::create(&creation.id, &resources.unwrap_or_default())?;
         let cgroup = Arc::new(Mutex::new(cgroup));
-        match Self::create_in(creation, &spec, cgroup.clone(), reaper).await {
+        match Self::create_in(creation, &spec, cgroup.clone(), makers).await {
             Ok(container) => Ok(container),
             Err(failure) => {
                 abolish(&cgroup).await.step(|| format!("{failure}; and then clean up"))?;
@@ -75,17 +84,17 @@ impl Container {
         creation: Creation,
         spec: &Spec,
         cgroup: Arc<Mutex<Cgroup>>,
-        reaper: &Arc<Reaper>,
+        makers: &Makers,
     ) -> Result<Self, Failure> {
         let Creation { id, spec: document, root, streams: wanted } = creation;
-        let launching = reaper.launching();
+        let launching = makers.reaper.launching();
         let document = order::document(&document).step(|| "keep the spec")?;
         let birthplace = lock(&cgroup).birthplace(None).step(|| "open the cgroup")?;
         let kind = Kind::Init { container_id: id.clone(), root };
         let order = Order { terminal: terminal_size(&wanted), kind };
         let streams = Streams::open(&wanted).await?;
         let files = [birthplace.as_fd(), document.as_fd()];
-        let mut launched = launch(&order, &files, &streams.child).await?;
+        let mut launched = launch(&makers.nursery, &order, &files, &streams.child).await?;
         let filters = launched.filters.take();
         let filters = filters.ok_or_else(|| Failure::invalid("the helper gave no filters"))?;
         wanted.set_modes(launched.terminal.as_ref())?;
@@ -95,7 +104,7 @@ impl Container {
         let ended_in = cgroup.clone();
         let killed_early_by = Arc::new(AtomicU32::new(0));
         let early = killed_early_by.clone();
-        let init = Process::adopt(parts, reaper, move |exit| {
+        let init = Process::adopt(parts, &makers.reaper, move |exit| {
             let cgroup = lock(&ended_in);
             if !alone {
                 // Without a pid namespace of its own nothing else ends the rest.
@@ -110,7 +119,7 @@ impl Container {
         drop(launching);
         Ok(Self {
             id,
-            spec: document,
+            shared: linux.map(Linux::shared).unwrap_or_default(),
             filters,
             cgroup,
             init,
@@ -138,7 +147,7 @@ impl Container {
         exec_id: &str,
         process: &[u8],
         wanted: &Wanted,
-        reaper: &Arc<Reaper>,
+        makers: &Makers,
     ) -> Result<Arc<Process>, Failure> {
         self.must_live("exec in")?;
         match lock(&self.added).entry(exec_id.to_owned()) {
@@ -150,39 +159,50 @@ impl Container {
                 });
             }
         };
-        let added = self.exec_reserved(process, wanted, reaper).await;
+        let added = self.exec_reserved(process, wanted, makers).await;
         let mut processes = lock(&self.added);
-        match &added {
-            Ok(process) => processes.insert(exec_id.to_owned(), Some(process.clone())),
-            Err(_) => processes.remove(exec_id),
-        };
-        added
+        match (added, processes.entry(exec_id.to_owned())) {
+            (Ok(process), Entry::Occupied(mut entry)) => {
+                entry.insert(Some(process.clone()));
+                Ok(process)
+            }
+            (Ok(process), Entry::Vacant(_)) => {
+                // One that has ended by itself is as good.
+                process.signal(SignalNumber::KILL).ok();
+                Err(self.refuse("exec in", "no longer wanted there"))
+            }
+            (Err(failure), entry) => {
+                if let Entry::Occupied(entry) = entry {
+                    entry.remove();
+                }
+                Err(failure)
+            }
+        }
     }
 
     async fn exec_reserved(
         &self,
         process: &[u8],
         wanted: &Wanted,
-        reaper: &Arc<Reaper>,
+        makers: &Makers,
     ) -> Result<Arc<Process>, Failure> {
-        let launching = reaper.launching();
+        let launching = makers.reaper.launching();
         let process = order::document(process).step(|| "keep the process")?;
         let birthplace =
             lock(&self.cgroup).birthplace(Some(self.init.pid)).step(|| "open the cgroup")?;
-        let order = Order { terminal: terminal_size(wanted), kind: Kind::Exec };
+        let order = Order {
+            terminal: terminal_size(wanted),
+            kind: Kind::Exec { shared: self.shared.clone() },
+        };
         let streams = Streams::open(wanted).await?;
-        let files = [
-            birthplace.as_fd(),
-            self.spec.as_fd(),
-            process.as_fd(),
-            self.init.pidfd().as_fd(),
-            self.filters.as_fd(),
-        ];
-        let launched = launch(&order, &files, &streams.child).await?;
+        let files =
+            [birthplace.as_fd(), process.as_fd(), self.init.pidfd().as_fd(), self.filters.as_fd()];
+        let launched = launch(&makers.nursery, &order, &files, &streams.child).await?;
         wanted.set_modes(launched.terminal.as_ref())?;
         let (parts, gate) = Parts::new(launched, streams);
         let cgroup = self.cgroup.clone();
-        let process = Process::adopt(parts, reaper, move |exit| (exit, lock(&cgroup).oom()))?;
+        let process =
+            Process::adopt(parts, &makers.reaper, move |exit| (exit, lock(&cgroup).oom()))?;
         drop(launching);
         gate.open().await?;
         Ok(process)
@@ -244,23 +264,21 @@ impl Container {
     /// Stops all processes, and returns when they stand still.
     pub async fn pause(&self) -> Result<(), Failure> {
         self.must_live("pause")?;
-        self.freezing(Freezer::Freeze).await.step(|| "freeze the container")?;
-        self.paused.store(true, Ordering::Relaxed);
-        Ok(())
+        self.freezing(Freezer::Freeze).await.step(|| "freeze the container")
     }
 
-    /// Lets all processes go on.
+    /// Lets all processes go on, also those of which the host does not know whether they have stopped, or go on already.
     pub async fn resume(&self) -> Result<(), Failure> {
-        if self.init.ended().is_some() || !self.paused.load(Ordering::Relaxed) {
-            return Err(self.refuse("resume", "not paused"));
+        if self.init.ended().is_some() {
+            return Err(self.refuse("resume", "stopped"));
         }
-        self.freezing(Freezer::Thaw).await.step(|| "thaw the container")?;
-        self.paused.store(false, Ordering::Relaxed);
-        Ok(())
+        self.freezing(Freezer::Thaw).await.step(|| "thaw the container")
     }
 
     async fn freezing(&self, freezer: Freezer) -> std::io::Result<()> {
         let events = lock(&self.cgroup).freeze(freezer)?;
+        // Before it is waited for: the host may give the wait up, and what was asked of the kernel holds all the same.
+        self.paused.store(freezer == Freezer::Freeze, Ordering::Relaxed);
         events.reached().await
     }
 
@@ -285,8 +303,14 @@ impl Container {
         lock(&self.cgroup).statistics().step(|| "read the container's statistics")
     }
 
-    /// Forgets an added process that has ended.
+    /// Forgets an added process that has ended; one that is still being made is killed as soon as it is there.
     pub fn delete_added(&self, exec_id: &str) -> Result<(), Failure> {
+        if let Entry::Occupied(entry) = lock(&self.added).entry(exec_id.to_owned())
+            && entry.get().is_none()
+        {
+            entry.remove();
+            return Ok(());
+        }
         if self.process(exec_id)?.ended().is_none() {
             return Err(self.refuse(&format!("delete process {exec_id} of"), "running it"));
         }

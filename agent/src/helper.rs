@@ -1,11 +1,14 @@
-//! The re-executed, single-threaded half of the agent: it turns an [`Order`] into one waiting container process.
+//! The single-threaded half of the agent: a copy of the re-executed nursery turns an [`Order`] into one waiting container
+//! process.
 //!
 //! ```text
-//! helper: not dumpable ─► order ─► join namespaces ─► clone (CLONE_PARENT, into the cgroup) ─► id maps ─► ends
-//! process:                                              └► settle ─► Ready ─► wait ─► filters ─► execve
+//! nursery: not dumpable ─► asked ─► clone (CLONE_PARENT) ─► asked ─► …
+//! helper:                            └► order ─► join namespaces ─► clone (CLONE_PARENT, into the cgroup) ─► id maps ─► ends
+//! process:                                                   └► settle ─► (Ready ─► wait ─►) filters ─► execve
 //! ```
 //!
-//! The process is a child of the agent, never of the helper. Whatever fails, on either side, is one
+//! The nursery is for speed alone (see [`crate::nursery`]): it is in no container, and reads no order.
+//! Helper and process are children of the agent, never of each other. Whatever fails, on either side, is one
 //! [`Failure`] on the control socket. Nothing here trusts the container's tree: its paths are resolved below its
 //! root ([`paths`]) until the root is all there is.
 
@@ -18,6 +21,7 @@ mod filter;
 mod mounts;
 mod namespaces;
 mod options;
+mod over_proc;
 mod paths;
 mod program;
 mod rlimits;
@@ -34,22 +38,64 @@ use std::{
 };
 
 pub use container::{set_sysctl, sysctl_path};
-use kata_sys::{fork, inherit};
+use kata_sys::{
+    fork::{self, Fork, Forked},
+    inherit, scm,
+};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::order::{self, Failure, Kind, Order, Report, Step};
+use crate::{
+    nursery::HELPER,
+    order::{self, Failure, Kind, Order, Report, Step},
+};
 
-/// Number of the control socket's descriptor; 0, 1 and 2 are those of the process to be.
-const CONTROL: i32 = 3;
+/// Number of the nursery's socket; 0, 1 and 2 are later those of the process to be.
+const SOCKET: i32 = 3;
 
-/// The argument that makes the program a helper.
+/// Descriptors beyond the standard streams.
+const FIRST_OTHER: u32 = 3;
+
+/// The argument that makes the program a nursery of helpers.
 pub const ARGUMENT: &str = "helper";
 
-/// Runs one order.
+/// The nursery. What ends it is said on the console: the agent only sees that it is gone, when it asks again.
 pub fn main() -> ExitCode {
-    let Ok(socket) = inherit::take(CONTROL) else { return ExitCode::FAILURE };
-    let control = Control(socket);
-    match run(&control) {
+    nurse().unwrap_or_else(|failure| {
+        crate::complain(&failure);
+        ExitCode::FAILURE
+    })
+}
+
+/// Copies itself for each packet, until the agent is gone; returns in each copy too.
+fn nurse() -> Result<ExitCode, Failure> {
+    let socket = inherit::take(SOCKET).step(|| "take the nursery's socket")?;
+    // Whoever shares a namespace with a helper must not read its memory or follow /proc/PID/exe. Copies inherit that.
+    fork::close_on_exec_from(FIRST_OTHER).step(|| "keep the nursery's files from others")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide the nursery's memory")?;
+    loop {
+        let packet = scm::receive(&socket).step(|| "hear what the nursery is asked")?;
+        if packet.is_end() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if packet.bytes != HELPER {
+            return Err(Failure::invalid("the nursery was asked for what it doesn't know"));
+        }
+        let [stdin, stdout, stderr, control] = attached(packet.fds)?;
+        let control = Control(control);
+        match fork::fork(&Fork::default()) {
+            Ok(Forked::Original(..)) => {}
+            Ok(Forked::Copy) => {
+                drop(socket);
+                return Ok(help(&control, [stdin, stdout, stderr]));
+            }
+            Err(error) => control.fail(Failure::internal("make a helper", &error)),
+        }
+    }
+}
+
+/// Runs one order.
+fn help(control: &Control, streams: [OwnedFd; 3]) -> ExitCode {
+    match take_streams(streams).and_then(|()| run(control)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             control.fail(failure);
@@ -58,10 +104,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn take_streams([stdin, stdout, stderr]: [OwnedFd; 3]) -> Result<(), Failure> {
+    let result = rustix::stdio::dup2_stdin(stdin)
+        .and_then(|()| rustix::stdio::dup2_stdout(stdout))
+        .and_then(|()| rustix::stdio::dup2_stderr(stderr));
+    result.step(|| "take the standard streams")
+}
+
 fn run(control: &Control) -> Result<(), Failure> {
-    fork::close_on_exec_from(CONTROL as u32).step(|| "close descriptors")?;
-    // Whoever shares a namespace with the helper must not read its memory or follow /proc/PID/exe.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "become undumpable")?;
     let (order, files): (Order, Vec<OwnedFd>) = order::receive(&control.0)
         .step(|| "receive order")?
         .ok_or_else(|| Failure::invalid("the agent gave no order"))?;
@@ -75,9 +125,9 @@ fn run(control: &Control) -> Result<(), Failure> {
             container::Creation { control, spec, root, container_id, terminal: order.terminal }
                 .run(cgroup.as_fd())
         }
-        Kind::Exec => {
-            let [cgroup, spec, process, init, filters] = attached(files)?;
-            exec::Entry { control, terminal: order.terminal, spec, process, init, filters }
+        Kind::Exec { shared } => {
+            let [cgroup, process, init, filters] = attached(files)?;
+            exec::Entry { control, terminal: order.terminal, shared, process, init, filters }
                 .run(cgroup.as_fd())
         }
     }

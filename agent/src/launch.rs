@@ -1,21 +1,20 @@
 //! The agent's side of a helper: gives the order, hears what came of it, starts the process.
 
 use std::{
-    ffi::CString,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use kata_sys::{scm, spawn::Spawn, watch};
+use kata_sys::{scm, watch};
 use rustix::fs::OFlags;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    helper,
+    nursery::Nursery,
     order::{self, Failure, Order, Report, START, Step},
 };
 
-/// A container process in place, waiting to be started.
+/// A container process in place, waiting to be started; or on its way, if there is nothing that it has to wait for.
 #[derive(Debug)]
 pub struct Launched {
     pub pid: i32,
@@ -27,40 +26,45 @@ pub struct Launched {
     pub gate: Gate,
 }
 
-/// What holds a process back; dropped unopened, the process gives up.
+/// What holds a process back, if it waits; dropped unopened, the process gives up.
 #[derive(Debug)]
-pub struct Gate(AsyncFd<OwnedFd>);
+pub struct Gate {
+    control: AsyncFd<OwnedFd>,
+    waits: bool,
+}
 
 /// Has a helper make a process with these standard streams; the files go with the order.
 pub async fn launch(
+    nursery: &Nursery,
     order: &Order,
     files: &[BorrowedFd<'_>],
     streams: &[OwnedFd; 3],
 ) -> Result<Launched, Failure> {
     let (near, far) = scm::packet_pair().step(|| "make a socket pair")?;
-    let [stdin, stdout, stderr] = streams;
-    let mut spawn = Spawn::new(CString::from(c"/proc/self/exe"));
-    spawn.arguments =
-        [c"kata-agent".into(), CString::new(helper::ARGUMENT).step(|| "name")?].into();
-    spawn.fds = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), far.as_fd()];
-    // Its end is the reaper's business, and what it says of itself comes over the socket.
-    spawn.start().step(|| "start a helper")?;
-    drop(far);
+    // Before there is anybody who reads it: the helper finds it there.
     order::send(&near, order, files).step(|| "send an order")?;
+    nursery.make(streams, &far)?;
+    drop(far);
     let control = non_blocking(near).step(|| "prepare the helper's socket")?;
-    // Two processes report: that it exists, and that it is ready. Either may be first.
+    // Two processes report: that it exists, and, if it waits, that it is ready. Either may be first.
     let (mut forked, mut ready) = (None, None);
     loop {
         match receive(&control).await? {
-            Some((Report::Forked { pid }, fds)) => forked = Some((pid, fds.into_iter())),
+            Some((Report::Forked { pid, waits }, fds)) => {
+                forked = Some((pid, waits, fds.into_iter()));
+                if !waits {
+                    ready = Some(None);
+                }
+            }
             Some((Report::Ready, fds)) => ready = Some(fds.into_iter().next()),
             Some((Report::Failed(failure), _)) => return Err(failure),
+            None if forked.is_none() && ready.is_none() => return Err(silent()),
             None => return Err(gone()),
         }
         match (forked, ready) {
-            (Some((pid, mut files)), Some(terminal)) => {
+            (Some((pid, waits, mut files)), Some(terminal)) => {
                 let pidfd = files.next().ok_or_else(gone)?;
-                let (filters, gate) = (files.next(), Gate(control));
+                let (filters, gate) = (files.next(), Gate { control, waits });
                 return Ok(Launched { pid, pidfd, terminal, filters, gate });
             }
             partial => (forked, ready) = partial,
@@ -71,8 +75,10 @@ pub async fn launch(
 impl Gate {
     /// Lets the process execute its program; returns when it runs, or why it does not.
     pub async fn open(self) -> Result<(), Failure> {
-        scm::send(&self.0, START, &[]).step(|| "start the process")?;
-        match receive(&self.0).await? {
+        if self.waits {
+            scm::send(&self.control, START, &[]).step(|| "start the process")?;
+        }
+        match receive(&self.control).await? {
             // The socket is closed by execve, or by an end that the reaper tells.
             None => Ok(()),
             Some((Report::Failed(failure), _)) => Err(failure),
@@ -90,6 +96,14 @@ async fn receive(control: &AsyncFd<OwnedFd>) -> Result<Option<(Report, Vec<Owned
             Ok(received) => return received.step(|| "hear the helper"),
             Err(_would_block) => {}
         }
+    }
+}
+
+/// The helper was killed, or the nursery before it made one.
+fn silent() -> Failure {
+    Failure {
+        kind: order::FailureKind::Internal,
+        message: "the helper ended without a word".into(),
     }
 }
 

@@ -6,9 +6,9 @@
 //!          └─ one thread: requests, streams and the reaper are tasks of it; containers are made by `helper`
 //! ```
 //!
-//! The same binary, started as `helper`, makes one container process and ends (see [`helper`]); started as `hold`, it holds
-//! a pod's pid namespace (see [`pod`]). Started as anything but
-//! process 1 of a guest of ours it touches nothing.
+//! The same binary, started as `helper`, is the nursery: a copy of it makes each container process (see [`helper`] and
+//! [`nursery`]); started as `hold`, it holds a pod's pid namespace (see [`pod`]). Started as anything but process 1 of a
+//! guest of ours it touches nothing.
 
 mod boot;
 mod cgroup;
@@ -20,6 +20,7 @@ mod helper;
 mod launch;
 mod localhost;
 mod network;
+mod nursery;
 mod order;
 mod pod;
 mod process;
@@ -64,14 +65,7 @@ fn run(nonce: kata_protocol::hello::BootNonce) -> Result<(), Box<dyn std::error:
 
 /// Says an error and its causes in one line of the console, which the host keeps.
 fn complain(error: &dyn std::error::Error) {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    eprintln!("kata-agent: {line}");
+    eprintln!("kata-agent: {}", order::with_causes(error));
 }
 
 /// Ends the process without a return through `main`: for the copy that a helper has made of itself.

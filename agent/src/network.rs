@@ -4,6 +4,7 @@
 //! aside, into a namespace where no container sees them; a link that appears takes one from there under its final
 //! name, and a card that has lost its link goes back.
 
+pub mod arrival;
 mod message;
 mod netlink;
 mod spares;
@@ -11,14 +12,14 @@ mod words;
 
 use std::{collections::HashMap, io};
 
-use kata_protocol::agent::{Link, Neighbour, NetworkChange, Route};
+use kata_protocol::agent::{Link, LinkFailure, Neighbour, NetworkChange, NetworkChanged, Route};
 use message::{AddressMessage, Hop, LinkMessage, NeighbourMessage, RouteMessage};
 use netlink::{Device, Netlink};
 use rustix::io::Errno;
 use spares::Spares;
 use words::{address, hardware_address, prefix};
 
-use crate::order::{Failure, Step};
+use crate::order::{Failure, FailureKind, Step};
 
 /// Index of the loopback link in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -33,6 +34,45 @@ pub fn loopback_up() -> io::Result<()> {
     Netlink::open()?.request(&up.encode())
 }
 
+/// What of a change was not done.
+#[derive(Default)]
+pub struct Undone {
+    links: Vec<(Link, Failure)>,
+    others: Vec<Failure>,
+}
+
+impl Undone {
+    fn note(&mut self, done: Result<(), Failure>) {
+        self.others.extend(done.err());
+    }
+
+    /// What is on a link that failed fails with it, and is not told again.
+    fn may_use(&self, name: &str) -> bool {
+        self.links.iter().all(|(link, _)| link.name != name)
+    }
+
+    /// For who has no use for a part.
+    pub fn into_result(self) -> Result<(), Failure> {
+        let links = self.links.into_iter().map(|(_, failure)| failure);
+        links.chain(self.others).next().map_or(Ok(()), Err)
+    }
+
+    /// As the host is told.
+    pub fn into_answer(self) -> NetworkChanged {
+        let links = self.links.into_iter().map(|(link, failure)| LinkFailure {
+            card: link.card,
+            absent: failure.kind == FailureKind::NotFound,
+            reason: failure.message,
+            ..LinkFailure::default()
+        });
+        NetworkChanged {
+            links: links.collect(),
+            others: self.others.into_iter().map(|failure| failure.message).collect(),
+            ..NetworkChanged::default()
+        }
+    }
+}
+
 /// The network as the host has described it so far.
 #[derive(Default)]
 pub struct Network {
@@ -42,50 +82,68 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes it what the host says. What can't be done does not keep the rest from being done; the first failure is told.
-    pub fn apply(&mut self, change: &NetworkChange) -> Result<(), Failure> {
+    /// Makes it what the host says. What can't be done keeps nothing else from being done, but what is on the same link.
+    pub fn apply(&mut self, change: &NetworkChange) -> Result<Undone, Failure> {
+        let mut undone = Undone::default();
         if *change == NetworkChange::default() {
-            return Ok(());
+            return Ok(undone);
         }
         let mut netlink = Netlink::open().step(|| "open a netlink socket")?;
-        let mut first = Ok(());
-        let mut note = |result: Result<(), Failure>| {
-            if first.is_ok() {
-                first = result;
-            }
-        };
         for card in change.spare_cards.iter().chain(&change.removed_cards) {
             self.links.remove(card);
-            note(self.put_aside(&mut netlink, card));
+            undone.note(self.put_aside(&mut netlink, card));
         }
         let devices = netlink.devices().step(|| "list links")?;
         for route in &change.removed_routes {
-            note(remove_route(&mut netlink, route, &devices));
+            undone.note(remove_route(&mut netlink, route, &devices));
         }
         for neighbour in &change.removed_neighbours {
-            note(change_neighbour(&mut netlink, neighbour, &devices, false));
+            undone.note(change_neighbour(&mut netlink, neighbour, &devices, false));
         }
         for rule in &change.removed_rules {
             let removed = unless_gone(netlink.request(&message::remove_rule(rule)));
-            note(removed.step(|| format!("remove rule {rule:02x?}")));
+            undone.note(removed.step(|| format!("remove rule {rule:02x?}")));
         }
-        note(self.fetch(&mut netlink, &change.links));
-        let devices = netlink.devices().step(|| "list links")?;
-        note(make_way(&mut netlink, &change.links, &devices));
-        for link in &change.links {
-            note(self.set_link(&mut netlink, link, &devices));
-        }
+        self.set_links(&mut netlink, &change.links, &mut undone)?;
         let devices = netlink.devices().step(|| "list links")?;
         for route in in_order(&change.routes) {
-            note(add_route(&mut netlink, route, &devices));
+            if route.hops.iter().all(|hop| undone.may_use(&hop.link)) {
+                undone.note(add_route(&mut netlink, route, &devices));
+            }
         }
         for rule in &change.rules {
-            note(add_rule(&mut netlink, rule));
+            undone.note(add_rule(&mut netlink, rule));
         }
         for neighbour in &change.neighbours {
-            note(change_neighbour(&mut netlink, neighbour, &devices, true));
+            if undone.may_use(&neighbour.link) {
+                undone.note(change_neighbour(&mut netlink, neighbour, &devices, true));
+            }
         }
-        first
+        Ok(undone)
+    }
+
+    /// Makes links what they shall be, each as far as it goes without the others.
+    fn set_links(
+        &mut self,
+        netlink: &mut Netlink,
+        links: &[Link],
+        undone: &mut Undone,
+    ) -> Result<(), Failure> {
+        let mut devices = netlink.devices().step(|| "list links")?;
+        let fetched: Vec<_> = links.iter().map(|link| self.fetch(link, &devices)).collect();
+        devices = netlink.devices().step(|| "list links")?;
+        let ready: Vec<_> = links
+            .iter()
+            .zip(fetched)
+            .map(|(link, fetched)| fetched.and_then(|()| make_way(netlink, link, &devices)))
+            .collect();
+        for (link, ready) in links.iter().zip(ready) {
+            let set = ready.and_then(|()| self.set_link(netlink, link, &devices));
+            if let Err(failure) = set {
+                undone.links.push((link.clone(), failure));
+            }
+        }
+        Ok(())
     }
 
     fn put_aside(&mut self, netlink: &mut Netlink, card: &str) -> Result<(), Failure> {
@@ -101,20 +159,20 @@ impl Network {
         spares.take(netlink, device).step(|| format!("put {} aside", device.name))
     }
 
-    /// Brings the cards of new links in.
-    fn fetch(&mut self, netlink: &mut Netlink, links: &[Link]) -> Result<(), Failure> {
-        let Some(spares) = &mut self.spares else { return Ok(()) };
-        let here = netlink.devices().step(|| "list links")?;
-        for link in links.iter().filter(|link| !link.card.is_empty()) {
-            let card = hardware_address(&link.card)?;
-            if here.iter().any(|device| device.card == card) {
-                continue;
-            }
-            let taken = here.iter().any(|device| device.name == link.name);
-            let name = (!taken).then_some(link.name.as_str());
-            spares.give(&card, name).step(|| format!("fetch a card for {}", link.name))?;
-        }
-        Ok(())
+    /// Brings the card of a new link in.
+    fn fetch(&mut self, link: &Link, here: &[Device]) -> Result<(), Failure> {
+        let absent = match find(here, link) {
+            Ok(_) => return Ok(()),
+            Err(absent) => absent,
+        };
+        let (Some(spares), false) = (&mut self.spares, link.card.is_empty()) else {
+            return Err(absent);
+        };
+        let taken = here.iter().any(|device| device.name == link.name);
+        let name = (!taken).then_some(link.name.as_str());
+        let given = spares.give(&hardware_address(&link.card)?, name);
+        let given = given.step(|| format!("fetch a card for {}", link.name))?;
+        if given { Ok(()) } else { Err(absent) }
     }
 
     fn set_link(
@@ -158,18 +216,16 @@ impl Network {
 }
 
 /// A name that is wanted may still be another device's: those that move get out of the way first.
-fn make_way(netlink: &mut Netlink, links: &[Link], devices: &[Device]) -> Result<(), Failure> {
-    for link in links {
-        let device = find(devices, link)?;
-        if device.name != link.name
-            && let Some(other) = devices.iter().find(|other| other.name == link.name)
-        {
-            let aside = LinkMessage {
-                name: Some(format!("kata{}", other.index)),
-                ..LinkMessage::of(other.index)
-            };
-            netlink.request(&aside.encode()).step(|| format!("rename link {}", other.name))?;
-        }
+fn make_way(netlink: &mut Netlink, link: &Link, devices: &[Device]) -> Result<(), Failure> {
+    let device = find(devices, link)?;
+    if device.name != link.name
+        && let Some(other) = devices.iter().find(|other| other.name == link.name)
+    {
+        let aside = LinkMessage {
+            name: Some(format!("kata{}", other.index)),
+            ..LinkMessage::of(other.index)
+        };
+        netlink.request(&aside.encode()).step(|| format!("rename link {}", other.name))?;
     }
     Ok(())
 }
@@ -276,7 +332,10 @@ fn find<'a>(devices: &'a [Device], link: &Link) -> Result<&'a Device, Failure> {
         let card = hardware_address(&link.card)?;
         devices.iter().find(|device| device.card == card)
     };
-    found.ok_or_else(|| Failure::invalid(format!("no card {} for link {}", link.card, link.name)))
+    found.ok_or_else(|| Failure {
+        kind: FailureKind::NotFound,
+        message: format!("card {} of link {} has no device", link.card, link.name),
+    })
 }
 
 fn unless_gone(result: io::Result<()>) -> io::Result<()> {
@@ -290,9 +349,30 @@ fn unless_gone(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use kata_protocol::agent::{Hop, Route};
+    use kata_protocol::agent::{Hop, Link, Neighbour, NetworkChange, Route};
 
-    use super::in_order;
+    use super::{Network, in_order};
+
+    #[test]
+    fn each_link_that_fails_is_told_and_whether_its_card_may_still_come() {
+        let link = |name: &str, card: &str| Link {
+            name: name.into(),
+            card: card.into(),
+            hardware_address: card.into(),
+            ..Link::default()
+        };
+        let on = |link: &str| Neighbour { link: link.into(), ..Neighbour::default() };
+        let change = NetworkChange {
+            links: vec![link("net1", "02:6b:ff:ff:ff:fe"), link("net2", "x")],
+            // What is on a link that fails is not told again; this one's address is none.
+            neighbours: vec![on("net1"), on("net2"), on("lo")],
+            ..NetworkChange::default()
+        };
+        let told = Network::default().apply(&change).unwrap().into_answer();
+        let links: Vec<_> = told.links.iter().map(|l| (l.card.as_str(), l.absent)).collect();
+        assert_eq!(links, [("02:6b:ff:ff:ff:fe", true), ("x", false)]);
+        assert_eq!(told.others.len(), 1, "{told:?}");
+    }
 
     #[test]
     fn routes_to_gateways_come_before_those_through_them() {

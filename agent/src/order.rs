@@ -1,14 +1,16 @@
 //! What the agent and its helper say to each other, over a packet socket.
 //!
 //! ```text
-//! agent ── Order + [cgroup, spec, process, init, filters] ─► helper   (JSON; the documents are sealed files)
+//! agent ── Order + [cgroup, spec] ────────► helper, for an init      (JSON; the documents are sealed files)
+//! agent ── Order + [cgroup, process, init, filters] ─► helper, for one more
 //! agent ◄── Forked + [pidfd, filters] ───── helper, which ends
-//! agent ◄── Ready + [terminal] ──────────── container process, in place and waiting
-//! agent ── one byte ──────────────────────► container process
+//! agent ◄── Ready + [terminal] ──────────── container process, in place and waiting, if it waits
+//! agent ── one byte ──────────────────────► container process, if it waits
 //! agent ◄── end of file ─────────────────── its program runs; or Failed, at any point
 //! ```
 
 use std::{
+    error::Error,
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -17,6 +19,8 @@ use std::{
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
+
+use crate::spec::Shared;
 
 /// What the helper is to make. The first file of every order is the directory of the cgroup to be born in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,8 +41,11 @@ pub enum Kind {
         /// Guest path of the root file system.
         root: String,
     },
-    /// A process more in a running container. Files: the spec, the process, the pidfd of init, the compiled filters.
-    Exec,
+    /// A process more in a running container. Files: the process, the pidfd of init, the compiled filters.
+    Exec {
+        /// What it has in common with init.
+        shared: Shared,
+    },
 }
 
 /// Characters.
@@ -52,8 +59,8 @@ pub struct TerminalSize {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
     /// The container process exists, under this pid (the agent's pid namespace). Files: its pidfd; of an init also the
-    /// compiled filters, for processes that are added.
-    Forked { pid: i32 },
+    /// compiled filters, for processes that are added. One that waits for its start says when it is ready.
+    Forked { pid: i32, waits: bool },
     /// It is set up and waits for its start; the terminal's master comes along.
     Ready,
     /// It came to nothing.
@@ -90,6 +97,12 @@ impl Failure {
     pub fn invalid(message: impl Into<String>) -> Self {
         Self { kind: FailureKind::Invalid, message: message.into() }
     }
+
+    /// A step that failed.
+    pub fn internal(attempted: impl Into<String>, error: &dyn Error) -> Self {
+        let message = format!("{}: {}", attempted.into(), with_causes(error));
+        Self { kind: FailureKind::Internal, message }
+    }
 }
 
 /// Names the step that an error ended.
@@ -98,13 +111,23 @@ pub trait Step<T> {
     fn step<S: Into<String>>(self, attempted: impl FnOnce() -> S) -> Result<T, Failure>;
 }
 
-impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
+impl<T, E: Error> Step<T> for Result<T, E> {
     fn step<S: Into<String>>(self, attempted: impl FnOnce() -> S) -> Result<T, Failure> {
-        self.map_err(|error| Failure {
-            kind: FailureKind::Internal,
-            message: format!("{}: {}", attempted().into(), plain(&error)),
-        })
+        self.map_err(|error| Failure::internal(attempted(), &error))
     }
+}
+
+/// An error and what it came from, down to the system's words.
+pub fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let begin = (plain(&error), error.to_string());
+    let (text, _) = causes.fold(begin, |(text, said), cause| {
+        let words = cause.to_string();
+        // Some libraries say the cause in the error's own text.
+        let text = if said.ends_with(&words) { text } else { format!("{text}: {}", plain(&words)) };
+        (text, words)
+    });
+    text
 }
 
 /// An error in the words of C and Go: lower case, without the number that Rust adds. Engines look for these.
@@ -163,9 +186,28 @@ pub fn wait_for_start(socket: BorrowedFd<'_>) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::{io, os::fd::AsFd};
 
-    use super::{Kind, Order, Report, TerminalSize, document, read_document, receive, send};
+    use super::{
+        Kind, Order, Report, TerminalSize, document, read_document, receive, send, with_causes,
+    };
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Outer {
+        text: &'static str,
+        source: io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let said = |text| with_causes(&Outer { text, source: io::Error::from_raw_os_error(22) });
+        assert_eq!(said("open it"), "open it: invalid argument");
+        assert_eq!(
+            said("Compile caused by: Invalid argument (os error 22)"),
+            "compile caused by: Invalid argument"
+        );
+    }
 
     #[test]
     fn a_document_reads_the_same_every_time() {

@@ -16,14 +16,13 @@ use rustix::mount::{MountFlags, mount_remount};
 
 use crate::{
     clock,
-    container::{Container, Creation},
+    container::{Container, Creation, Makers},
     helper::{set_sysctl, sysctl_path},
     localhost::Localhost,
     network::Network,
     order::{Failure, FailureKind, Step},
     pod::PodPids,
     process::Process,
-    reaper::Reaper,
     streams::Wanted,
 };
 
@@ -39,7 +38,7 @@ type Containers = HashMap<String, Option<Arc<Container>>>;
 /// The one sandbox of this guest.
 #[derive(Default)]
 pub struct Sandbox {
-    pub reaper: Arc<Reaper>,
+    pub makers: Makers,
     pub pids: PodPids,
     pub localhost: Localhost,
     containers: Mutex<Containers>,
@@ -65,7 +64,7 @@ impl Sandbox {
             mount_remount(SHARED_MEMORY, flags, size.as_str())
                 .step(|| "set the size of the shared memory")?;
         }
-        self.network().apply(&request.network)
+        self.network().apply(&request.network)?.into_result()
     }
 
     /// Creates a container.
@@ -99,7 +98,7 @@ impl Sandbox {
     ) -> Result<Arc<Container>, Failure> {
         let streams = Wanted::parse(stdio)?;
         let creation = Creation { id: id.to_owned(), spec, root, streams };
-        Ok(Arc::new(Container::create(creation, &self.reaper).await?))
+        Ok(Arc::new(Container::create(creation, &self.makers).await?))
     }
 
     /// Takes back a container whose start has failed; its init is ending or has ended.

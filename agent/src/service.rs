@@ -7,12 +7,12 @@ use futures_util::stream;
 use kata_protocol::{
     AGENT_PORT,
     agent::{
-        AdjustClockRequest, AdjustClockResponse, ContainerRef, ContainerStatsResponse,
-        CreateContainerRequest, DialLocalhostRequest, Empty, ExecProcessRequest,
-        ListProcessesResponse, NetworkChange, OomCount, ProcessCreated, ProcessEnd, ProcessRef,
-        RemoveVolumeRequest, ResizeTerminalRequest, ServeResolverRequest, SignalProcessRequest,
-        StartSandboxRequest, StartSandboxResponse, UpdateContainerRequest, WaitOomRequest,
-        WriteVolumeRequest,
+        AdjustClockRequest, AdjustClockResponse, AwaitCardRequest, AwaitCardResponse, ContainerRef,
+        ContainerStatsResponse, CreateContainerRequest, DialLocalhostRequest, Empty,
+        ExecProcessRequest, ListProcessesResponse, NetworkChange, NetworkChanged, OomCount,
+        ProcessCreated, ProcessEnd, ProcessRef, RemoveVolumeRequest, ResizeTerminalRequest,
+        ServeResolverRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+        UpdateContainerRequest, WaitOomRequest, WriteVolumeRequest,
     },
     agent_ttrpc::{Agent, create_agent},
     hello::{AgentHello, BootNonce},
@@ -27,6 +27,7 @@ use ttrpc::{
 use crate::{
     cgroup::{Oom, processors},
     clock, copies,
+    network::{Undone, arrival},
     order::{Failure, FailureKind, Step, TerminalSize},
     process::{End, Process},
     process_table,
@@ -41,7 +42,7 @@ use crate::{
 /// Dials the host, and serves it until it hangs up.
 pub async fn serve(nonce: BootNonce) -> io::Result<()> {
     let service = Arc::new(Service::default());
-    tokio::spawn(service.sandbox.reaper.clone().run());
+    tokio::spawn(service.sandbox.makers.reaper.clone().run());
     let socket = socket::dial(AGENT_PORT).await?;
     socket::send_all(&socket, &AgentHello { nonce }.encode()).await?;
     let (connection, end) = Connection::new(socket);
@@ -170,11 +171,11 @@ impl Agent for Service {
         request: ExecProcessRequest,
     ) -> Answer<ProcessCreated> {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
-        let reaper = self.sandbox.reaper.clone();
+        let sandbox = self.sandbox.clone();
         whole(async move {
             let wanted = Wanted::parse(&request.stdio)?;
-            let process =
-                container.exec(&request.exec_id, &request.process, &wanted, &reaper).await?;
+            let ExecProcessRequest { exec_id, process, .. } = &request;
+            let process = container.exec(exec_id, process, &wanted, &sandbox.makers).await?;
             Ok(created(&process))
         })
         .await
@@ -201,6 +202,10 @@ impl Agent for Service {
 
     async fn wait_process(&self, _: &TtrpcContext, request: ProcessRef) -> Answer<ProcessEnd> {
         let end = self.find(&request)?.wait().await;
+        if !request.exec_id.is_empty() {
+            // Nobody asks for it again. What fails is that somebody has deleted it meanwhile, or the container.
+            self.sandbox.delete(&request.container_id, &request.exec_id).await.ok();
+        }
         let end = end.ok_or_else(|| status(Failure::invalid("the process is not watched")))?;
         Ok(Ended::from(end).0)
     }
@@ -277,10 +282,22 @@ impl Agent for Service {
         Ok(Empty::default())
     }
 
-    async fn update_network(&self, _: &TtrpcContext, request: NetworkChange) -> Answer<Empty> {
+    async fn update_network(
+        &self,
+        _: &TtrpcContext,
+        request: NetworkChange,
+    ) -> Answer<NetworkChanged> {
         let sandbox = self.sandbox.clone();
-        whole(async move { sandbox.network().apply(&request) }).await?;
-        Ok(Empty::default())
+        whole(async move { sandbox.network().apply(&request).map(Undone::into_answer) }).await
+    }
+
+    async fn await_card(
+        &self,
+        _: &TtrpcContext,
+        request: AwaitCardRequest,
+    ) -> Answer<AwaitCardResponse> {
+        let there = arrival::of(&request.card).await.map_err(status)?;
+        Ok(AwaitCardResponse { there, ..AwaitCardResponse::default() })
     }
 
     async fn dial_localhost(

@@ -12,7 +12,7 @@ mod seccomp;
 use std::collections::BTreeMap;
 
 pub use hooks::Hooks;
-pub use linux::{Device, IdMapping, Linux, NamespaceKind, Personality};
+pub use linux::{Device, IdMapping, Linux, NamespaceKind, Personality, Shared};
 pub use process::{Capabilities, Process, Rlimit, Scheduler, User};
 pub use resources::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
 pub use seccomp::{Seccomp, SyscallArgument, SyscallRule};

@@ -35,6 +35,9 @@ const fn per_sandbox(name: &'static str, doc: &'static str, field: Field) -> Key
     Key { name, doc, field, annotation: true }
 }
 
+/// A terabit a second.
+const MOST_KBIT_S: u32 = 1_000_000_000;
+
 /// Every key there is.
 pub const KEYS: &[Key] = &[
     host_only(
@@ -80,8 +83,9 @@ pub const KEYS: &[Key] = &[
     ),
     per_sandbox(
         "network.spare_nics",
-        "Network cards that wait in the guest for links which appear after its start. A link that finds none stays outside. \
-         Without an engine, as by `run --rootfs`, there are none.",
+        "Network cards that wait in the guest for links which appear after its start. On q35, with at \
+         least one, four more are added when these are taken. A link that finds none stays outside. Without an \
+         engine, as by `run --rootfs`, there are none.",
         Field::Number(0, 8, |config| &mut config.network.spare_nics),
     ),
     per_sandbox(
@@ -90,6 +94,17 @@ pub const KEYS: &[Key] = &[
          tc's u32 filter, and by an eBPF program where a link has packets without an Ethernet header; `u32` and `ebpf`: by \
          that alone; `none`: the guest has loopback alone, and nothing in the namespace is looked at.",
         Field::NetworkModel(|config| &mut config.network.model),
+    ),
+    per_sandbox(
+        "network.inbound_kbit_s",
+        "Most that a link of the sandbox carries to the guest, in units of 1000 bits a second, headers included; each link on its \
+         own. 0 for no limit.",
+        Field::Number(0, MOST_KBIT_S, |config| &mut config.network.inbound_kbit_s),
+    ),
+    per_sandbox(
+        "network.outbound_kbit_s",
+        "The same for what comes from the guest. A link that has a queueing discipline of somebody's own is refused then.",
+        Field::Number(0, MOST_KBIT_S, |config| &mut config.network.outbound_kbit_s),
     ),
     host_only(
         "kernel.path",
@@ -113,8 +128,15 @@ pub const KEYS: &[Key] = &[
     ),
     per_sandbox(
         "runtime.output_grace_ms",
-        "Milliseconds that the end of a process waits for a grandchild that holds its output open.",
+        "Milliseconds that the end of a process waits for a grandchild that holds its output open, under `kata-runtime`. \
+         For engines that call the shim themselves it is two seconds, and they may read on until they delete the process.",
         Field::Milliseconds(60_000, |config| &mut config.runtime.output_grace),
+    ),
+    host_only(
+        "runtime.linger_s",
+        "Seconds that the shim of a container which has ended waits to be told to delete it, when it was created by \
+         `kata-runtime`. Then it takes the sandbox away and ends; the record stays, for `state` and `delete`.",
+        Field::Seconds(3600, |config| &mut config.runtime.linger),
     ),
     host_only(
         "runtime.log_level",
@@ -140,6 +162,8 @@ pub(crate) const UPSTREAM: &[(&str, &str)] = &[
     ("io.katacontainers.config.hypervisor.kernel", "kernel.path"),
     ("io.katacontainers.config.hypervisor.initrd", "initrd.path"),
     ("io.katacontainers.config.hypervisor.image", "initrd.path"),
+    ("io.katacontainers.config.hypervisor.rx_rate_limiter_max_rate", "network.inbound_kbit_s"),
+    ("io.katacontainers.config.hypervisor.tx_rate_limiter_max_rate", "network.outbound_kbit_s"),
 ];
 
 #[cfg(test)]

@@ -56,11 +56,20 @@ pub struct Network {
     pub spare_nics: u32,
     /// How frames get from a link to the guest.
     pub model: NetworkModel,
+    /// Most that a link carries to the guest, in 1000 bits a second; 0 for no limit.
+    pub inbound_kbit_s: u32,
+    /// Most that it carries from there.
+    pub outbound_kbit_s: u32,
 }
 
 impl Default for Network {
     fn default() -> Self {
-        Self { spare_nics: 1, model: NetworkModel::default() }
+        Self {
+            spare_nics: 1,
+            model: NetworkModel::default(),
+            inbound_kbit_s: 0,
+            outbound_kbit_s: 0,
+        }
     }
 }
 
@@ -94,6 +103,8 @@ impl Default for Boot {
 pub struct Runtime {
     /// How long an end waits for grandchildren that hold the output open.
     pub output_grace: Duration,
+    /// How long a shim outlives its container when nobody deletes it.
+    pub linger: Duration,
     /// What the shim logs.
     pub log_level: LogLevel,
     /// What an unknown annotation under our prefix does.
@@ -104,6 +115,7 @@ impl Default for Runtime {
     fn default() -> Self {
         Self {
             output_grace: Duration::from_secs(2),
+            linger: Duration::from_secs(30),
             log_level: LogLevel::default(),
             unknown_annotations: UnknownAnnotations::default(),
         }

@@ -1,5 +1,9 @@
-//! Requests that carry file descriptors: one request and one answer on a connection to `handover.sock`. What does not fit
+//! Requests that carry file descriptors: one request and one answer on a connection to `handover.sock`, and one confirmation of
+//! what was created. What does not fit
 //! into the request's packet follows in as many [`Further`] ones as [`Create::further_packets`] says.
+//!
+//! A caller that has created a container keeps its connection until somebody knows of the container: it says [`Confirmed`], or
+//! starts it. When the connection ends before, the shim takes the container back.
 //!
 //! Fds of [`Create`], in this order: monitor's control socket, memfd with the checked `config.json`, root tree
 //! (`open_tree`), network namespace if [`Create::network_namespace`], then one tree for each of
@@ -46,6 +50,11 @@ pub struct Create {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Further {}
+
+/// The container is known to whoever asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmed {}
 
 /// An image's layers, of which the container's root is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,6 +39,8 @@ pub enum Cause {
     GuestPanic,
     /// The guest restarted itself or switched itself off.
     GuestReset,
+    /// The guest did not end what it was told to kill, which ended its VM.
+    GuestStuck,
     /// Somebody killed the VMM.
     VmmKilled,
     /// The VMM died by itself.
@@ -76,6 +78,11 @@ impl Cause {
         )
     }
 
+    /// Whether memory ran out, of the container, the guest or the host: engines have one word for it.
+    pub fn is_out_of_memory(self) -> bool {
+        matches!(self, Self::Oom | Self::GuestOom | Self::HostOom)
+    }
+
     /// As shown to people.
     pub fn describe(self) -> &'static str {
         match self {
@@ -87,6 +94,7 @@ impl Cause {
             Self::GuestOom => "the guest was out of memory",
             Self::GuestPanic => "guest kernel panicked",
             Self::GuestReset => "guest restarted itself",
+            Self::GuestStuck => "guest did not end what was killed",
             Self::VmmKilled => "VMM was killed",
             Self::VmmCrashed => "VMM crashed",
             Self::HostOom => "the host's OOM killer killed the VM",

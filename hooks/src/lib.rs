@@ -11,7 +11,10 @@ mod tail;
 
 use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
 
-use kata_sys::spawn::{Exit, SpawnError};
+use kata_sys::{
+    spawn::{Exit, SpawnError},
+    syscall_filter::Filter,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a hook without a timeout of its own may take: it must not hang its engine.
@@ -116,7 +119,7 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
-    /// Of the spec.
+    /// Of the specification that this state follows.
     pub oci_version: String,
     /// Of the container.
     pub id: String,
@@ -187,17 +190,54 @@ impl Fault {
 fn words(exit: Exit) -> String {
     match exit {
         Exit::Code(code) => format!("exit status {code}"),
-        Exit::Signal(signal) => format!("killed by signal {signal}"),
+        Exit::Signal(signal) => {
+            let named = SIGNALS.iter().find(|(number, _)| *number == signal);
+            named.map_or_else(|| format!("signal {signal}"), |(_, name)| format!("signal: {name}"))
+        }
     }
 }
+
+/// Go's words for the signals that end programs.
+const SIGNALS: [(i32, &str); 17] = [
+    (1, "hangup"),
+    (2, "interrupt"),
+    (3, "quit"),
+    (4, "illegal instruction"),
+    (5, "trace/breakpoint trap"),
+    (6, "aborted"),
+    (7, "bus error"),
+    (8, "floating point exception"),
+    (9, "killed"),
+    (11, "segmentation fault"),
+    (13, "broken pipe"),
+    (14, "alarm clock"),
+    (15, "terminated"),
+    (24, "CPU time limit exceeded"),
+    (25, "file size limit exceeded"),
+    (27, "profiling timer expired"),
+    (31, "bad system call"),
+];
 
 /// Runs hooks in their order, up to the first that fails.
 ///
 /// # Errors
 /// The hook that failed.
 pub fn run_all(kind: Kind, hooks: &[Hook], state: &State) -> Result<(), HookError> {
+    run_all_filtered(kind, hooks, state, &[])
+}
+
+/// The same, each under filters of system calls that hold from before its first instruction.
+///
+/// # Errors
+/// The hook that failed.
+pub fn run_all_filtered(
+    kind: Kind,
+    hooks: &[Hook],
+    state: &State,
+    filters: &[Filter<'_>],
+) -> Result<(), HookError> {
     for (index, hook) in hooks.iter().enumerate() {
-        program::run(hook, state).map_err(|fault| HookError { kind, index, fault })?;
+        program::run(hook, state, filters).map_err(|fault| HookError { kind, index, fault })?;
     }
     Ok(())
 }
@@ -205,7 +245,7 @@ pub fn run_all(kind: Kind, hooks: &[Hook], state: &State) -> Result<(), HookErro
 /// Runs every hook in its turn, whatever became of those before it; returns what is to be warned of.
 pub fn run_each(kind: Kind, hooks: &[Hook], state: &State) -> Vec<HookError> {
     let run = |(index, hook)| {
-        program::run(hook, state).err().map(|fault| HookError { kind, index, fault })
+        program::run(hook, state, &[]).err().map(|fault| HookError { kind, index, fault })
     };
     hooks.iter().enumerate().filter_map(run).collect()
 }

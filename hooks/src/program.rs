@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_sys::spawn::{Child, Exit, Lifetime, Spawn};
+use kata_sys::{
+    spawn::{Child, Exit, Lifetime, Spawn},
+    syscall_filter::Filter,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, memfd_create},
@@ -28,12 +31,13 @@ use rustix::{
 
 use crate::{Fault, Hook, State, tail::Tail};
 
-/// Runs a hook to its end.
-pub(crate) fn run(hook: &Hook, state: &State) -> Result<(), Fault> {
+/// Runs a hook to its end, under filters of system calls.
+pub(crate) fn run(hook: &Hook, state: &State, filters: &[Filter<'_>]) -> Result<(), Fault> {
     let stdin = document(state).map_err(Fault::own("write the state for a hook"))?;
     let [(stdout, stdout_writer), (stderr, stderr_writer)] =
         [output()?, output()?].map(|(reader, writer)| (Tail::of(reader), writer));
-    let child = prepared(hook, [stdin.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()])?;
+    let mut child = prepared(hook, [stdin.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()])?;
+    child.filters = filters.to_vec();
     let child = child.start()?;
     // Ours would keep the streams open.
     drop((stdin, stdout_writer, stderr_writer));

@@ -95,7 +95,7 @@ fn every_way_to_fail_is_told() {
         complaint(absent),
         "error running createRuntime hook #0: cannot execute \"/nonexistent/hook\""
     );
-    assert!(complaint(shell("kill -9 $$")).contains("killed by signal 9, stdout: , stderr: "));
+    assert!(complaint(shell("kill -9 $$")).contains("signal: killed, stdout: , stderr: "));
     let zero = Hook { args: vec!["a\0b".into()], ..shell("") };
     assert!(complaint(zero).ends_with("contain a zero byte"));
 }

@@ -53,12 +53,12 @@ pub struct Share {
 /// Network interface on a tap.
 #[derive(Debug)]
 pub struct Nic {
-    /// Opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR.
-    pub tap: OwnedFd,
+    /// The queues of one tap, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, and if they are several with IFF_MULTI_QUEUE.
+    pub taps: Vec<OwnedFd>,
     /// What the guest sees as its own address.
     pub mac: MacAddress,
-    /// `/dev/vhost-net`, for the kernel to move the packets; without it the VMM does. Only under KVM.
-    pub vhost: Option<OwnedFd>,
+    /// `/dev/vhost-net`, once a queue, for the kernel to move the packets; without any the VMM does. Only under KVM.
+    pub vhosts: Vec<OwnedFd>,
 }
 
 /// Raw image or block device.
@@ -120,6 +120,8 @@ pub struct VmConfig {
     pub shares: Vec<Share>,
     /// Network interfaces, in the order that the guest sees.
     pub nics: Vec<Nic>,
+    /// Network interfaces that may be added while it runs; only where there is PCI, and at most eight.
+    pub nic_ports: usize,
     /// Disks, in the order that the guest sees.
     pub disks: Vec<Disk>,
 }
@@ -140,6 +142,7 @@ impl VmConfig {
             vsock: None,
             shares: Vec::new(),
             nics: Vec::new(),
+            nic_ports: 0,
             disks: Vec::new(),
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     convert::Infallible,
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
@@ -139,6 +139,9 @@ impl JailSpec {
     }
 }
 
+/// First to be struck by the OOM killer; see proc_pid_oom_score_adj(5).
+const MOST_EXPENDABLE: &str = "1000";
+
 /// Enters the jail that [`SPEC_FD`] describes and becomes the VMM.
 ///
 /// For the first lines of `main`, before any thread exists.
@@ -148,6 +151,9 @@ impl JailSpec {
 pub fn enter_and_exec() -> Result<Infallible, LaunchError> {
     let spec = JailSpec::inherited()?;
     let lifeline = inherit::take(LIFELINE_FD).map_err(LaunchError::Lifeline)?;
+    // A guest that comes up goes before those that run; the driver's user lowers it. Raising needs no right, and a host without
+    // an OOM killer nothing.
+    fs::write("/proc/self/oom_score_adj", MOST_EXPENDABLE).ok();
     for path in &spec.cgroup_procs {
         join(path).map_err(|source| LaunchError::Group { path: path.clone(), source })?;
     }

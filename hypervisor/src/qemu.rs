@@ -19,6 +19,7 @@
 
 mod command_line;
 mod files;
+mod hotplug;
 mod launch;
 mod supervisor;
 mod verify;
@@ -36,16 +37,18 @@ use tokio::sync::watch;
 
 use crate::{Console, Hypervisor, HypervisorError, VmConfig, VmEnd, qmp::Qmp};
 use files::Files;
+use hotplug::Ports;
 use supervisor::{Supervised, supervise};
 
 pub use files::Kernel;
+pub use hotplug::Plugged;
 pub use verify::{MINIMUM_VERSION, Missing, Verified, VerifyError, Version, verify};
 
 /// QEMU answers 0.1 s after its start on an idle host; eight of them, emulated, on two busy cores were seen to need
 /// seconds. The ceiling only catches a dead one.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// For `stop` and `cont`, which wait for every virtual processor to come out of the guest.
+/// For commands to a running VM; `stop` and `cont` wait for every virtual processor to come out of the guest, which takes longest.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How the VMM is jailed.
@@ -89,6 +92,8 @@ pub struct Qemu {
     state: Mutex<State>,
     console: Arc<Console>,
     end: watch::Sender<Option<VmEnd>>,
+    /// What is taken of the places for cards that are added.
+    ports: Arc<Ports>,
     /// Set before we kill, so that the supervisor knows whose doing it was.
     stopping: Arc<watch::Sender<bool>>,
 }
@@ -102,7 +107,9 @@ impl Qemu {
     pub fn new(settings: QemuSettings, config: VmConfig) -> Result<Self, HypervisorError> {
         let files = Files::find(&settings, &config)?;
         command_line::check(&config)?;
+        let ports = Arc::new(Ports::new(config.nic_ports));
         Ok(Self {
+            ports,
             settings,
             files,
             state: Mutex::new(State::New(Box::new(config))),

@@ -15,7 +15,7 @@ const DEVICE: &str = "/dev/vhost-net";
 /// Who moves the packets of a VM, and why.
 #[derive(Debug)]
 pub enum Vhost {
-    /// The kernel. One descriptor serves one card.
+    /// The kernel. One descriptor serves one queue.
     Kernel,
     /// The VMM: under TCG no one else can tell when the guest has packets.
     Emulated,
@@ -39,7 +39,7 @@ impl Vhost {
         }
     }
 
-    /// A descriptor for one more card; none where the VMM moves the packets.
+    /// A descriptor for one more queue; none where the VMM moves the packets.
     pub fn open(&self) -> Option<OwnedFd> {
         match self {
             // It opened a moment ago; should it not now, the VMM does the work.

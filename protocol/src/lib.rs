@@ -4,6 +4,7 @@
 
 pub mod hello;
 pub mod resolver;
+pub mod weight;
 
 /// Generated from `proto/agent.proto`.
 #[allow(warnings, clippy::all, clippy::restriction)]

@@ -16,6 +16,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // These would go to stderr, too, and end the process when nobody reads it any more.
+        .log_internal_errors(false)
         // The shim, who reads it, has a clock.
         .without_time()
         .with_max_level(tracing::Level::INFO)

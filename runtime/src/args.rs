@@ -18,7 +18,7 @@ use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
 #[derive(Debug, Parser)]
 #[command(
     name = "kata-runtime",
-    version = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"),
+    version = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"),
     disable_help_subcommand = true,
     disable_version_flag = true,
     after_help = "Examples:
@@ -49,10 +49,10 @@ pub struct Global {
     /// File to append warnings and errors to, besides stderr
     #[arg(long, global = true, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Form of the lines in --log
+    /// Form of the lines in --log; engines read the JSON
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
-    /// Say more
+    /// Say also what is done, step by step
     #[arg(long, global = true)]
     pub debug: bool,
     /// Directory of the configuration
@@ -61,8 +61,15 @@ pub struct Global {
     /// Accepted for runc's sake: control groups are made where systemd would make them, without it
     #[arg(long, global = true, hide = true)]
     pub systemd_cgroup: bool,
-    /// Accepted for runc's sake: whether there is root is seen
-    #[arg(long, global = true, hide = true, value_name = "WORD")]
+    /// Accepted for runc's sake: whether there is root is seen. `spec` has it without a value
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        value_name = "WORD",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
     pub rootless: Option<String>,
     /// Accepted for runc's sake: nothing uses it
     #[arg(long, global = true, hide = true, value_name = "FILE")]
@@ -89,7 +96,7 @@ pub enum Command {
     List(List),
     /// Show the processes of a container
     Ps(Ps),
-    /// Show what a container uses, every few seconds or once
+    /// Show what a container uses, every few seconds or once, and how it ends: a JSON object a line
     Events(Events),
     /// Change the limits of a container
     Update(Box<Update>),
@@ -130,10 +137,14 @@ pub enum Command {
     #[command(hide = true, disable_help_flag = true)]
     Restore(Unsupported),
     /// Print what of the OCI runtime spec this runtime can do, as JSON
-    #[command(hide = true)]
     Features,
     /// Print the version
     Version,
+    /// Print the help of a command
+    Help {
+        /// The command
+        verb: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -233,6 +244,9 @@ pub struct Creating {
     /// Accepted for runc's sake: the guest has keyrings of its own
     #[arg(long, hide = true)]
     pub no_new_keyring: bool,
+    /// Accepted for runc's sake: nothing of the guest becomes a child of this program
+    #[arg(long, hide = true)]
+    pub no_subreaper: bool,
     /// Not supported: descriptors beyond stderr can't enter a VM
     #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
     pub preserve_fds: u32,
@@ -242,6 +256,10 @@ pub struct Creating {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Options of runc that mean nothing to a VM are taken: --no-pivot, --no-new-keyring, --no-subreaper.
+--preserve-fds is refused: descriptors beyond stderr can't enter a VM."
+)]
 pub struct Create {
     #[command(flatten)]
     pub creating: Creating,
@@ -255,7 +273,10 @@ pub struct Create {
   kata-runtime run -t --rootfs ./debian --memory 512M -e LANG=C.UTF-8 -- bash
   kata-runtime run --rootfs ./debian -v $PWD:/src:ro --cwd /src -- make test
   kata-runtime run --image oci-archive:web.tar:1.0 -u www-data -- nginx -t
-  kata-runtime run --bundle ./web web")]
+  kata-runtime run --bundle ./web web
+
+Options of runc that mean nothing to a VM are taken: --no-pivot, --no-new-keyring, --no-subreaper.
+--preserve-fds is refused: descriptors beyond stderr can't enter a VM.")]
 #[command(group = ArgGroup::new("made-up").args(["rootfs", "image"]))]
 pub struct Run {
     #[command(flatten)]
@@ -274,7 +295,7 @@ pub struct Run {
     pub image: Option<Reference>,
     /// Id of the container; made up with --rootfs or --image when not given
     pub id: Option<ContainerId>,
-    /// The same as an option
+    /// Id of the container, as an option
     #[arg(long, value_name = "ID", conflicts_with = "id")]
     pub name: Option<ContainerId>,
     /// Command to run, with --rootfs or --image, which may have one of its own
@@ -354,7 +375,7 @@ pub struct Kill {
 
 #[derive(Debug, Args)]
 pub struct Delete {
-    /// Kill it first if it runs, and succeed if there is no such container
+    /// Kill it first if it runs (SIGKILL), and succeed if there is no such container
     #[arg(long, short)]
     pub force: bool,
     /// Id of the container
@@ -382,7 +403,7 @@ impl FromStr for ListFormat {
 
 #[derive(Debug, Args)]
 pub struct List {
-    /// Form of the list
+    /// Form of the list: table or json
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub format: ListFormat,
     /// Only ids
@@ -392,7 +413,7 @@ pub struct List {
 
 #[derive(Debug, Args)]
 pub struct Ps {
-    /// Form of the list
+    /// Form of the list: table or json
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub format: ListFormat,
     /// Id of the container

@@ -1,7 +1,7 @@
 //! A container from its bundle, up to the point where only `start` is missing.
 //!
 //! ```text
-//! directory ─► shim spawned ─► monitor spawned ─► monitor ready ─► hooks ─► trees taken ─► handover ─► pid file
+//! directory ─► shim spawned ─► monitor spawned ─► monitor ready ─► hooks ─► trees taken ─► handover ─► pid file ─► confirmed
 //! ```
 //!
 //! Both programs come up while this one goes on. Until the last step is done [`Undo`] owns all of it, and undoes it
@@ -28,7 +28,7 @@ use crate::{
     args::Creating,
     bundle::Bundle,
     failure::Failure,
-    handover::{ask, further_packets, sealed},
+    handover::{ask, confirm, further_packets, sealed},
     hooks,
     id::ContainerId,
     image::{self, ImageRoot},
@@ -122,12 +122,20 @@ impl<'a> Told<'a> {
 pub struct Created {
     pub dir: SandboxDir,
     pub monitor: Child,
+    /// While it is open the shim keeps the container; so it does when the container was started.
+    handover: OwnedFd,
 }
 
 impl Created {
     /// The pid that stands for the container.
     pub fn pid(&self) -> u32 {
         self.monitor.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// From here on the container outlives this process, though nobody has started it.
+    pub fn confirm(&self) {
+        // Whoever asks for it next finds out about a shim that is gone.
+        confirm(&self.handover).ok();
     }
 }
 
@@ -145,17 +153,17 @@ pub enum Source<'a> {
 pub fn create(creation: &Creation<'_>, source: Source<'_>) -> Result<Created, Failure> {
     let dir = creation.root.create(creation.id)?;
     let mut undo = Undo { creation, dir: &dir, processes: Vec::new(), owed: None, armed: true };
-    let monitor = make(creation, &mut undo, source)?;
+    let (monitor, handover) = make(creation, &mut undo, source)?;
     undo.armed = false;
     drop(undo);
-    Ok(Created { dir, monitor })
+    Ok(Created { dir, monitor, handover })
 }
 
 fn make(
     creation: &Creation<'_>,
     undo: &mut Undo<'_>,
     source: Source<'_>,
-) -> Result<Child, Failure> {
+) -> Result<(Child, OwnedFd), Failure> {
     let dir = undo.dir;
     let image = match source {
         Source::Image(_, image) => Some(image),
@@ -208,13 +216,14 @@ fn make(
         bundle.find_program(image.map(ImageRoot::view).as_deref())?;
         Ok::<_, Failure>(Trees::take(&bundle.spec)?)
     })?;
-    hand_over(creation, dir, &Parts { bundle, trees, network, image, monitor: &monitor })?;
+    let handover =
+        hand_over(creation, dir, &Parts { bundle, trees, network, image, monitor: &monitor })?;
     creation.journal.debug("the shim has taken the container");
     if let Some(owed) = owed.filter(|owed| !owed.survives_creation()) {
         hooks::keep(&owed, dir)?;
     }
     creation.told.tell(&monitor, "standard")?;
-    Ok(monitor.child)
+    Ok((monitor.child, handover))
 }
 
 /// What goes to the shim.
@@ -226,7 +235,11 @@ struct Parts<'a> {
     monitor: &'a Monitor,
 }
 
-fn hand_over(creation: &Creation<'_>, dir: &SandboxDir, parts: &Parts<'_>) -> Result<(), Failure> {
+fn hand_over(
+    creation: &Creation<'_>,
+    dir: &SandboxDir,
+    parts: &Parts<'_>,
+) -> Result<OwnedFd, Failure> {
     let Parts { bundle, trees, network, image, monitor } = parts;
     let config = sealed("config.json", &bundle.config)?;
     let mut fds: Vec<BorrowedFd<'_>> =

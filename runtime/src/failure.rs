@@ -84,8 +84,14 @@ pub enum Failure {
     /// The shim ended instead of answering.
     #[error("the shim ended without an answer: {0}")]
     ShimLost(String),
-    /// Connection to the shim, or a message that was not understood.
-    #[error("{call}: the shim ended, or its answer was not understood")]
+    /// The shim answered before, and waits for its guest.
+    #[error(
+        "{call}: the guest does not answer: it hangs, or its VMM gets no processor time (kata.vmmPid in the container's \
+         state); kill with KILL ends it"
+    )]
+    GuestSilent { call: &'static str },
+    /// The connection to the shim broke, the time for an answer is over, or the answer was not understood.
+    #[error("{call}: no answer of the shim")]
     Call { call: &'static str, source: ttrpc::Error },
     /// Somebody wanted the end before the container was there.
     #[error("interrupted by signal {0} before the container had started")]
@@ -158,6 +164,15 @@ pub fn from_status(call: &'static str, error: ttrpc::Error) -> Failure {
         _ => FailureKind::Internal,
     };
     Failure::Refused { kind, message: status.message.clone() }
+}
+
+/// Of a call that the shim answers when its guest has: it answered when it was looked for.
+pub fn from_guest(call: &'static str, error: ttrpc::Error) -> Failure {
+    match error {
+        // The client's own word for a deadline.
+        ttrpc::Error::Others(_) => Failure::GuestSilent { call },
+        error => from_status(call, error),
+    }
 }
 
 /// containerd's Task API has no code for a missing command; runc's phrases are what everybody goes by.

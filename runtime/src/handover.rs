@@ -1,13 +1,14 @@
 //! The caller's side of [`kata_engine_api::handover`].
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use kata_engine_api::{
     dial::{HANDOVER_SOCKET, bound, connect_packet},
-    handover::{Answer, Request},
+    handover::{Answer, Confirmed, Request},
 };
 use kata_sys::scm;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -22,8 +23,12 @@ pub fn further_packets(fds: usize) -> usize {
     fds.div_ceil(scm::MAX_FDS).saturating_sub(1)
 }
 
-/// Asks and waits for the answer.
-pub fn ask(dir: &SandboxDir, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+/// Asks and waits for the answer; a container that was created is taken back when the connection ends unconfirmed.
+pub fn ask(
+    dir: &SandboxDir,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> Result<OwnedFd, Failure> {
     let socket = connect_packet(dir.as_fd(), HANDOVER_SOCKET)
         .map_err(Failure::host("connect to the shim for the handover"))?;
     bound(&socket, DEADLINE).map_err(Failure::host("bound the handover"))?;
@@ -44,12 +49,17 @@ pub fn ask(dir: &SandboxDir, request: &Request, fds: &[BorrowedFd<'_>]) -> Resul
         return Err(Failure::ShimLost(dir.last_words()));
     }
     match serde_json::from_slice(&packet.bytes) {
-        Ok(Answer::Ok {}) => Ok(()),
+        Ok(Answer::Ok {}) => Ok(socket),
         Ok(Answer::Error(failure)) => {
             Err(Failure::Refused { kind: failure.kind, message: failure.message })
         }
         Err(error) => Err(lost(dir, &format!("its answer was not understood: {error}"))),
     }
+}
+
+/// Says that somebody knows of the container that was asked for.
+pub fn confirm(connection: &OwnedFd) -> io::Result<()> {
+    scm::send(connection, &serde_json::to_vec(&Confirmed {})?, &[])
 }
 
 fn lost(dir: &SandboxDir, what: &str) -> Failure {
@@ -144,7 +154,7 @@ mod tests {
         let dir = Root::new(scratch.path()).unwrap().create(&"c1".parse().unwrap()).unwrap();
         let shim = shim(&dir, answer);
         let memfd = sealed("process.json", b"{}").unwrap();
-        let result = ask(&dir, &request(), &[memfd.as_fd()]);
+        let result = ask(&dir, &request(), &[memfd.as_fd()]).map(drop);
         assert_eq!(shim.join().unwrap(), request());
         result
     }

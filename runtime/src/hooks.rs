@@ -40,7 +40,7 @@ pub fn owed(bundle: &Bundle, id: &ContainerId) -> Option<Owed> {
 
 fn state(bundle: &Bundle, id: &ContainerId) -> State {
     State {
-        oci_version: bundle.spec.oci_version.clone(),
+        oci_version: kata_spec::VERSION.to_owned(),
         id: id.to_string(),
         status: Status::Creating,
         pid: None,

@@ -15,10 +15,9 @@ use crate::failure::Failure;
 /// How lines of `--log` look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// `time="…" level=error msg="…"`.
+    // No help of their own: with it every verb's --help takes the long form.
     #[default]
     Text,
-    /// One JSON object a line, as engines read them.
     Json,
 }
 

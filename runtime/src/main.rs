@@ -128,6 +128,41 @@ mod tests {
     }
 
     #[test]
+    fn the_version_is_told_as_other_runtimes_tell_it() {
+        let error = Cli::try_parse_from(["kata-runtime", "-v"]).unwrap_err();
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(error.to_string(), format!("kata-runtime version {version}\nspec: 1.2.0\n"));
+    }
+
+    /// Those of runc 1.3, and what each takes.
+    #[test]
+    fn every_option_of_runc_is_known() {
+        for line in [
+            "--debug --log l --log-format json --root r --criu c --systemd-cgroup --rootless auto state c1",
+            "create -b b --console-socket s --pidfd-socket s --pid-file p --no-pivot --no-new-keyring --preserve-fds 1 c1",
+            "run -b b --console-socket s --pidfd-socket s --pid-file p -d --keep --no-subreaper --no-pivot --no-new-keyring --preserve-fds 1 c1",
+            "exec --console-socket s --pidfd-socket s --cwd / -e A=1 -t -u 1:2 -g 3 -p f -d --pid-file p --process-label l --apparmor a \
+             --no-new-privs -c CAP_KILL --preserve-fds 1 --cgroup c --ignore-paused --no-subreaper c1 true",
+            "update -r f --blkio-weight 10 --cpu-period 1 --cpu-quota -1 --cpu-burst 1 --cpu-share 1 --cpu-rt-period 1 --cpu-rt-runtime 1 \
+             --cpuset-cpus 0 --cpuset-mems 0 --kernel-memory 1 --kernel-memory-tcp 1 --memory 1 --memory-reservation 1 --memory-swap -1 \
+             --pids-limit -1 --l3-cache-schema s --mem-bw-schema s --cpu-idle 1 c1",
+            "delete -f c1",
+            "events --interval 5s --stats c1",
+            "kill -a c1 KILL",
+            "list -f json -q",
+            "ps -f json c1 -ef",
+            "spec -b b --rootless",
+            "features",
+            "help run",
+        ] {
+            let words = std::iter::once("kata-runtime").chain(line.split_whitespace());
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn the_help_of_what_can_not_be_done_is_no_success() {
         for line in ["kata-runtime checkpoint --help", "kata-runtime restore --bundle b -d c1"] {
             let parsed = Cli::try_parse_from(line.split(' ')).unwrap();

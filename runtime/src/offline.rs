@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use kata_config::{Artefact, Prefix};
-use kata_engine_api::record::Record;
+use kata_engine_api::record::{Record, Status};
 
 use crate::{failure::Failure, sandbox_dir::SandboxDir};
 
@@ -30,6 +30,10 @@ impl Offline {
 
 /// The record of a sandbox without a shim.
 pub fn state(prefix: &Prefix, dir: &SandboxDir) -> Result<Record, Failure> {
+    // Whatever became of the shim afterwards: the end is recorded.
+    if let Some(record) = dir.record()?.filter(|record| record.status == Status::Stopped) {
+        return Ok(record);
+    }
     let text = run(prefix, dir, Offline::State)?;
     serde_json::from_slice(&text)
         .map_err(|source| Failure::Record { path: dir.path.clone(), source })

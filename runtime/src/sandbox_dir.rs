@@ -10,7 +10,8 @@ use std::{
 };
 
 use kata_engine_api::record::{LOG_FILE, RECORD_FILE, Record};
-use rustix::fs::{Mode, OFlags};
+use kata_sys::descriptor::is_at;
+use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::{failure::Failure, id::ContainerId};
 
@@ -152,11 +153,7 @@ impl SandboxDir {
 
     /// True once the directory is not there any more, or another one is.
     pub fn is_gone(&self) -> bool {
-        let (Ok(ours), Ok(named)) = (rustix::fs::fstat(&self.fd), rustix::fs::stat(&self.path))
-        else {
-            return true;
-        };
-        (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino)
+        !is_at(&self.fd, CWD, &self.path)
     }
 }
 

@@ -23,7 +23,7 @@ use ttrpc::{
 };
 
 use crate::{
-    failure::{Failure, from_status},
+    failure::{Failure, from_guest, from_status},
     id::ContainerId,
     sandbox_dir::SandboxDir,
     signal::Signal,
@@ -31,6 +31,9 @@ use crate::{
 
 /// The shim answers these from its own record, or after one message to the guest; a hung guest must not hang the caller.
 const PROMPT: Duration = Duration::from_secs(10);
+
+/// The shim gives a guest up sooner that does not freeze or thaw, and takes back what it asked for: its word is waited for.
+const FREEZER: Duration = Duration::from_secs(60);
 
 /// So long a shim that is well may take to answer, on a machine that is not.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -194,20 +197,20 @@ impl ShimClient {
     pub async fn pause(&self) -> Result<(), Failure> {
         let request = PauseRequest { id: self.id(), ..Default::default() };
         self.task
-            .pause(context(PROMPT), &request)
+            .pause(context(FREEZER), &request)
             .await
             .map(drop)
-            .map_err(|e| from_status("pause", e))
+            .map_err(|e| from_guest("pause", e))
     }
 
     /// Lets frozen processes go on.
     pub async fn resume(&self) -> Result<(), Failure> {
         let request = ResumeRequest { id: self.id(), ..Default::default() };
         self.task
-            .resume(context(PROMPT), &request)
+            .resume(context(FREEZER), &request)
             .await
             .map(drop)
-            .map_err(|e| from_status("resume", e))
+            .map_err(|e| from_guest("resume", e))
     }
 
     /// The container's processes, as the host knows them.
@@ -241,7 +244,7 @@ impl ShimClient {
             ..Default::default()
         };
         let answer = self.task.update(context(PROMPT), &request).await;
-        answer.map(drop).map_err(|e| from_status("update", e))
+        answer.map(drop).map_err(|e| from_guest("update", e))
     }
 
     fn id(&self) -> String {

@@ -1,27 +1,45 @@
 //! The agent as the host calls it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kata_protocol::{agent, agent_ttrpc::AgentClient};
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::watch, time::timeout};
 use ttrpc::{
     Code,
     asynchronous::{Client, transport::Socket},
     context,
 };
 
-use crate::step::{InjectedFault, Step, Steps};
+use crate::{
+    loss::Loss,
+    step::{InjectedFault, Step, Steps},
+};
 
 /// An agent that is alive answers within milliseconds; under emulation, with eight guests on two processors, seconds.
 /// This bounds a call to one that hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The same for what somebody waits for who wants to know soon that it hangs.
+const ASKED_FOR: Duration = Duration::from_secs(30);
 
 /// How long an ending guest may take to kill what is left and write its caches back.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The engines' own patience with statistics is about as long; they ask again.
 const STATS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Whoever holds the agent's connection open ends first, and is heard of a moment later; on a host that is out of memory,
+/// seconds.
+const AFTERMATH: Duration = Duration::from_secs(5);
+
+/// What a sandbox that is lost may still have said comes at once.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -36,6 +54,15 @@ pub enum AgentError {
         #[source]
         source: ttrpc::Error,
     },
+    /// Nothing is known to have ended, and nothing is heard.
+    #[error(
+        "the guest did not answer {call} within {} s: it hangs, or its VMM gets no processor time (kata.vmmPid in the \
+         container's state); killing the container with KILL ends it",
+        limit.as_secs()
+    )]
+    Silent { call: &'static str, limit: Duration },
+    #[error("agent did not answer {call}: {}", loss.describe())]
+    SandboxLost { call: &'static str, loss: Loss },
     #[error(transparent)]
     Injected(#[from] InjectedFault),
 }
@@ -56,11 +83,12 @@ impl AgentError {
 pub struct Agent {
     client: AgentClient,
     steps: Arc<Steps>,
+    loss: watch::Receiver<Option<Loss>>,
 }
 
 /// Calls that have a deadline and answer with nothing to wait for.
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)+) => {
+    (within $limit:ident; $($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)+) => {
         $(
             $(#[$doc])*
             ///
@@ -68,10 +96,8 @@ macro_rules! calls {
             /// [`AgentError`].
             pub async fn $name(&self, request: &agent::$request) -> Result<agent::$answer, AgentError> {
                 self.steps.enter(Step::CallAgent)?;
-                self.client
-                    .$name(within(DEADLINE), request)
-                    .await
-                    .map_err(|e| AgentError::new(stringify!($name), e))
+                let answer = self.client.$name(within($limit), request);
+                self.explained((stringify!($name), $limit), answer).await
             }
         )+
     };
@@ -79,11 +105,44 @@ macro_rules! calls {
 
 impl Agent {
     /// Speaks to the agent on the connection that it dialled.
-    pub fn new(connection: UnixStream, steps: Arc<Steps>) -> Self {
-        Self { client: AgentClient::new(Client::new(Socket::new(connection))), steps }
+    pub fn new(
+        connection: UnixStream,
+        steps: Arc<Steps>,
+        loss: watch::Receiver<Option<Loss>>,
+    ) -> Self {
+        Self { client: AgentClient::new(Client::new(Socket::new(connection))), steps, loss }
+    }
+
+    /// A call that ended with the sandbox tells what became of that.
+    async fn explained<T>(
+        &self,
+        (call, limit): (&'static str, Duration),
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        let began = Instant::now();
+        let error = match answer.await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => AgentError::new(call, error),
+        };
+        let AgentError::Lost { source, .. } = &error else { return Err(error) };
+        // Who was merely not patient enough waits for nothing more.
+        let broken = matches!(
+            source,
+            ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed
+        );
+        let patience = if broken { AFTERMATH } else { Duration::ZERO };
+        let mut loss = self.loss.clone();
+        let known = timeout(patience, loss.wait_for(Option::is_some)).await;
+        let loss = known.ok().and_then(Result::ok).and_then(|loss| loss.clone());
+        Err(match loss {
+            Some(loss) => AgentError::SandboxLost { call, loss },
+            None if !broken && began.elapsed() >= limit => AgentError::Silent { call, limit },
+            None => error,
+        })
     }
 
     calls! {
+        within DEADLINE;
         /// First of all: settings, network, and the first container.
         start_sandbox(StartSandboxRequest) -> StartSandboxResponse;
         /// Makes a container in a sandbox that runs.
@@ -94,24 +153,12 @@ impl Agent {
         hold_pids(Empty) -> Empty;
         /// Writes back to the host what the guest caches of its files.
         flush(Empty) -> Empty;
-        /// Makes and starts an additional process.
-        exec_process(ExecProcessRequest) -> ProcessCreated;
-        /// Sends a signal.
-        signal_process(SignalProcessRequest) -> Empty;
-        /// Sets a terminal's size.
-        resize_terminal(ResizeTerminalRequest) -> Empty;
-        /// Processes of a container, by guest pid.
-        list_processes(ContainerRef) -> ListProcessesResponse;
-        /// Freezes a container.
-        pause_container(ContainerRef) -> Empty;
-        /// Thaws a container.
-        resume_container(ContainerRef) -> Empty;
         /// Changes a container's limits.
         update_container(UpdateContainerRequest) -> Empty;
         /// Forgets an ended process.
         delete_process(ProcessRef) -> Empty;
-        /// Follows the host's namespace.
-        update_network(NetworkChange) -> Empty;
+        /// Waits until a card has a device in the guest, as long as that may take.
+        await_card(AwaitCardRequest) -> AwaitCardResponse;
         /// Connects to an address of the guest's localhost.
         dial_localhost(DialLocalhostRequest) -> Empty;
         /// Has the guest listen where docker's containers ask for names.
@@ -126,6 +173,22 @@ impl Agent {
         drop_caches(Empty) -> Empty;
     }
 
+    calls! {
+        within ASKED_FOR;
+        /// Makes and starts an additional process.
+        exec_process(ExecProcessRequest) -> ProcessCreated;
+        /// Sends a signal.
+        signal_process(SignalProcessRequest) -> Empty;
+        /// Sets a terminal's size.
+        resize_terminal(ResizeTerminalRequest) -> Empty;
+        /// Processes of a container, by guest pid.
+        list_processes(ContainerRef) -> ListProcessesResponse;
+        /// Freezes a container.
+        pause_container(ContainerRef) -> Empty;
+        /// Thaws a container.
+        resume_container(ContainerRef) -> Empty;
+    }
+
     /// The files of a container's cgroup that tell what it uses. Engines wait for the answer, so a guest that hangs has little
     /// time for it.
     ///
@@ -136,24 +199,31 @@ impl Agent {
         request: &agent::ContainerRef,
     ) -> Result<agent::ContainerStatsResponse, AgentError> {
         self.steps.enter(Step::CallAgent)?;
-        self.client
-            .container_stats(within(STATS_DEADLINE), request)
-            .await
-            .map_err(|e| AgentError::new("container_stats", e))
+        let answer = self.client.container_stats(within(STATS_DEADLINE), request);
+        self.explained(("container_stats", STATS_DEADLINE), answer).await
     }
 
     /// Waits, for as long as it takes, until a process has ended.
     ///
     /// # Errors
-    /// [`AgentError::Lost`] when the agent's connection ends first.
+    /// [`AgentError::Lost`] when the agent's connection ends first, [`AgentError::SandboxLost`] when the sandbox does.
     pub async fn wait_process(
         &self,
         request: &agent::ProcessRef,
     ) -> Result<agent::ProcessEnd, AgentError> {
-        self.client
-            .wait_process(context::Context::default(), request)
-            .await
-            .map_err(|e| AgentError::new("wait_process", e))
+        let call = "wait_process";
+        let answer = self.client.wait_process(context::Context::default(), request);
+        let mut known = self.loss.clone();
+        let lost = async {
+            let loss = known.wait_for(Option::is_some).await.ok().and_then(|loss| loss.clone());
+            // The connection ends with the sandbox, unless a proxy that is stuck in the host's kernel holds it open.
+            tokio::time::sleep(STUCK).await;
+            loss
+        };
+        tokio::select! {
+            answer = answer => answer.map_err(|e| AgentError::new(call, e)),
+            Some(loss) = lost => Err(AgentError::SandboxLost { call, loss }),
+        }
     }
 
     /// Waits, for as long as it takes, until the OOM killer has struck a container more often than the request knows, or the
@@ -169,6 +239,27 @@ impl Agent {
             .wait_oom(context::Context::default(), request)
             .await
             .map_err(|e| AgentError::new("wait_oom", e))
+    }
+
+    /// Follows the host's namespace. Waits for as long as it takes, for until the guest has answered nobody knows what it has;
+    /// of a change that was given up it may make something after the next one.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the agent's connection ends first.
+    pub async fn update_network(
+        &self,
+        request: &agent::NetworkChange,
+    ) -> Result<agent::NetworkChanged, AgentError> {
+        self.steps.enter(Step::CallAgent)?;
+        let mut answer = pin!(self.client.update_network(context::Context::default(), request));
+        let answer = match timeout(DEADLINE, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                tracing::warn!("the guest's network stays behind: it does not answer");
+                answer.await
+            }
+        };
+        answer.map_err(|e| AgentError::new("update_network", e))
     }
 
     /// Kills what is left in the guest and writes its caches back to the host.
@@ -196,7 +287,34 @@ pub fn presentable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::presentable;
+    use std::sync::Arc;
+
+    use kata_protocol::agent::NetworkChange;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixStream,
+        sync::watch,
+    };
+
+    use super::{Agent, DEADLINE, presentable};
+    use crate::step::Steps;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_the_network_is_not_given_up() {
+        // Answers the only stream's request with an empty message.
+        const RESPONSE: [u8; 10] = [0, 0, 0, 0, 0, 0, 0, 1, 2, 0];
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (_known, loss) = watch::channel(None);
+        let agent = Agent::new(near, Arc::new(Steps::default()), loss);
+        let answers = async {
+            far.read_exact(&mut [0; RESPONSE.len()]).await.unwrap();
+            tokio::time::advance(DEADLINE * 10).await;
+            far.write_all(&RESPONSE).await.unwrap();
+        };
+        let change = NetworkChange::default();
+        let (answer, ()) = tokio::join!(agent.update_network(&change), answers);
+        assert_eq!(answer.unwrap(), Default::default());
+    }
 
     #[test]
     fn a_guests_words_are_one_harmless_line() {

@@ -61,6 +61,11 @@ pub enum LayersError {
 }
 
 impl Layers {
+    /// All that has to be in sight of whoever mounts them, and of whoever takes them away.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.lower.iter().chain([&self.writable])
+    }
+
     /// Mounts them as the root of a container. What is returned holds the locks.
     ///
     /// # Errors

@@ -5,11 +5,11 @@
 //! Replaying is idempotent: what is gone already is no error.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 use kata_sys::removal::remove_tree;
@@ -56,6 +56,9 @@ pub enum Entry {
         index: u32,
         /// Whether the qdisc was made for the filter.
         own_qdisc: bool,
+        /// Whether a queueing discipline was made that limits what leaves by the link.
+        #[serde(default)]
+        limited: bool,
     },
     /// The table that leads localhost of a namespace into the guest.
     Localhost {
@@ -64,6 +67,15 @@ pub enum Entry {
         /// Device and inode of that namespace: another one at the same path is left alone.
         identity: (u64, u64),
     },
+}
+
+/// What becomes of processes that are in a sandbox's own control group when it is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inmates {
+    /// They are the sandbox's, and are killed.
+    Kill,
+    /// They are another sandbox's, which was given the same group, and keep it.
+    Spare,
 }
 
 /// Why the ledger could not be written, read or replayed.
@@ -117,7 +129,7 @@ impl Ledger {
     /// [`LedgerError::Open`].
     pub fn open(directory: &OwnedFd) -> Result<Self, LedgerError> {
         let flags =
-            OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            OFlags::CREATE | OFlags::APPEND | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(directory, FILE, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| LedgerError::Open(e.into()))?;
         Ok(Self { file: Mutex::new(file.into()) })
@@ -132,51 +144,72 @@ impl Ledger {
         let mut line =
             serde_json::to_vec(entry).map_err(|e| LedgerError::Append(io::Error::other(e)))?;
         line.push(b'\n');
-        let mut file = self.file.lock().map_err(|_| {
-            LedgerError::Append(io::Error::other("a writer of the ledger panicked"))
-        })?;
-        file.write_all(&line).map_err(LedgerError::Append)
+        self.file().and_then(|mut file| file.write_all(&line)).map_err(LedgerError::Append)
+    }
+
+    /// Takes away everything that it names, newest first, though somebody may have removed the file.
+    ///
+    /// All entries are tried; the first failure is returned.
+    ///
+    /// # Errors
+    /// [`LedgerError`] of the first entry that could not be taken away.
+    pub fn replay(&self, steps: &Steps, inmates: Inmates) -> Result<(), LedgerError> {
+        let mut text = Vec::new();
+        let read = self.file().and_then(|mut file| {
+            file.rewind()?;
+            file.read_to_end(&mut text)
+        });
+        read.map_err(LedgerError::Read)?;
+        undo_all(&text, steps, inmates)
+    }
+
+    fn file(&self) -> io::Result<MutexGuard<'_, File>> {
+        self.file.lock().map_err(|_| io::Error::other("a user of the ledger panicked"))
     }
 }
 
-/// Takes away everything that the ledger in `directory` names, newest first.
-///
-/// All entries are tried; the first failure is returned.
+/// The same for the ledger in `directory`, whose sandbox is gone; none there is no error.
 ///
 /// # Errors
-/// [`LedgerError`] of the first entry that could not be taken away.
+/// As of [`Ledger::replay`].
 pub fn replay(directory: &Path, steps: &Steps) -> Result<(), LedgerError> {
-    let file = match OpenOptions::new().read(true).open(directory.join(FILE)) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(LedgerError::Open(e)),
-    };
-    let lines: Vec<String> =
-        BufReader::new(file).lines().collect::<io::Result<_>>().map_err(LedgerError::Read)?;
+    match fs::read(directory.join(FILE)) {
+        Ok(text) => undo_all(&text, steps, Inmates::Kill),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(LedgerError::Read(e)),
+    }
+}
+
+fn undo_all(text: &[u8], steps: &Steps, inmates: Inmates) -> Result<(), LedgerError> {
     // A line that was cut short by a crash describes a thing that was never made.
-    let entries = lines.iter().rev().filter_map(|line| serde_json::from_str::<Entry>(line).ok());
+    let lines = text.rsplit(|byte| *byte == b'\n');
+    let entries = lines.filter_map(|line| serde_json::from_slice::<Entry>(line).ok());
     let mut outcome = Ok(());
     for entry in entries {
-        outcome = outcome.and(undo(&entry, steps));
+        outcome = outcome.and(undo(&entry, steps, inmates));
     }
     outcome
 }
 
-fn undo(entry: &Entry, steps: &Steps) -> Result<(), LedgerError> {
+fn undo(entry: &Entry, steps: &Steps, inmates: Inmates) -> Result<(), LedgerError> {
     match entry {
-        Entry::Cgroup { path } => cgroup::remove(path)
-            .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
+        Entry::Cgroup { path } => match inmates {
+            Inmates::Kill => cgroup::remove(path),
+            Inmates::Spare => cgroup::remove_unused(path),
+        }
+        .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
         Entry::CgroupParent { path } => cgroup::remove_unused(path)
             .map_err(|source| LedgerError::Cgroup { path: path.clone(), source }),
         Entry::Directory { path } => remove_directory(path)
             .map_err(|source| LedgerError::Directory { path: path.clone(), source }),
-        Entry::Redirect { namespace, identity, link, index, own_qdisc } => {
+        Entry::Redirect { namespace, identity, link, index, own_qdisc, limited } => {
             let redirected = network::Redirected {
                 namespace,
                 identity: *identity,
                 link,
                 index: *index,
                 own_qdisc: *own_qdisc,
+                limited: *limited,
             };
             network::restore_link(&redirected, steps).map_err(|source| LedgerError::Redirect {
                 link: link.clone(),
@@ -204,7 +237,7 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 mod tests {
     use std::{fs, os::fd::OwnedFd, path::PathBuf};
 
-    use super::{Entry, FILE, Ledger, replay};
+    use super::{Entry, FILE, Inmates, Ledger, replay};
     use crate::step::Steps;
 
     fn directory() -> (tempfile::TempDir, OwnedFd) {
@@ -223,6 +256,23 @@ mod tests {
         let text = fs::read_to_string(directory.path().join(FILE)).unwrap();
         assert_eq!(text.lines().count(), 2);
         assert_eq!(serde_json::from_str::<Entry>(text.lines().next().unwrap()).unwrap(), entry);
+    }
+
+    #[test]
+    fn a_ledger_that_was_removed_is_known_to_its_sandbox() {
+        let (directory, fd) = directory();
+        let ledger = Ledger::open(&fd).unwrap();
+        let (first, second) = (directory.path().join("first"), directory.path().join("second"));
+        for path in [&first, &second] {
+            ledger.intend(&Steps::default(), &Entry::Directory { path: path.clone() }).unwrap();
+            fs::create_dir(path).unwrap();
+        }
+        fs::remove_file(directory.path().join(FILE)).unwrap();
+        ledger.replay(&Steps::default(), Inmates::Kill).unwrap();
+        assert!(!first.exists() && !second.exists());
+        fs::create_dir(&second).unwrap();
+        ledger.replay(&Steps::default(), Inmates::Kill).unwrap();
+        assert!(!second.exists(), "it is read from its beginning each time");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod ending;
 mod links;
+mod ranking;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -42,7 +43,7 @@ use crate::{
     disk::{self, DiskError},
     guest::{AgentConnection, Switchboard},
     layers::{Layers, LayersError},
-    ledger::{self, Entry, Ledger, LedgerError},
+    ledger::{Entry, Inmates, Ledger, LedgerError},
     loss::Loss,
     network::{Namespace, NetworkError, guard::Claim},
     process::pid_number,
@@ -87,6 +88,8 @@ pub enum SandboxError {
     BootTimeout { limit: Duration, console: String },
     #[error("the sandbox is not running")]
     NotRunning,
+    #[error("the sandbox is not running: {}", .0.describe())]
+    Lost(Loss),
     #[error("killed while the VM booted")]
     Aborted,
     #[error(transparent)]
@@ -179,6 +182,7 @@ struct Live {
 pub struct Sandbox {
     settings: Settings,
     budget: Budget,
+    ranks: ranking::Ranks,
     steps: Arc<Steps>,
     ledger: Arc<Ledger>,
     network_note: watch::Sender<String>,
@@ -194,7 +198,7 @@ impl Sandbox {
     /// Makes everything that a VM will need and that costs nothing while there is none.
     ///
     /// # Errors
-    /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
+    /// [`SandboxError`]; [`crate::ledger::replay`] undoes what was made.
     pub fn prepare(settings: Settings) -> Result<Arc<Self>, SandboxError> {
         let steps = Arc::new(Steps::from_environment());
         let ledger = Ledger::open(&settings.directory_fd)?;
@@ -224,6 +228,7 @@ impl Sandbox {
         Ok(Arc::new(Self {
             settings,
             budget,
+            ranks: ranking::Ranks::default(),
             steps,
             ledger: Arc::new(ledger),
             network_note: watch::Sender::new("loopback alone".into()),
@@ -239,7 +244,7 @@ impl Sandbox {
     /// Makes the group of one more container, and puts its monitor there.
     ///
     /// # Errors
-    /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
+    /// [`SandboxError`]; [`Sandbox::undo`] undoes what was made.
     pub fn add_member(
         &self,
         id: &str,
@@ -265,6 +270,7 @@ impl Sandbox {
     /// [`SandboxError::Cgroup`].
     pub fn remove_member(&self, id: &str, group: &Group) -> Result<(), SandboxError> {
         self.budget.release(id)?;
+        self.rank_without(id);
         Ok(group.remove()?)
     }
 
@@ -276,7 +282,7 @@ impl Sandbox {
     /// Makes a container's root of an image's layers; they stay in use for as long as the sandbox lives.
     ///
     /// # Errors
-    /// [`SandboxError`]; [`ledger::replay`] undoes what was made.
+    /// [`SandboxError`]; [`Sandbox::undo`] undoes what was made.
     pub fn attach_layers(&self, id: &str, layers: &Layers) -> Result<(), SandboxError> {
         let locks = layers.attach(id, &self.tree, (&self.ledger, &self.steps))?;
         self.live().layers.extend(locks);
@@ -321,9 +327,13 @@ impl Sandbox {
     /// The agent of a running sandbox.
     ///
     /// # Errors
-    /// [`SandboxError::NotRunning`].
+    /// [`SandboxError::NotRunning`], [`SandboxError::Lost`].
     pub fn agent(&self) -> Result<Agent, SandboxError> {
-        self.live().agent.clone().ok_or(SandboxError::NotRunning)
+        let agent = self.live().agent.clone();
+        agent.ok_or_else(|| match &*self.loss.borrow() {
+            None | Some(Loss::Stopped) => SandboxError::NotRunning,
+            Some(loss) => SandboxError::Lost(loss.clone()),
+        })
     }
 
     /// What is worth recording.
@@ -361,6 +371,8 @@ impl Sandbox {
         let proxy_pid = pid_number(&proxy.child);
         let proxy_child = Arc::new(proxy.child);
         self.live().proxy = Some(proxy_child.clone());
+        // As the VMM's launcher does.
+        self.rank_vm();
         self.settings.vm_group.enter(proxy_pid)?;
         let control = proxy.control;
         let sandbox = self.clone();
@@ -370,7 +382,7 @@ impl Sandbox {
         let devices = vm::Devices { ends, nics: attached.nics, disks };
         let (vm, notes) = vm::make(&self.settings.vm, &self.nonce, devices)?;
         self.live().vm = Some(vm.clone());
-        vm.boot().await.map_err(VmError::Boot)?;
+        vm.boot().await.map_err(|error| self.vmm_failed(error))?;
         self.check_aborted()?;
         {
             let mut live = self.live();
@@ -382,7 +394,8 @@ impl Sandbox {
         self.open_localhost(localhost)?;
         let agent = self.await_agent(&vm).await?;
         self.start_sandbox(agent.clone(), attached.change, boot).await?;
-        self.follow_network(mirror, agent);
+        self.rank_vm();
+        self.follow_network(mirror, agent, vm);
         Ok(())
     }
 
@@ -399,7 +412,7 @@ impl Sandbox {
                 return Err(SandboxError::BootTimeout { limit, console: vm.console_tail() });
             }
         };
-        Ok(Agent::new(connection, self.steps.clone()))
+        Ok(Agent::new(connection, self.steps.clone(), self.loss.subscribe()))
     }
 
     async fn start_sandbox(
@@ -433,7 +446,11 @@ impl Sandbox {
                 tokio::spawn(clock::keep(self.clone()));
                 Ok(())
             }
-            Err(AgentError::Lost { .. }) => Err(self.boot_failed(&self.agent_lost().await)),
+            Err(
+                AgentError::Lost { .. }
+                | AgentError::Silent { .. }
+                | AgentError::SandboxLost { .. },
+            ) => Err(self.boot_failed(&self.agent_lost().await)),
             Err(refused) => Err(refused.into()),
         }
     }
@@ -453,17 +470,25 @@ impl Sandbox {
         });
     }
 
+    /// Undoes what was made for a creation that has failed.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ledger`].
+    pub fn undo(&self) -> Result<(), SandboxError> {
+        Ok(self.ledger.replay(&Steps::default(), Inmates::Kill)?)
+    }
+
     /// Takes everything away that is not the sandbox directory itself.
     ///
     /// # Errors
     /// [`SandboxError`]; to be tried again.
-    pub async fn tear_down(&self) -> Result<(), SandboxError> {
+    pub async fn tear_down(&self, inmates: Inmates) -> Result<(), SandboxError> {
         self.stop().await;
         self.tree.unmount()?;
         // Replaying takes the claim itself, as whoever deletes without a shim has to.
         self.leave_network().await;
-        let (directory, steps) = (self.settings.directory.clone(), self.steps.clone());
-        let replay = tokio::task::spawn_blocking(move || ledger::replay(&directory, &steps)).await;
+        let (ledger, steps) = (self.ledger.clone(), self.steps.clone());
+        let replay = tokio::task::spawn_blocking(move || ledger.replay(&steps, inmates)).await;
         replay.map_err(|_| SandboxError::NetworkTask)??;
         Ok(())
     }

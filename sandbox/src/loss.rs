@@ -21,6 +21,8 @@ pub enum Loss {
     GuestOom(String),
     /// The guest restarted itself or switched itself off.
     GuestReset(String),
+    /// The guest did not end what it was told to kill, so we ended the VM.
+    GuestStuck(String),
     /// The agent died or closed its connection.
     Agent(String),
     /// Somebody killed the VMM.
@@ -44,7 +46,7 @@ impl Loss {
             Self::GuestPanic(text) => format!("guest kernel panicked: {text}"),
             Self::Agent(text) => format!("agent was lost: {text}"),
             Self::GuestOom(text) => format!("guest was out of memory: {text}"),
-            Self::GuestReset(text) => text.clone(),
+            Self::GuestReset(text) | Self::GuestStuck(text) => text.clone(),
             Self::Vmm(text) | Self::VmmCrash(text) => format!("VMM ended: {text}"),
             Self::HostOom(text) => format!("the host was out of memory: {text}"),
             Self::Proxy(text) | Self::ProxyCrash(text) => format!("proxy ended: {text}"),

@@ -8,12 +8,13 @@
 use std::{
     ffi::CStr,
     io,
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat},
+    fs::{AtFlags, CWD, Mode, OFlags, chmodat, mkdirat, openat, unlinkat},
     io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change,
@@ -159,23 +160,18 @@ impl SharedTree {
         self.attach(tree, &place)
     }
 
-    /// Takes a container's root file system away again. One that is not there is no error.
+    /// Takes a container's root file system and its volumes away again. What is not there is no error.
     ///
     /// # Errors
     /// [`ShareError::Detach`].
-    pub fn detach_root(&self, id: &str) -> Result<(), ShareError> {
-        self.detach(&Path::new("roots").join(id))
+    pub fn detach(&self, id: &str, volumes: Range<usize>) -> Result<(), ShareError> {
+        self.detach_place(&Path::new("roots").join(id))?;
+        volumes
+            .map(|number| Path::new("volumes").join(number.to_string()))
+            .try_for_each(|place| self.detach_place(&place))
     }
 
-    /// Takes a volume away again. One that is not there is no error.
-    ///
-    /// # Errors
-    /// [`ShareError::Detach`].
-    pub fn detach_volume(&self, number: usize) -> Result<(), ShareError> {
-        self.detach(&Path::new("volumes").join(number.to_string()))
-    }
-
-    fn detach(&self, place: &Path) -> Result<(), ShareError> {
+    fn detach_place(&self, place: &Path) -> Result<(), ShareError> {
         let failed = |e: Errno| ShareError::Detach { path: place.into(), source: e.into() };
         match unmount(self.path.join(place), UnmountFlags::DETACH) {
             // No mount point, or nothing at all.
@@ -198,7 +194,10 @@ impl SharedTree {
     }
 
     fn make_directory(&self, place: &Path) -> Result<(), ShareError> {
-        mkdirat(&self.root, place, Mode::from_raw_mode(0o755))
+        let mode = Mode::from_raw_mode(0o755);
+        mkdirat(&self.root, place, mode)
+            // The proxy is to get through, whatever the caller's umask.
+            .and_then(|()| chmodat(&self.root, place, mode, AtFlags::empty()))
             .map_err(|e| ShareError::Make { path: place.into(), source: e.into() })
     }
 

@@ -9,15 +9,24 @@ use kata_hypervisor::{
     AcceleratorChoice, Disk, HypervisorError, KvmUnusable, MacAddress, MachineChoice,
     MachineDemand, MachineType, MemoryMib, Nic as VmNic, Pages, Share, TscClock, Vhost, VmConfig,
     Vsock,
-    qemu::{JailSettings, Kernel, Qemu, QemuSettings},
+    qemu::{JailSettings, Kernel, Plugged, Qemu, QemuSettings},
 };
 use kata_protocol::{NONCE_PARAMETER, ROOTS, VOLUMES, hello::BootNonce};
 use thiserror::Error;
 
-use crate::{network::Nic, proxy::VmmEnds};
+use crate::{
+    network::{Nic, Rates},
+    proxy::VmmEnds,
+};
 
 /// Random numbers, vsock and the two shares.
 const DEVICES_BESIDE_NICS: usize = 4;
+
+/// Places for cards that are added while the VM runs, where there is PCI. Each costs the boot a bridge.
+const NIC_PORTS: usize = 4;
+
+/// Each costs the VMM descriptors, and the guest memory for packets that may come.
+const MOST_QUEUES: usize = 8;
 
 /// Why the VM could not be made.
 #[derive(Debug, Error)]
@@ -58,12 +67,16 @@ pub struct VmSettings {
     pub machine: Option<MachineType>,
     /// Accelerator, chosen.
     pub accelerator: AcceleratorChoice,
+    /// Who moves the packets of its cards.
+    pub vhost: Arc<Vhost>,
     /// Measures the host's TSC frequency since the sandbox was made: a guest under TCG needs to be told.
     pub tsc: Arc<TscClock>,
     /// Cards that wait for links which appear later.
     pub spare_nics: usize,
     /// How frames get from a link to its card.
     pub network_model: NetworkModel,
+    /// Most that a link may carry.
+    pub rates: Rates,
     /// Longest that a boot may take.
     pub boot_limit: Duration,
 }
@@ -113,10 +126,8 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         Share { tag: ROOTS.0.into(), socket: devices.ends.roots },
         Share { tag: VOLUMES.0.into(), socket: devices.ends.volumes },
     ];
-    let vhost = Vhost::look(config.accelerator);
     for nic in devices.nics {
-        let vhost = vhost.open();
-        config.nics.push(VmNic { tap: nic.tap, mac: MacAddress(nic.mac), vhost });
+        config.nics.push(card(nic, &settings.vhost));
     }
     config.disks = devices.disks;
     let kernel = Kernel::look(&settings.kernel).map_err(VmError::Boot)?;
@@ -130,8 +141,16 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         None => MachineType::choose(demand),
     };
     config.machine = machine.machine;
+    // Whoever has none that wait has nobody who would bring links.
+    if config.machine == MachineType::Q35 && settings.spare_nics > 0 && !config.nics.is_empty() {
+        config.nic_ports = NIC_PORTS;
+    }
     let mut notes = notes(settings, &machine);
-    notes.insert("packets".into(), vhost.to_string());
+    let queues = match queues(settings) {
+        1 => String::new(),
+        several => format!(", {several} queues a card"),
+    };
+    notes.insert("packets".into(), format!("{}{queues}", settings.vhost));
     let qemu = QemuSettings {
         binary: settings.vmm.clone(),
         jail: Some(JailSettings { launcher: settings.launcher.clone(), user: settings.user }),
@@ -139,6 +158,65 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
         cgroup_procs: settings.cgroup_procs.clone(),
     };
     Ok((Arc::new(Qemu::new(qemu, config).map_err(VmError::Boot)?), notes))
+}
+
+/// Where cards are added to a running VM.
+pub struct Ports {
+    vm: Vm,
+    vhost: Arc<Vhost>,
+}
+
+impl Ports {
+    /// Those of a VM that was made with these settings.
+    pub fn of(vm: Vm, settings: &VmSettings) -> Self {
+        Self { vm, vhost: settings.vhost.clone() }
+    }
+
+    /// Whether there is room for one more.
+    pub fn has_room(&self) -> bool {
+        self.vm.has_port()
+    }
+
+    /// Whether a card is still the VM's: a guest may let go of one although nobody has asked it.
+    pub fn has(&self, card: Plugged) -> bool {
+        self.vm.has_card(card)
+    }
+
+    /// Changes whenever there is room for one more than before.
+    pub fn freed(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.vm.freed_ports()
+    }
+
+    /// Adds a card; none when there is no room.
+    ///
+    /// # Errors
+    /// What the VMM says against it.
+    pub async fn plug(&self, nic: Nic) -> Result<Option<Plugged>, HypervisorError> {
+        self.vm.plug(card(nic, &self.vhost)).await
+    }
+
+    /// Begins to take a card out, which takes as long as the guest likes.
+    ///
+    /// # Errors
+    /// What the VMM says against it; the card is as it was then.
+    pub async fn unplug(&self, card: Plugged) -> Result<(), HypervisorError> {
+        self.vm.unplug(card).await
+    }
+}
+
+fn card(nic: Nic, vhost: &Vhost) -> VmNic {
+    // All of its queues are the kernel's, or none.
+    let vhosts: Option<Vec<_>> = nic.queues.iter().map(|_| vhost.open()).collect();
+    VmNic { taps: nic.queues, mac: MacAddress(nic.mac), vhosts: vhosts.unwrap_or_default() }
+}
+
+/// Queues that each card has: one a processor, where the kernel serves each on a thread of its own. The VMM's one main loop
+/// serves all that it has one after the other.
+pub fn queues(settings: &VmSettings) -> usize {
+    match *settings.vhost {
+        Vhost::Kernel => usize::from(settings.vcpus.get()).min(MOST_QUEUES),
+        Vhost::Emulated | Vhost::Absent(_) => 1,
+    }
 }
 
 /// Cards that wait for links which appear later: as many as are wanted, but not so many that the machine would have to be a

@@ -55,6 +55,9 @@ use crate::{
 /// So long a guest may take to write back or let go of its caches, when a container is paused and resumed.
 const CACHES: Duration = Duration::from_secs(10);
 
+/// An engine that calls us reads on for as long as it wants, and then deletes the process: longer than any process lives.
+const UNTIL_DELETED: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What a container is to its sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -285,14 +288,17 @@ impl Container {
         if self.record().status != from {
             return Err(Refusal::precondition(otherwise));
         }
-        let container = agent::ContainerRef {
-            container_id: self.init.container_id.clone(),
-            ..Default::default()
-        };
+        let container = self.reference();
         let agent = self.sandbox.agent()?;
         let none = agent::Empty::new();
         if paused {
-            agent.pause_container(&container).await?;
+            if let Err(error) = agent.pause_container(&container).await {
+                if !matches!(error, AgentError::Refused { .. }) {
+                    // A guest that hangs may do it when it goes on; nobody waits for that.
+                    tokio::spawn(async move { agent.resume_container(&container).await });
+                }
+                return Err(error.into());
+            }
             self.update_record(|record| record.status = to)?;
             if !matches!(timeout(CACHES, agent.flush(&none)).await, Ok(Ok(_))) {
                 tracing::warn!("guest did not write its files back");
@@ -326,7 +332,10 @@ impl Container {
                 process.outcome_of_loss(&self.sandbox.lost().await)
             }
             Ok(agent) => match agent.wait_process(&process.reference()).await {
-                Ok(end) => Outcome::of_agent(&end),
+                Ok(end) => {
+                    process.note_in_guest(false);
+                    Outcome::of_agent(&end)
+                }
                 Err(error) => {
                     tracing::debug!(%error, "wait for the process");
                     match error {
@@ -360,11 +369,15 @@ impl Container {
             // Files written by the container are on the host before anybody hears of its end.
             tokio::join!(last, self.settle_guest());
         }
-        let grace_ms = u64::try_from(self.grace.as_millis()).ok();
+        let grace = if process.monitor.is_ours() { UNTIL_DELETED } else { self.grace };
+        let grace_ms = u64::try_from(grace.as_millis()).ok();
         process.drain(End { grace_ms, ..outcome.end.clone() }).await;
         let mut ended = outcome.recorded();
         if process.is_init() {
             self.explain(&mut ended);
+            if ended.cause.is_out_of_memory() {
+                self.mark_bundle();
+            }
             let (code, cause) = (ended.code, ended.cause.describe());
             tracing::info!(
                 code,

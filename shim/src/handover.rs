@@ -10,7 +10,7 @@ use std::{
 };
 
 use kata_engine_api::{
-    handover::{Answer, Create, Exec, FailureKind, Further, Request},
+    handover::{Answer, Confirmed, Create, Exec, FailureKind, Further, Request},
     words::chain,
 };
 use kata_sandbox::{
@@ -24,7 +24,7 @@ use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 
 use crate::{
-    container::Role,
+    container::{Container, Role},
     engine::stdio::Names,
     failure::Refusal,
     monitor::Monitor,
@@ -66,7 +66,7 @@ pub async fn serve(service: Arc<Service>, listener: OwnedFd) -> io::Result<()> {
     }
 }
 
-async fn answer(service: &Service, connection: OwnedFd) -> Result<(), PacketError> {
+async fn answer(service: &Arc<Service>, connection: OwnedFd) -> Result<(), PacketError> {
     let connection = PacketSocket::new(connection)?;
     let Some((request, mut fds)) = connection.receive::<Request>().await? else { return Ok(()) };
     if let Request::Create(Create { further_packets, .. }) = &request {
@@ -75,10 +75,28 @@ async fn answer(service: &Service, connection: OwnedFd) -> Result<(), PacketErro
             fds.extend(more);
         }
     }
-    let done = match request {
-        Request::Create(create) => take_create(service, &create, fds).await,
-        Request::Exec(exec) => take_exec(service, &exec, fds).await,
-    };
+    match request {
+        Request::Exec(exec) => tell(&connection, take_exec(service, &exec, fds).await).await,
+        Request::Create(create) => match take_create(service, &create, fds).await {
+            Ok(container) => {
+                tokio::spawn(service.clone().outlive(container.clone()));
+                let told = tell(&connection, Ok(())).await;
+                if told.is_err() || !is_confirmed(&connection).await {
+                    service.take_back(&container).await;
+                }
+                told
+            }
+            Err(refusal) => tell(&connection, Err(refusal)).await,
+        },
+    }
+}
+
+/// Waits until the caller says that somebody knows of its container, or has gone.
+async fn is_confirmed(connection: &PacketSocket) -> bool {
+    matches!(connection.receive::<Confirmed>().await, Ok(Some(_)))
+}
+
+async fn tell(connection: &PacketSocket, done: Result<(), Refusal>) -> Result<(), PacketError> {
     let answer = match done {
         Ok(()) => Answer::Ok {},
         Err(refusal) => {
@@ -89,7 +107,11 @@ async fn answer(service: &Service, connection: OwnedFd) -> Result<(), PacketErro
     connection.send(&answer, &[]).await
 }
 
-async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+async fn take_create(
+    service: &Service,
+    create: &Create,
+    fds: Vec<OwnedFd>,
+) -> Result<Arc<Container>, Refusal> {
     let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
     let mut fds = Descriptors(fds.into_iter());
     let control = fds.next("the monitor's control socket")?;
@@ -122,7 +144,7 @@ async fn take_create(service: &Service, create: &Create, fds: Vec<OwnedFd>) -> R
         names: Names::default(),
         spec,
     };
-    service.create(creation).await.map(drop)
+    service.create(creation).await
 }
 
 async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<(), Refusal> {

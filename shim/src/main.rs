@@ -58,10 +58,6 @@ fn run() -> anyhow::Result<()> {
         ["offline", "delete", "--sandbox-dir", dir] => offline::delete(dir.as_ref()),
         ["offline", "repair", "--sandbox-dir", dir] => offline::repair(dir.as_ref()),
         ["verify"] => vmm::verify(),
-        ["--version" | "-v"] => {
-            println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
         ["serve-engine", namespace, _id] => serve::serve_engine(namespace),
         [first, ..] if first.starts_with('-') => {
             let flags = Flags::parse(&arguments).with_context(|| USAGE.to_owned())?;
@@ -69,7 +65,11 @@ fn run() -> anyhow::Result<()> {
                 Verb::Start => engine::start::start(&flags),
                 Verb::Delete => engine::delete::delete(&flags),
                 Verb::Info => engine::info::info(),
-                Verb::Version | Verb::None => bail!("nothing to do\n{USAGE}"),
+                Verb::Version => {
+                    println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));
+                    Ok(())
+                }
+                Verb::None => bail!("nothing to do\n{USAGE}"),
             }
         }
         _ => bail!("unknown arguments {words:?}\n{USAGE}"),

@@ -4,7 +4,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use kata_engine_api::control::{End, Stream, ToMonitor, ToShim};
 use kata_sandbox::packet::{PacketError, PacketSocket};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::{
+    fs::{AtFlags, CWD, FileType, StatxFlags, statx},
+    process::{Signal, pidfd_send_signal},
+};
+
+/// Major and minor number of `/dev/null`, for ever.
+const NULL: (u32, u32) = (1, 3);
 
 /// A monitor, alive or not: whether it is gone shows in [`Monitor::next`].
 #[derive(Debug)]
@@ -42,6 +48,22 @@ impl Monitor {
     /// Whether nobody but the shim waits for it.
     pub fn is_ours(&self) -> bool {
         self.process.is_some()
+    }
+
+    /// Whether a stream leads to `/dev/null` on the host: the guest has one of its own, and the process needs no connection.
+    pub fn discards(&self, stream: Stream) -> bool {
+        let number = match stream {
+            Stream::Stdin => 0,
+            Stream::Stdout => 1,
+            Stream::Stderr => 2,
+            Stream::Terminal => return false,
+        };
+        let path = format!("/proc/{}/fd/{number}", self.pid);
+        // What is known is enough: a server that hangs must not be asked. A monitor that is gone has nothing to say to it.
+        statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).is_ok_and(|file| {
+            FileType::from_raw_mode(file.stx_mode.into()) == FileType::CharacterDevice
+                && (file.stx_rdev_major, file.stx_rdev_minor) == NULL
+        })
     }
 
     /// Kills one of ours.

@@ -2,12 +2,11 @@
 //! unmounts would stay busy for as long as this sandbox lives. So all mounts that the sandbox has no use for are let go.
 
 use std::{
-    ffi::OsStr,
-    fs, io,
-    os::unix::ffi::OsStrExt,
+    io,
     path::{Path, PathBuf},
 };
 
+use kata_sys::mount_table;
 use rustix::mount::{UnmountFlags, unmount};
 
 /// Kernel interfaces, and where the host keeps programs and their configuration.
@@ -22,8 +21,7 @@ const KEPT_PATHS: [&str; 6] = ["/usr/bin", "/usr/share", "/usr/lib", "/lib", "/l
 /// # Errors
 /// When the mounts can't be listed. A mount that does not let itself be detached is passed over.
 pub fn keep_only(own: &Path, needed: &[PathBuf]) -> io::Result<()> {
-    let mountinfo = fs::read("/proc/self/mountinfo")?;
-    let points = mount_points(&mountinfo);
+    let points = mount_table::points()?;
     // Those that were mounted last come first: they lie on top.
     for point in points.iter().rev().filter(|point| is_useless(point, own, needed)) {
         if let Err(error) = unmount(point.as_path(), UnmountFlags::DETACH) {
@@ -42,40 +40,11 @@ fn is_useless(point: &Path, own: &Path, needed: &[PathBuf]) -> bool {
         && !needed.iter().any(|path| on_the_way(path))
 }
 
-fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
-    let lines = mountinfo.split(|byte| *byte == b'\n');
-    lines
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|field| PathBuf::from(OsStr::from_bytes(&unescape(field))))
-        .collect()
-}
-
-/// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((byte, after)) = rest.split_first() {
-        let digits =
-            after.get(..3).filter(|_| *byte == b'\\').and_then(|d| std::str::from_utf8(d).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) => {
-                plain.push(escaped);
-                rest = &after[3..];
-            }
-            None => {
-                plain.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::{is_useless, mount_points};
+    use super::is_useless;
 
     #[test]
     fn an_engines_mounts_go_and_the_way_to_the_sandbox_stays() {
@@ -90,12 +59,5 @@ mod tests {
         {
             assert!(is_useless(Path::new(useless), own, &needed), "{useless}");
         }
-    }
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let points =
-            mount_points(b"1 2 0:3 / /a\\040b rw - tmpfs t rw\n4 5 0:6 / /c rw - tmpfs t rw\n");
-        assert_eq!(points, [PathBuf::from("/a b"), PathBuf::from("/c")]);
     }
 }

@@ -21,11 +21,18 @@ pub fn state(directory: &Path) -> anyhow::Result<()> {
 pub fn delete(directory: &Path) -> anyhow::Result<()> {
     ledger::replay(directory, &Steps::from_environment())
         .with_context(|| format!("clean up after {}", directory.display()))?;
-    match fs::remove_dir_all(directory) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", directory.display()))
+    remove(directory).with_context(|| format!("remove {}", directory.display()))
+}
+
+/// Removes a directory of a sandbox or a container, which need not be there. Monitors of a dead shim note in theirs how their
+/// containers ended, each once: what comes into it meanwhile is removed as well.
+pub fn remove(directory: &Path) -> io::Result<()> {
+    loop {
+        match fs::remove_dir_all(directory) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => return Ok(()),
         }
-        _ => Ok(()),
     }
 }
 

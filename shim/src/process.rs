@@ -95,6 +95,8 @@ pub struct Process {
     size: Mutex<Option<TerminalSize>>,
     drained: Notify,
     handover: Mutex<Option<JoinHandle<()>>>,
+    /// The guest may have it on its books.
+    in_guest: AtomicBool,
     killed: AtomicBool,
     deleted: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
@@ -119,6 +121,7 @@ impl Process {
             size: Mutex::new(terminal.flatten()),
             drained: Notify::new(),
             handover: Mutex::default(),
+            in_guest: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             ended: watch::Sender::new(None),
@@ -190,6 +193,15 @@ impl Process {
     /// The monitor has passed on all output, or is gone.
     pub fn note_drained(&self) {
         self.drained.notify_one();
+    }
+
+    /// The guest is asked to make it, or has said the last of it.
+    pub fn note_in_guest(&self, in_guest: bool) {
+        self.in_guest.store(in_guest, Ordering::Relaxed);
+    }
+
+    pub fn is_in_guest(&self) -> bool {
+        self.in_guest.load(Ordering::Relaxed)
     }
 
     /// Somebody killed it whose guest would not.
@@ -282,8 +294,11 @@ impl Process {
         board: &Switchboard,
         token: StreamToken,
     ) -> agent::Stdio {
+        // Without a token the process gets the guest's own /dev/null.
+        let kinds: Vec<_> =
+            self.kinds().iter().filter(|(kind, _)| !self.monitor.discards(*kind)).collect();
         let waiting: Vec<_> =
-            self.kinds().iter().map(|(kind, wire)| (*kind, board.expect(token, *wire))).collect();
+            kinds.iter().map(|(kind, wire)| (*kind, board.expect(token, *wire))).collect();
         let process = Arc::clone(self);
         let handover = tokio::spawn(async move {
             let mut streams = Vec::new();
@@ -296,7 +311,6 @@ impl Process {
         });
         *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(handover);
         let size = self.size();
-        let token = token.to_vec();
         let mut stdio = agent::Stdio {
             terminal: self.terminal,
             rows: size.map_or(0, |size| size.rows.into()),
@@ -304,12 +318,14 @@ impl Process {
             bare_newlines: self.monitor.callers_terminal,
             ..Default::default()
         };
-        if self.terminal {
-            stdio.terminal_token = token;
-        } else {
-            stdio.stdin_token.clone_from(&token);
-            stdio.stdout_token.clone_from(&token);
-            stdio.stderr_token = token;
+        for (kind, _) in kinds {
+            let place = match kind {
+                Stream::Stdin => &mut stdio.stdin_token,
+                Stream::Stdout => &mut stdio.stdout_token,
+                Stream::Stderr => &mut stdio.stderr_token,
+                Stream::Terminal => &mut stdio.terminal_token,
+            };
+            *place = token.to_vec();
         }
         stdio
     }
@@ -346,6 +362,7 @@ impl Outcome {
             Loss::GuestPanic(text) => (Cause::GuestPanic, Some(text.clone())),
             Loss::GuestOom(text) => (Cause::GuestOom, Some(text.clone())),
             Loss::GuestReset(text) => (Cause::GuestReset, Some(text.clone())),
+            Loss::GuestStuck(text) => (Cause::GuestStuck, Some(text.clone())),
             Loss::VmmCrash(text) => (Cause::VmmCrashed, Some(text.clone())),
             Loss::HostOom(text) => (Cause::HostOom, Some(text.clone())),
             Loss::ProxyCrash(text) => (Cause::ProxyCrashed, Some(text.clone())),
@@ -409,6 +426,7 @@ mod tests {
             Loss::Agent(text()),
             Loss::GuestOom(text()),
             Loss::GuestReset(text()),
+            Loss::GuestStuck(text()),
             Loss::Vmm(text()),
             Loss::VmmCrash(text()),
             Loss::HostOom(text()),

@@ -26,9 +26,8 @@ use kata_engine_api::{
 use kata_sys::{inherit, watch::watch};
 use rustix::{
     fs::{Mode, OFlags, openat},
-    mount::{MountPropagationFlags, mount_change},
     process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::UnshareFlags,
+    thread::{CpuSet, UnshareFlags, sched_setaffinity},
 };
 use tokio::{io::Interest, net::UnixListener};
 use ttrpc::asynchronous::{Server, transport::Listener};
@@ -117,10 +116,19 @@ impl Inherited {
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
             .context("raise the limit on descriptors")?;
+        leave_callers_cpus();
         kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).context("leave the host's mounts")?;
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-            .context("follow the host's mounts")?;
         Ok((self.sockets, Service::new(path, Arc::new(directory), loaded)))
+    }
+}
+
+/// Engines are held to processors of their own (systemd's `CPUAffinity=`), and what they start would be held there, too: the
+/// VM, and how many processors it gets. Which ones a sandbox may use is said by its control group.
+fn leave_callers_cpus() {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+    if let Err(error) = sched_setaffinity(None, &all) {
+        tracing::warn!(%error, "the sandbox is held to the processors of its caller");
     }
 }
 
@@ -180,7 +188,7 @@ fn as_version_3<T>(services: HashMap<String, T>) -> HashMap<String, T> {
     services.into_iter().map(|(name, service)| (name.replace(".v2.", ".v3."), service)).collect()
 }
 
-/// Returns when the process that started this one has died before it created a container: then nobody ever will.
+/// Returns when the process that started this one has died, and there is no container: then there never will be one.
 async fn abandoned(service: &Service, creator: OwnedFd) {
     match watch(creator, Interest::READABLE) {
         Ok(creator) => {
@@ -191,7 +199,8 @@ async fn abandoned(service: &Service, creator: OwnedFd) {
         Err(error) => tracing::warn!(%error, "watch the creator"),
     }
     if service.has_container() {
-        std::future::pending::<()>().await;
+        // It may still be in the making.
+        service.unmade().await;
     }
 }
 
@@ -212,6 +221,8 @@ fn log_to(directory: &OwnedFd, engine: Option<OwnedFd>, level: LogLevel) -> anyh
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(false)
+        // These would go to stderr, which is the same file: where there is no room for a line, none may end the shim.
+        .log_internal_errors(false)
         .with_writer(Mutex::new(Log {
             own: log.into(),
             written: 0,

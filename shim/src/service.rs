@@ -3,36 +3,36 @@
 //! The command line has one container in a sandbox; an engine may have many. The first that is created makes the
 //! sandbox, and the sandbox is taken down with the container that holds it, or with the last.
 
+mod forsaken;
+mod place;
+
 use std::{
     collections::HashMap,
-    fs, io,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use kata_config::{Artefact, Config, ConfigError, Loaded, Machine, Prefix};
+use kata_config::{ConfigError, Loaded};
 use kata_engine_api::{
     handover::{FailureKind, TerminalSize},
-    record::{HOOKS_FILE, Record, Status},
+    record::{Record, Status},
     timestamp::rfc3339,
     words::chain,
 };
-use kata_hypervisor::{Accelerator, MachineType, MemoryMib, TscClock};
 use kata_protocol::{COPIES, ROOTS, VOLUMES};
 use kata_sandbox::{
     cgroup::Group,
-    disk::DiskError,
     layers::Layers,
-    lifecycle::{Common, Sandbox, Settings},
+    ledger::Inmates,
+    lifecycle::{Common, Sandbox},
     network::Namespace,
     share,
-    step::Steps,
-    vm::VmSettings,
 };
 use kata_spec::{Checked, Trees};
 use rustix::fs::{Mode, OFlags};
@@ -44,10 +44,8 @@ use crate::{
     engine::{pod, stdio::Names},
     failure::Refusal,
     monitor::Monitor,
-    mounts,
+    offline,
     process::Process,
-    sizing::{self, Capacity, Purpose, Size},
-    vmm,
 };
 
 /// A container to be made, with everything that only its creator could see.
@@ -104,6 +102,8 @@ pub struct Service {
     /// One at a time: who makes or takes down the sandbox.
     changing: tokio::sync::Mutex<()>,
     finished: Notify,
+    /// The command line's container did not come to be.
+    unmade: Notify,
 }
 
 impl Service {
@@ -121,6 +121,7 @@ impl Service {
             copies: Arc::default(),
             changing: tokio::sync::Mutex::default(),
             finished: Notify::new(),
+            unmade: Notify::new(),
         })
     }
 
@@ -147,10 +148,10 @@ impl Service {
 
     /// Makes a container, and the sandbox if there is none yet. A failure leaves nothing.
     pub async fn create(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
-        let id = creation.id.clone();
+        let (id, role) = (creation.id.clone(), creation.role);
         {
             let mut pod = self.pod();
-            let alone = creation.role == Role::Alone && !pod.containers.is_empty();
+            let alone = role == Role::Alone && !pod.containers.is_empty();
             if alone || pod.containers.contains_key(&id) {
                 let message = format!("container {id:?} exists already");
                 return Err(Refusal::new(FailureKind::AlreadyExists, message));
@@ -163,56 +164,62 @@ impl Service {
             Ok(container) => {
                 self.pod().containers.insert(id, Some(container.clone()));
             }
-            Err(_) => self.unmake(&id),
+            Err(_) => self.unmake(&id, role),
         }
         made
     }
 
     /// Undoes a failed create; with the sandbox, when nothing else is in it.
-    fn unmake(&self, id: &str) {
-        let mut pod = self.pod();
-        pod.containers.remove(id);
-        if !pod.containers.is_empty() {
-            return;
+    fn unmake(&self, id: &str, role: Role) {
+        {
+            let mut pod = self.pod();
+            pod.containers.remove(id);
+            if !pod.containers.is_empty() {
+                return;
+            }
+            pod.network = None;
         }
-        pod.sandbox = None;
-        pod.network = None;
-        if let Err(error) = kata_sandbox::ledger::replay(&self.directory, &Steps::default()) {
-            tracing::warn!(%error, "undo a failed create");
+        self.undo();
+        match role {
+            // Its creator ends the shim, if it still lives.
+            Role::Alone => self.unmade.notify_one(),
+            Role::Pod | Role::Member => self.finished.notify_one(),
         }
-        self.finished.notify_one();
     }
 
     fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
-        let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
-        let loaded = self.configure(&spec)?;
-        let config = &loaded.config;
+        let loaded = self.configure(&creation.spec)?;
         // Now, for the sandbox lets go of mounts that it has no use for. Engines may have none.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let bundle = rustix::fs::open(&spec.bundle, flags, Mode::empty()).ok();
-        let (sandbox, group) = match self.sandbox() {
-            Some(sandbox) => {
-                if let Some(disk) = spec.disks.first() {
-                    let late = DiskError::Late { serial: disk.serial() };
-                    return Err(Refusal::new(FailureKind::Unimplemented, late.to_string()));
-                }
-                let group = Group::plan(spec.cgroups_path.as_deref(), &id);
-                let group = group.map_err(|e| Refusal::internal(&e))?;
-                let memory = sandbox.budget().memory();
-                sizing::must_fit(&spec.limits, memory, Capacity::of_host())?;
-                sandbox.add_member(&id, (&group, &spec.limits), monitor.pid)?;
-                (sandbox, group)
+        let bundle = rustix::fs::open(&creation.spec.bundle, flags, Mode::empty()).ok();
+        let (id, role) = (creation.id.clone(), creation.role);
+        let (sandbox, group) = self.find_place(&creation, &loaded)?;
+        let grace = loaded.config.runtime.output_grace;
+        let count = creation.spec.volumes.len();
+        let first = self.volumes.fetch_add(count, Ordering::Relaxed);
+        let made = self.furnish(creation, (&sandbox, &group), first, (bundle, grace));
+        if let (Err(_), Role::Member) = (&made, role) {
+            if let Err(error) = sandbox.tree().detach(&id, first..first + count) {
+                tracing::warn!(%error, id, "take back the files of a container that could not be made");
             }
-            None => {
-                let place = (&id[..], role);
-                let sandbox =
-                    self.prepare(place, &spec, (&loaded, monitor.pid), network.as_ref())?;
-                sandbox.attach_disks(&spec.disks)?;
-                let group = sandbox.group().clone();
-                (sandbox, group)
+            if let Err(error) = sandbox.remove_member(&id, &group) {
+                tracing::warn!(%error, id, "take back a container that could not be made");
             }
-        };
-        let volumes = self.volumes.fetch_add(spec.volumes.len(), Ordering::Relaxed);
+        }
+        made
+    }
+
+    /// Puts what a container is made of into its sandbox, with this number for the first of its volumes.
+    fn furnish(
+        &self,
+        creation: Creation,
+        (sandbox, group): (&Arc<Sandbox>, &Group),
+        volumes: usize,
+        (bundle, grace): (Option<OwnedFd>, Duration),
+    ) -> Result<Arc<Container>, Refusal> {
+        let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
+        let runs = (role != Role::Pod).then_some(&id[..]);
+        sandbox.rank(runs, monitor.pid, spec.process.oom_score_adj());
         if let Some(trees) = &trees {
             match &creation.layers {
                 Some(layers) => sandbox.attach_layers(&id, layers)?,
@@ -223,7 +230,7 @@ impl Service {
             }
         }
         let resolv_conf = trees.as_ref().and_then(|trees| resolv_conf(&spec, trees)).transpose();
-        let copies = self.copies.share(&sandbox, trees.as_ref(), (role, &spec, volumes))?;
+        let copies = self.copies.share(sandbox, trees.as_ref(), (role, &spec, volumes))?;
         let guest_spec = spec.guest_spec(|number| {
             let number = volumes + number;
             let is_copy = copies.iter().any(|copy| copy.number() == number);
@@ -236,15 +243,15 @@ impl Service {
         let record = first_record(&id, &spec, monitor.pid);
         Container::create(Parts {
             role,
-            sandbox,
+            sandbox: sandbox.clone(),
             bundle,
-            group,
+            group: group.clone(),
             limits: spec.limits.clone(),
             disks: spec.disks.clone(),
             directory: creation.directory,
             init: Arc::new(Process::new(&id, "", monitor, terminal).named(creation.names)),
             shares_pids: creation.shares_pids,
-            grace: config.runtime.output_grace,
+            grace,
             spec: match creation.shares_memory {
                 true => pod::with_shared_memory(&guest_spec),
                 false => guest_spec,
@@ -257,26 +264,6 @@ impl Service {
             resolv_conf: resolv_conf.map_err(|e| Refusal::internal(&e))?,
             record,
         })
-    }
-
-    /// Makes the sandbox that the first container asks for.
-    fn prepare(
-        &self,
-        place: (&str, Role),
-        spec: &Checked,
-        (loaded, monitor): (&Loaded, u32),
-        network: Option<&Namespace>,
-    ) -> Result<Arc<Sandbox>, Refusal> {
-        let settings = self.settings(place, spec, (loaded, monitor))?;
-        let mut needed = settings.vm.files();
-        let prefix = Prefix::of_this_program().map_err(|e| Refusal::internal(&e))?;
-        needed.push(prefix.find(Artefact::Monitor).map_err(|e| Refusal::internal(&e))?);
-        needed.push(settings.proxy.clone());
-        needed.extend(network.map(|network| network.path.clone()));
-        let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
-        self.pod().sandbox = Some(sandbox.clone());
-        mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))?;
-        Ok(sandbox)
     }
 
     /// The sandbox, once a container has made it.
@@ -319,40 +306,6 @@ impl Service {
         Ok(loaded)
     }
 
-    fn settings(
-        &self,
-        (id, role): (&str, Role),
-        spec: &Checked,
-        (loaded, monitor): (&Loaded, u32),
-    ) -> Result<Settings, Refusal> {
-        let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-        let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
-        let config = &loaded.config;
-        let purpose = Purpose {
-            limits: match role {
-                Role::Pod => &sizing::pod_limits(&spec.annotations),
-                Role::Alone | Role::Member => &spec.limits,
-            },
-            is_pod: role == Role::Pod,
-            memory_is_set: loaded.is_set("vm.memory_mib"),
-        };
-        let size = sizing::size(config, purpose, Capacity::of_host())?;
-        let group = Group::plan(spec.cgroups_path.as_deref(), id).map_err(|e| internal(&e))?;
-        let vm_group = group.beside().map_err(|e| internal(&e))?;
-        Ok(Settings {
-            directory: self.directory.clone(),
-            directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
-            hostname: spec.hostname.clone().unwrap_or_default(),
-            proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
-            container_id: (role == Role::Alone).then(|| id.to_owned()),
-            limits: spec.limits.clone(),
-            vm: vm_settings(config, &prefix, size, vm_group.procs())?,
-            group,
-            vm_group,
-            monitor,
-        })
-    }
-
     /// Takes a stopped container away, and everything that was made for it; with the last one, or with the one that
     /// holds it, the sandbox.
     pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
@@ -363,7 +316,7 @@ impl Service {
         }
         let last = self.pod().containers.len() == 1;
         if last || container.role() != Role::Member {
-            container.sandbox().tear_down().await?;
+            container.sandbox().tear_down(Inmates::Kill).await?;
         } else {
             container.leave().await?;
         }
@@ -389,27 +342,15 @@ impl Service {
     /// Takes away the directory of a sandbox that has nothing in it. What a create that failed has attached to the shared tree
     /// are the user's own files: without the tree they are out of reach.
     pub fn remove_directory(&self) -> Result<(), Refusal> {
+        if !self.is_in_place() {
+            return Ok(());
+        }
         share::unmount_at(&self.directory.join(share::DIRECTORY))
             .map_err(|e| Refusal::internal(&e))?;
-        match fs::remove_dir_all(&self.directory) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                let message = format!("remove {}: {e}", self.directory.display());
-                Err(Refusal::new(FailureKind::Internal, message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes away the directory of a sandbox that never got a container.
-    pub fn give_up(&self) {
-        tracing::warn!("whoever started this shim is gone, and left no container");
-        if self.directory.join(HOOKS_FILE).exists() {
-            // Hooks have run that others have to follow: whoever deletes the container runs those.
-            return;
-        }
-        if let Err(refusal) = self.remove_directory() {
-            tracing::warn!(message = refusal.message, "give up");
-        }
+        offline::remove(&self.directory).map_err(|e| {
+            let message = format!("remove {}: {e}", self.directory.display());
+            Refusal::new(FailureKind::Internal, message)
+        })
     }
 
     /// Ends the shim.
@@ -437,47 +378,9 @@ pub fn network_path(spec: &Checked, monitor: u32) -> PathBuf {
     }
 }
 
-fn vm_settings(
-    config: &Config,
-    prefix: &Prefix,
-    size: Size,
-    cgroup_procs: Vec<PathBuf>,
-) -> Result<VmSettings, Refusal> {
-    let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-    let parts = vmm::Parts::find(config, prefix).map_err(|e| internal(&e))?;
-    let accelerator = parts.choose(config).map_err(|e| internal(&e))?;
-    let pages = vmm::pages(config);
-    Ok(VmSettings {
-        vmm: parts.vmm,
-        launcher: parts.launcher,
-        user: vmm::user(),
-        cgroup_procs,
-        kernel: parts.kernel,
-        initrd: parts.initrd,
-        memory: MemoryMib(size.memory.0.next_multiple_of(pages.granularity().0)),
-        pages,
-        vcpus: size.vcpus,
-        max_vcpus: size.max_vcpus,
-        notes: size.notes.into_iter().map(|(name, note)| (name.into(), note)).collect(),
-        machine: match config.hypervisor.machine {
-            Machine::Auto => None,
-            Machine::Microvm => Some(MachineType::Microvm),
-            Machine::Q35 => Some(MachineType::Q35),
-        },
-        spare_nics: config.network.spare_nics as usize,
-        network_model: config.network.model,
-        boot_limit: match accelerator.accelerator {
-            Accelerator::Kvm => config.boot.timeout_kvm,
-            Accelerator::Tcg => config.boot.timeout_tcg,
-        },
-        accelerator,
-        tsc: Arc::new(TscClock::start()),
-    })
-}
-
 fn first_record(id: &str, spec: &Checked, monitor: u32) -> Record {
     Record {
-        oci_version: spec.oci_version.clone(),
+        oci_version: kata_spec::VERSION.to_owned(),
         id: id.to_owned(),
         status: Status::Creating,
         pid: monitor,

@@ -13,6 +13,7 @@ use kata_hypervisor::{
     kvm::{self, Proof, Subject},
     qemu::{self, JailSettings, Kernel, Qemu, QemuSettings},
 };
+use rustix::fs::Mode;
 use serde_json::json;
 
 /// Where the proof of a short boot is kept: it holds for this boot of the host alone, and so does what is in `/run`.
@@ -24,6 +25,8 @@ const FIRST_VMM_USER: u32 = 2_000_000_000;
 
 /// Enters the jail that the driver describes, and becomes the VMM.
 pub fn enter_jail() -> anyhow::Result<()> {
+    // The jail is for another user, whatever the caller thinks of its own files.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     match jail::enter_and_exec() {
         Ok(never) => match never {},
         Err(error) => Err(error).context("enter the VMM's jail"),

@@ -12,8 +12,6 @@ use crate::{overlay::Layers, process::CheckedProcess, resources::Limits, table::
 /// A checked configuration: what the host needs of it, and the guest's copy.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// `ociVersion`, some 1.x.
-    pub oci_version: String,
     /// Absolute host path of the bundle.
     pub bundle: PathBuf,
     /// Absolute host path of the root file system; a directory when it was looked at.
@@ -77,7 +75,7 @@ impl Checked {
     /// What a hook is told of the container, but for its id, status and pid.
     fn hook_state(&self) -> Value {
         json!({
-            "ociVersion": self.oci_version,
+            "ociVersion": crate::VERSION,
             "bundle": self.bundle,
             "annotations": self.annotations,
         })

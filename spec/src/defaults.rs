@@ -33,7 +33,7 @@ pub fn default_for(rootfs: &str, args: &[String], terminal: bool) -> Value {
     let kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
     let namespaces = kinds.map(|kind| json!({"type": kind}));
     json!({
-        "ociVersion": "1.2.0",
+        "ociVersion": crate::VERSION,
         "process": {
             "terminal": terminal,
             "user": {"uid": 0, "gid": 0},

@@ -45,3 +45,6 @@ pub use resources::{
 pub use rules::devices::name_disks;
 pub use table::Explained;
 pub use trees::{Seen, TreeError, Trees};
+
+/// The version of the specification that this follows: what versions and states say.
+pub const VERSION: &str = "1.2.0";

@@ -6,6 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_sys::{
+    mount_table,
+    proc_files::{COVERING, SHOWN_OTHERWISE},
+};
 use rustix::fs::statfs;
 use serde_json::{Value, json};
 
@@ -76,8 +80,9 @@ pub(crate) fn check(
         let for_guest = &mut guest["mounts"][index];
         // runc takes a relative destination for one below the root.
         for_guest["destination"] = json!(mount.destination);
-        if mount.id_map.is_some() {
-            for_guest["options"] = json!(mount.options_for_guest());
+        let held_by_host = mount.is_held_by_host(document, &class);
+        if mount.id_map.is_some() || held_by_host {
+            for_guest["options"] = json!(mount.options_for_guest(held_by_host));
         }
         let host = match class {
             Class::Guest => None,
@@ -148,6 +153,7 @@ impl Mount {
         mount.check_strings(document, value)?;
         mount.id_map = mount.check_id_map(document, config)?;
         let class = mount.classify(document)?;
+        mount.check_place(document)?;
         if mount.id_map.is_some() && !matches!(class, Class::Volume(_)) {
             let why = "only a bind mount of a directory or file of the host can be id-mapped";
             return Err(document.wrong(mount.field("uidMappings"), why));
@@ -168,6 +174,19 @@ impl Mount {
             return Err(document.wrong(self.field("destination"), "must not contain .."));
         }
         Ok(())
+    }
+
+    /// An image may name `/proc` as a volume: what the program finds there is to be the kernel's word. Kernel file systems
+    /// are, and a tmpfs hides.
+    fn check_place(&self, document: &mut Document) -> Result<(), SpecError> {
+        let Ok(below) = self.destination.strip_prefix("/proc") else { return Ok(()) };
+        if COVERING.contains(&self.kind.as_str())
+            || SHOWN_OTHERWISE.iter().any(|name| below == Path::new(name))
+        {
+            return Ok(());
+        }
+        let why = format!("{} can't be covered: it is of /proc", self.destination.display());
+        Err(document.refuse(self.field("destination"), why))
     }
 
     /// The mount's own maps, or with `idmap` alone those of the container's user namespace.
@@ -202,9 +221,29 @@ impl Mount {
     }
 
     /// The host has mapped the ids before the guest sees the mount.
-    fn options_for_guest(&self) -> Vec<&String> {
-        let for_guest = |word: &&String| !matches!(word.as_str(), "idmap" | "ridmap");
+    fn options_for_guest(&self, held_by_host: bool) -> Vec<&String> {
+        let for_guest = |word: &&String| match word.as_str() {
+            "idmap" | "ridmap" => false,
+            "ro" => !held_by_host,
+            _ => true,
+        };
         self.options.iter().filter(for_guest).collect()
+    }
+
+    /// Whether the host alone keeps a volume from being written to. What is mounted below it may be, as with mount(8), and
+    /// a guest gives what it finds there the flags of the mount above.
+    fn is_held_by_host(&self, document: &mut Document, class: &Class) -> bool {
+        let Class::Volume(volume) = class else { return false };
+        let Origin::Path(path) = &volume.origin else { return false };
+        let whole = volume.read_only_below || !volume.recursive || !volume.directory;
+        // What can't be listed is as read-only as what is above.
+        let below = || volume.follows_host || mount_table::has_below(path).unwrap_or(false);
+        if !volume.read_only || whole || !below() {
+            return false;
+        }
+        let why = "ro by the host: what is or will be mounted below it may be written to";
+        document.translate(self.field("options"), why);
+        true
     }
 
     fn has(&self, option: &str) -> bool {

@@ -2,7 +2,7 @@
 
 mod scheduling;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -36,6 +36,11 @@ impl CheckedProcess {
     /// The OCI process object for the agent.
     pub fn guest_process(&self) -> Vec<u8> {
         self.guest.to_string().into_bytes()
+    }
+
+    /// `oomScoreAdj`.
+    pub fn oom_score_adj(&self) -> Option<i16> {
+        self.guest["oomScoreAdj"].as_i64().and_then(|score| i16::try_from(score).ok())
     }
 
     /// Value of a variable of its environment; the last one counts.
@@ -101,24 +106,28 @@ fn check_rlimits(document: &Document, guest: &Value, path: &str) -> Result<(), S
     Ok(())
 }
 
-/// runc warns of capabilities that it does not know, and goes on without: engines are newer or older than their runtime.
+/// runc warns of capabilities that it does not know, in these words, and goes on without: engines are newer or older than
+/// their runtime.
 fn drop_unknown_capabilities(document: &mut Document, guest: &mut Value, path: &str) {
     let Some(sets) = guest["capabilities"].as_object_mut() else { return };
+    // Each of five sets may name it.
+    let mut unknown = BTreeSet::new();
     for (set, names) in sets {
         let Some(names) = names.as_array_mut() else { continue };
-        names.retain(|name| {
-            let known = name.as_str().is_some_and(|name| CAPABILITIES.contains(&name));
-            if !known {
-                let field = join(path, &format!("capabilities.{set}"));
-                let warning = format!("unknown capability {name} is left out");
-                document.translate(field, warning.clone());
-                // Each of five sets may name it.
-                if !document.warnings.contains(&warning) {
-                    document.warnings.push(warning);
-                }
-            }
-            known
+        let (known, dropped) = names.drain(..).partition::<Vec<_>, _>(|name| {
+            name.as_str().is_some_and(|name| CAPABILITIES.contains(&name))
         });
+        *names = known;
+        for name in &dropped {
+            let field = join(path, &format!("capabilities.{set}"));
+            document.translate(field, format!("unknown capability {name} is left out"));
+        }
+        unknown.extend(strings(&Value::Array(dropped)));
+    }
+    if !unknown.is_empty() {
+        let unknown = unknown.into_iter().collect::<Vec<_>>().join(" ");
+        let warning = format!("ignoring unknown or unavailable capabilities: [{unknown}]");
+        document.warnings.push(warning);
     }
 }
 

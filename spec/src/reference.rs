@@ -12,6 +12,10 @@ const RULES: &[(&str, &str)] = &[
         "at most 2048; a volume takes two descriptors of those who make a container (`ulimit -n`)",
     ),
     (
+        "mounts[].destination",
+        "volumes at `/proc` and below it are refused, as by runc, but for the files that lxcfs shows in another way",
+    ),
+    (
         "mounts[].type",
         "file systems of a kernel are made in the guest; a bind mount of a directory or file of the host is a volume; \
          an overlay is mounted on the host; any other is refused",
@@ -25,7 +29,8 @@ const RULES: &[(&str, &str)] = &[
         "mounts[].options",
         "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; propagation is among the \
          mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a tmpfs without `mode` \
-         has that of its mount point; `ro` holds for what is mounted below a volume's source, too",
+         has that of its mount point; `ro` is the volume's own, but flags like `nosuid` hold for what is mounted below its \
+         source, too",
     ),
     ("process.capabilities", "a name that nobody knows is left out, with a warning"),
     ("process.execCPUAffinity", "numbers of the guest's CPUs"),
@@ -46,7 +51,10 @@ const RULES: &[(&str, &str)] = &[
         "a node for a device that the guest has, or that nobody has; one that only the host has is refused; where every device is \
          allowed (`--privileged`), those of the host that the guest has are made",
     ),
-    ("linux.sysctl", "any of the guest's kernel, also those that are not of a namespace"),
+    (
+        "linux.sysctl",
+        "any of the guest's kernel, also those that are not of a namespace, but `kernel.hostname`, which has a field of its own",
+    ),
     (
         "linux.rootfsPropagation",
         "of the container's root itself and, with `r`, of all below; nothing reaches the host",

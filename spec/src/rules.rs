@@ -27,7 +27,7 @@ pub(crate) fn check(
     bundle: PathBuf,
     neighbours: &Neighbours<'_>,
 ) -> Result<Checked, SpecError> {
-    let oci_version = check_version(&document, config)?;
+    check_version(&document, config)?;
     let process = process::check(&mut document, guest["process"].take(), "process")?;
     guest["process"] = process.guest.clone();
     let rootfs = check_rootfs(&document, config, &bundle)?;
@@ -42,7 +42,6 @@ pub(crate) fn check(
     namespaces::complete(config, &mut guest);
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
     Ok(Checked {
-        oci_version,
         read_only_root: guest["root"]["readonly"] == true,
         rootfs,
         process,
@@ -93,13 +92,13 @@ pub(crate) fn survey(
 }
 
 /// Engines write 1.0.2-dev as well as 1.3.0; minor versions only add.
-fn check_version(document: &Document, config: &Value) -> Result<String, SpecError> {
+fn check_version(document: &Document, config: &Value) -> Result<(), SpecError> {
     let version = config["ociVersion"].as_str().unwrap_or_default();
     if !version.starts_with("1.") {
         let why = format!("must be some version 1.x, is {version:?}");
         return Err(document.wrong("ociVersion", why));
     }
-    Ok(version.to_owned())
+    Ok(())
 }
 
 fn check_rootfs(document: &Document, config: &Value, bundle: &Path) -> Result<PathBuf, SpecError> {
@@ -153,7 +152,8 @@ fn check_paths(document: &Document, config: &Value) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Names become paths below `/proc/sys` of the guest, with dots for slashes; a slash stands for itself.
+/// Names become paths below `/proc/sys` of the guest, with dots for slashes; a slash stands for itself. The host's name has
+/// a field of its own, and runc has it that one of the two is a mistake.
 fn check_sysctls(document: &Document, config: &Value) -> Result<(), SpecError> {
     for name in config["linux"]["sysctl"].as_object().into_iter().flat_map(|map| map.keys()) {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
@@ -161,6 +161,10 @@ fn check_sysctls(document: &Document, config: &Value) -> Result<(), SpecError> {
         if !parts_are_names || !name.bytes().all(plain) {
             let field = format!("linux.sysctl[{name:?}]");
             return Err(document.wrong(field, "is not the name of a kernel parameter"));
+        }
+        if matches!(name.as_str(), "kernel.hostname" | "kernel/hostname") {
+            let field = format!("linux.sysctl[{name:?}]");
+            return Err(document.wrong(field, "is not allowed: the OCI field for it is hostname"));
         }
     }
     Ok(())

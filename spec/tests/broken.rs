@@ -96,6 +96,11 @@ fn wrong_fields_are_named() {
             "is not the name of a kernel parameter",
         ),
         (
+            "/linux/sysctl",
+            json!({"kernel.hostname": "asked"}),
+            "linux.sysctl[\"kernel.hostname\"]: is not allowed: the OCI field for it is hostname",
+        ),
+        (
             "/linux/seccomp",
             json!({"defaultAction": "MAYBE"}),
             "linux.seccomp.defaultAction: must be one of",
@@ -304,6 +309,23 @@ fn host_paths_that_are_not_there_are_named() {
     assert!(line.starts_with("config.json: root.path: /dev/null: not a directory"), "{line}");
     let line = complaint(&[("/mounts/-", bind("/no/such/volume"))]);
     assert!(line.contains("mounts[7].source: /no/such/volume: No such file"), "{line}");
+}
+
+#[test]
+fn volumes_over_proc_are_refused_but_where_lxcfs_has_its_own() {
+    let volume = tempfile::tempdir().unwrap();
+    let over = |place: &str| json!({"destination": place, "type": "bind", "source": volume.path(), "options": ["rbind"]});
+    for place in ["/proc", "/proc//sys", "proc/self/attr", "/proc/./1"] {
+        let line = complaint(&[("/mounts/-", over(place))]);
+        assert!(line.contains("mounts[7].destination: refused: /proc"), "{place}: {line}");
+    }
+    fs::create_dir(volume.path().join("rootfs")).unwrap();
+    for place in ["/proc/cpuinfo", "/proc/sys/crypto/fips_enabled", "/process"] {
+        let mut config = default_for("rootfs", &["sh".to_owned()], false);
+        set(&mut config, "/mounts/-", over(place));
+        set(&mut config, "/mounts/-", json!({"destination": "/proc/acpi", "type": "tmpfs"}));
+        check(&config, volume.path()).unwrap();
+    }
 }
 
 #[test]

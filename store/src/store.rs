@@ -26,17 +26,16 @@ use std::{
 };
 
 use kata_sys::{
+    descriptor::is_at,
     jail::{JailError, leave_namespaces},
     removal::remove_tree,
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
-        fchmod, fchown, flock, fstat, fsync, futimens, mkdirat, openat, renameat_with, statat,
-        syncfs,
+        CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, fchmod,
+        fchown, flock, fstat, fsync, futimens, mkdirat, openat, renameat_with, syncfs,
     },
     io::Errno,
-    path::Arg,
     thread::UnshareFlags,
 };
 
@@ -145,12 +144,18 @@ impl Store {
         self.path.join(RUNS).join(name)
     }
 
-    /// Finds an image; what it takes to read it is taken where its layers will be.
+    /// Finds an image; what it takes to read it is taken where its layers will be. When there is no room, layers that nobody
+    /// uses go first.
     ///
     /// # Errors
-    /// [`StoreError::Image`].
+    /// [`StoreError::Image`]; [`StoreError::Host`] while room is made.
     pub fn find(&self, reference: &Reference) -> Result<Image, StoreError> {
-        Ok(Image::find(reference, &self.path)?)
+        match Image::find(reference, &self.path) {
+            Err(ImageError::Files(FilesError::Room(_))) if self.prune()? > 0 => {
+                Ok(Image::find(reference, &self.path)?)
+            }
+            found => Ok(found?),
+        }
     }
 
     /// Unpacks the layers of an image that are not there yet. When there is no room, layers that nobody uses go first.
@@ -264,7 +269,7 @@ impl Store {
             let Ok(layer) = open_directory(&layers, &name) else { continue };
             // Between opening and locking it may have been removed, and made anew for somebody.
             if flock(&layer, FlockOperation::NonBlockingLockExclusive).is_err()
-                || !is_still(&layers, &name, &layer)
+                || !is_at(&layer, &layers, &name)
             {
                 continue;
             }
@@ -403,7 +408,7 @@ fn used(layers: &OwnedFd, name: &str) -> Result<Option<OwnedFd>, Errno> {
         layer => {
             let layer = layer?;
             flock(&layer, FlockOperation::LockShared)?;
-            Ok(is_still(layers, name, &layer).then_some(layer))
+            Ok(is_at(&layer, layers, name).then_some(layer))
         }
     }
 }
@@ -430,15 +435,7 @@ fn claimed(drafts: &OwnedFd, name: &str) -> Result<Option<OwnedFd>, Errno> {
     if !draft.1 {
         flock(&draft.0, FlockOperation::LockExclusive)?;
     }
-    Ok(is_still(drafts, name, &draft.0).then_some(draft.0))
-}
-
-fn is_still(parent: &OwnedFd, name: impl Arg, opened: &OwnedFd) -> bool {
-    let (Ok(opened), Ok(named)) = (fstat(opened), statat(parent, name, AtFlags::SYMLINK_NOFOLLOW))
-    else {
-        return false;
-    };
-    (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
+    Ok(is_at(&draft.0, drafts, name).then_some(draft.0))
 }
 
 /// The root of an overlay is that of its upper part: it gets what the layer below has.

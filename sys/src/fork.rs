@@ -75,7 +75,7 @@ pub fn fork(settings: &Fork<'_>) -> io::Result<Forked> {
     }
 }
 
-/// Moves the calling, single-threaded process into new namespaces; `FILES` is ignored.
+/// Moves the calling thread into new namespaces, with the process if there is but one; `FILES` is ignored.
 ///
 /// # Errors
 /// Those of unshare(2).

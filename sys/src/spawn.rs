@@ -35,6 +35,8 @@ use rustix::{
     thread::UnshareFlags,
 };
 
+use crate::syscall_filter::Filter;
+
 /// Why a child process did not come to life.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
@@ -96,6 +98,8 @@ pub struct Spawn<'a> {
     pub new_session: bool,
     /// What ends the child, apart from itself.
     pub lifetime: Lifetime,
+    /// Filters of system calls, in the order in which the child loads them.
+    pub filters: Vec<Filter<'a>>,
 }
 
 impl Spawn<'_> {
@@ -110,6 +114,7 @@ impl Spawn<'_> {
             namespaces: UnshareFlags::empty(),
             new_session: false,
             lifetime: Lifetime::default(),
+            filters: Vec::new(),
         }
     }
 
@@ -128,6 +133,7 @@ impl Spawn<'_> {
         let caller = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(|source| SpawnError::Prepare(source.into()))?;
         let user_namespace = self.namespaces.contains(UnshareFlags::NEWUSER);
+        let filters = self.filters.iter().map(Filter::lay_out).collect::<io::Result<_>>();
         let mut plan = Plan {
             moved: vec![-1; sources.len()],
             sources,
@@ -136,6 +142,7 @@ impl Spawn<'_> {
             go_writer: pipes.go_writer.as_raw_fd(),
             caller: (self.lifetime == Lifetime::Caller).then(|| caller.as_raw_fd()),
             new_session: self.new_session,
+            filters: filters.map_err(SpawnError::Prepare)?,
             program: self.program.as_ptr(),
             arguments: pointers(&self.arguments),
             environment: pointers(&self.environment),

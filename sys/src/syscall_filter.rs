@@ -61,29 +61,64 @@ impl Flags {
     }
 }
 
-/// Installs a filter for this thread and all that it starts or executes, for good.
-///
-/// # Errors
-/// `EACCES` without `no_new_privs` and CAP_SYS_ADMIN; `EINVAL` when the kernel can't verify the program.
-pub fn load(program: &[Instruction], flags: Flags) -> io::Result<()> {
-    let mut program: Vec<libc::sock_filter> = program
-        .iter()
-        .map(|it| libc::sock_filter {
+/// A filter that is still to be installed.
+#[derive(Debug, Clone, Copy)]
+pub struct Filter<'a> {
+    /// What it does.
+    pub program: &'a [Instruction],
+    /// How it is installed.
+    pub flags: Flags,
+    /// Those before it may forbid it; their answers hold then.
+    pub may_be_forbidden: bool,
+}
+
+impl Filter<'_> {
+    /// Installs it for this thread and all that it starts or executes, for good.
+    ///
+    /// # Errors
+    /// `EACCES` without `no_new_privs` and CAP_SYS_ADMIN; `EINVAL` when the kernel can't verify the program.
+    pub fn load(&self) -> io::Result<()> {
+        if self.lay_out()?.load() { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    pub(crate) fn lay_out(&self) -> io::Result<LaidOut> {
+        let sentence = |it: &Instruction| libc::sock_filter {
             code: it.code,
             jt: it.if_true,
             jf: it.if_false,
             k: it.operand,
+        };
+        Ok(LaidOut {
+            length: u16::try_from(self.program.len()).map_err(io::Error::other)?,
+            program: self.program.iter().map(sentence).collect(),
+            flags: libc::c_ulong::from(self.flags.bits()),
+            may_be_forbidden: self.may_be_forbidden,
         })
-        .collect();
-    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
-    let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
-    let flags = libc::c_ulong::from(flags.bits());
-    // SAFETY: `filter` describes `length` instructions of `program`; both outlive the call, which copies them and
-    // checks every jump.
-    let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// A filter as the kernel takes it.
+#[derive(Debug)]
+pub(crate) struct LaidOut {
+    program: Vec<libc::sock_filter>,
+    length: u16,
+    flags: libc::c_ulong,
+    may_be_forbidden: bool,
+}
+
+impl LaidOut {
+    /// One system call and no more, for children of a clone; false with errno set.
+    pub(crate) fn load(&self) -> bool {
+        let filter =
+            libc::sock_fprog { len: self.length, filter: self.program.as_ptr().cast_mut() };
+        // SAFETY: `filter` describes `length` instructions of `program`, its own; the kernel writes none of them,
+        // copies them and checks every jump, all before the call returns.
+        let result = unsafe {
+            let mode = libc::SECCOMP_SET_MODE_FILTER;
+            libc::syscall(libc::SYS_seccomp, mode, self.flags, &raw const filter)
+        };
+        result == 0 || self.may_be_forbidden
+    }
 }
 
 #[cfg(test)]

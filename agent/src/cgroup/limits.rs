@@ -1,5 +1,7 @@
 //! Limits of the OCI specification in the words of cgroup v2.
 
+use kata_protocol::weight;
+
 use crate::{
     order::Failure,
     spec::{BlockIo, Cpu, Memory, Resources, ThrottleDevice},
@@ -75,7 +77,7 @@ fn cpu_settings(cpu: &Cpu, settings: &mut Vec<Setting>) {
     }
     // An idle group has no weight: the kernel refuses to set one.
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
-        settings.push(set("cpu.weight", weight_of_shares(shares)));
+        settings.push(set("cpu.weight", weight::of_cpu_shares(shares)));
     }
     if cpu.quota.is_some() || cpu.period.is_some() {
         let quota = cpu.quota.filter(|quota| *quota > 0);
@@ -106,11 +108,6 @@ fn own_processors(list: &str, processors: u32) -> Result<String, Failure> {
         1 => Ok("0".to_owned()),
         count => Ok(format!("0-{}", count - 1)),
     }
-}
-
-/// Shares (2 to 262144) as a weight (1 to 10000), as runc and crun convert them.
-fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
 fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), Failure> {
@@ -144,13 +141,12 @@ fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), F
 
 fn block_io_settings(block_io: &BlockIo, settings: &mut Vec<Setting>) {
     // Weights of 10 to 1000 as 1 to 10000.
-    let weight = |weight: u16| 1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9_999 / 990;
     if let Some(value) = block_io.weight.filter(|value| *value != 0) {
-        settings.push(set("io.weight", weight(value)));
+        settings.push(set("io.weight", weight::of_block_io(value)));
     }
     for device in &block_io.weight_device {
         if let Some(value) = device.weight {
-            let value = format!("{}:{} {}", device.major, device.minor, weight(value));
+            let value = format!("{}:{} {}", device.major, device.minor, weight::of_block_io(value));
             settings.push(set("io.weight", value));
         }
     }
@@ -201,8 +197,11 @@ mod tests {
         let settings = written(
             r#"{"cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-1", "mems": ""}}"#,
         );
-        let expected =
-            [pair("cpu.weight", "39"), pair("cpu.max", "50000 100000"), pair("cpuset.cpus", "0-1")];
+        let expected = [
+            pair("cpu.weight", "100"),
+            pair("cpu.max", "50000 100000"),
+            pair("cpuset.cpus", "0-1"),
+        ];
         assert_eq!(settings, expected);
         assert_eq!(written(r#"{"cpu": {"quota": -1}}"#), [pair("cpu.max", "max")]);
     }

@@ -46,7 +46,7 @@ impl Creation<'_> {
         let nothing = Linux::default();
         let linux = self.spec.linux.as_ref().unwrap_or(&nothing);
         set_oom_score(process)?;
-        credentials::own_streams(process, linux)?;
+        credentials::own_streams(process, &linux.shared())?;
         set_sysctls(linux, Sysctls::OfTheNetwork)?;
         if linux.makes(NamespaceKind::User) {
             // Root of a user namespace may not raise a limit.
@@ -69,7 +69,7 @@ impl Creation<'_> {
             Forked::Original(pid, pidfd) => {
                 scheduling::apply(pid, process)?;
                 let filters = filters.document()?;
-                self.control.forked(pid, &[pidfd.as_fd(), filters.as_fd()])?;
+                self.control.forked((pid, true), &[pidfd.as_fd(), filters.as_fd()])?;
                 if linux.makes(NamespaceKind::User) {
                     namespaces::map_ids(pid, linux)?;
                     rustix::io::write(&map, &[0]).step(|| "release the container's init")?;
@@ -106,7 +106,12 @@ impl Creation<'_> {
             None => None,
         };
         let container = Some((self.container_id.as_str(), self.spec.hooks.as_ref()));
-        launch(self.control, process, linux, Last { container, filters, terminal })
+        launch(
+            self.control,
+            process,
+            &linux.shared(),
+            Last { container, filters, terminal, waits: true },
+        )
     }
 }
 
@@ -183,9 +188,13 @@ pub fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
 
 impl Control {
     /// Tells of the process. Its pidfd, the first file, names it even when it is reaped before the agent looks.
-    pub(super) fn forked(&self, pid: Pid, files: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    pub(super) fn forked(
+        &self,
+        (pid, waits): (Pid, bool),
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure> {
         let pid = pid.as_raw_nonzero().get();
-        self.report(&Report::Forked { pid }, files)
+        self.report(&Report::Forked { pid, waits }, files)
     }
 
     /// As something to keep through the change of root.

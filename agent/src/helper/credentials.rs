@@ -18,7 +18,7 @@ use rustix::{
 
 use crate::{
     order::{Failure, Step},
-    spec::{Capabilities, Linux, Process, User},
+    spec::{Capabilities, Process, Shared, User},
 };
 
 /// In the order of their numbers.
@@ -155,8 +155,8 @@ fn become_user(user: &User) -> Result<(), Failure> {
 /// Gives the standard streams to the user, so that `/dev/stdout` can be opened by name.
 ///
 /// The pipes belong to the agent's user namespace, so that is where they must be given away.
-pub fn own_streams(process: &Process, linux: &Linux) -> Result<(), Failure> {
-    let user = Some(Uid::from_raw(linux.outer_uid(process.user.uid)));
+pub fn own_streams(process: &Process, shared: &Shared) -> Result<(), Failure> {
+    let user = Some(Uid::from_raw(shared.outer_uid(process.user.uid)));
     for stream in [stdin(), stdout(), stderr()] {
         let stat = fstat(stream).step(|| "look at a stream")?;
         // Devices are shared with others: /dev/null stays root's.

@@ -13,7 +13,7 @@ use rustix::{
 };
 
 use super::{
-    CONTROL, Control, become_process,
+    Control, FIRST_OTHER, become_process,
     container::set_oom_score,
     credentials::{self, Wanted},
     filter::Filters,
@@ -23,14 +23,14 @@ use super::{
 };
 use crate::{
     order::{self, Failure, FailureKind, Report, Step, TerminalSize},
-    spec::{Hooks, Linux, Personality, Process, Spec},
+    spec::{Hooks, Personality, Process, Shared},
 };
 
 /// What an exec is made from.
 pub(super) struct Entry<'a> {
     pub(super) control: &'a Control,
     pub(super) terminal: Option<TerminalSize>,
-    pub(super) spec: OwnedFd,
+    pub(super) shared: Shared,
     pub(super) process: OwnedFd,
     pub(super) init: OwnedFd,
     pub(super) filters: OwnedFd,
@@ -39,15 +39,12 @@ pub(super) struct Entry<'a> {
 impl Entry<'_> {
     /// Joins everything that init is in, and clones the process there.
     pub(super) fn run(&self, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
-        let spec: Spec = parse(&self.spec, "spec")?;
-        let process: Process = parse(&self.process, "process")?;
+        let process: Process = parse(&self.process)?;
         let filters = Filters::read(self.filters.as_fd())?;
         set_oom_score(&process)?;
-        let nothing = Linux::default();
-        let linux = spec.linux.as_ref().unwrap_or(&nothing);
-        credentials::own_streams(&process, linux)?;
+        credentials::own_streams(&process, &self.shared)?;
         scheduling::enter_initial_cpus(&process)?;
-        if has_user_namespace(linux) {
+        if self.shared.user_namespace {
             // Root of a user namespace may not raise a limit.
             rlimits::apply(&process.rlimits)?;
         }
@@ -58,7 +55,7 @@ impl Entry<'_> {
             | ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::PROCESS_ID
             | ThreadNameSpaceType::TIME;
-        if has_user_namespace(linux) {
+        if self.shared.user_namespace {
             // Joining the one that a process is in already is an error, so only where there is another.
             namespaces |= ThreadNameSpaceType::USER;
         }
@@ -67,39 +64,36 @@ impl Entry<'_> {
         match fork::fork(&Fork { namespaces: None, cgroup: Some(cgroup) })
             .step(|| "clone the process")?
         {
-            Forked::Copy => become_process(self.control, || self.settle(&spec, &process, &filters)),
+            Forked::Copy => become_process(self.control, || self.settle(&process, &filters)),
             Forked::Original(pid, pidfd) => {
                 scheduling::apply(pid, &process)?;
-                self.control.forked(pid, &[pidfd.as_fd()])
+                self.control.forked((pid, self.waits(&process)), &[pidfd.as_fd()])
             }
         }
     }
 
-    fn settle(
-        &self,
-        spec: &Spec,
-        process: &Process,
-        filters: &Filters,
-    ) -> Result<Infallible, Failure> {
+    /// Whether something is to be done about the process from outside before its program runs: the agent sets the modes of
+    /// its terminal, the helper its schedule. All others go ahead, which saves the guest two changes of context.
+    fn waits(&self, process: &Process) -> bool {
+        self.terminal.is_some() || scheduling::is_asked_for(process)
+    }
+
+    fn settle(&self, process: &Process, filters: &Filters) -> Result<Infallible, Failure> {
         setsid().step(|| "lead a session")?;
         let terminal = match self.terminal {
             Some(size) => Some(terminal::acquire(process, size)?),
             None => None,
         };
-        let nothing = Linux::default();
-        let linux = spec.linux.as_ref().unwrap_or(&nothing);
         scheduling::enter_final_cpus(process)?;
-        launch(self.control, process, linux, Last { container: None, filters, terminal })
+        let waits = self.waits(process);
+        let last = Last { container: None, filters, terminal, waits };
+        launch(self.control, process, &self.shared, last)
     }
 }
 
-fn has_user_namespace(linux: &Linux) -> bool {
-    linux.namespace(crate::spec::NamespaceKind::User).is_some()
-}
-
-fn parse<T: serde::de::DeserializeOwned>(document: &OwnedFd, name: &str) -> Result<T, Failure> {
-    let content = order::read_document(document.as_fd()).step(|| format!("read {name}"))?;
-    serde_json::from_slice(&content).map_err(|error| Failure::invalid(format!("{name}: {error}")))
+fn parse(document: &OwnedFd) -> Result<Process, Failure> {
+    let content = order::read_document(document.as_fd()).step(|| "read process")?;
+    serde_json::from_slice(&content).map_err(|error| Failure::invalid(format!("process: {error}")))
 }
 
 /// What else the last steps need.
@@ -108,23 +102,25 @@ pub(super) struct Last<'a> {
     pub(super) container: Option<(&'a str, Option<&'a Hooks>)>,
     pub(super) filters: &'a Filters,
     pub(super) terminal: Option<Terminal>,
+    /// The agent says when the program may run.
+    pub(super) waits: bool,
 }
 
 /// From a process that stands in its container to one that runs its program.
 pub(super) fn launch(
     control: &Control,
     process: &Process,
-    linux: &Linux,
-    Last { container, filters, terminal }: Last<'_>,
+    shared: &Shared,
+    Last { container, filters, terminal, waits }: Last<'_>,
 ) -> Result<Infallible, Failure> {
     if let Some((id, _)) = container {
         join_keyring(id)?;
     }
-    if let Some(personality) = &linux.personality {
+    if let Some(personality) = &shared.personality {
         set_personality(personality)?;
     }
     let wanted = Wanted::parse(process.capabilities.as_ref())?;
-    if !has_user_namespace(linux) {
+    if !shared.user_namespace {
         rlimits::apply(&process.rlimits)?;
     }
     if process.no_new_privileges {
@@ -134,29 +130,42 @@ pub(super) fn launch(
     wanted.enter(&process.user)?;
     working_directory.enter_as_user()?;
     let program = Program::find(process)?;
-    let master: Vec<BorrowedFd<'_>> = terminal.iter().map(|it| it.master.as_fd()).collect();
-    control.report(&Report::Ready, &master)?;
-    drop(terminal);
-    if !order::wait_for_start(control.socket()).step(|| "wait for the start")? {
-        return Err(Failure::invalid("the agent gave the process up"));
+    if waits {
+        wait(control, terminal)?;
     }
     if let Some((id, Some(hooks))) = container {
-        run_hooks(hooks, id, &process.env)?;
+        run_hooks(hooks, id, &process.env, filters)?;
     }
     fork::reset_signals().step(|| "reset signals")?;
-    fork::close_on_exec_from(CONTROL as u32).step(|| "close descriptors")?;
+    fork::close_on_exec_from(FIRST_OTHER).step(|| "close descriptors")?;
     filters.load()?;
     wanted.settle()?;
     Err(program.execute())
 }
 
-/// Before the filters: they are about the program, and may leave a hook no way to run.
-fn run_hooks(hooks: &Hooks, container_id: &str, env: &[String]) -> Result<(), Failure> {
-    hooks.before_program(container_id, env).map_err(|error| {
-        let causes =
-            std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-        let message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-        Failure { kind: FailureKind::Internal, message }
+/// Until the agent has the terminal, and says that the program may run.
+fn wait(control: &Control, terminal: Option<Terminal>) -> Result<(), Failure> {
+    let master: Vec<BorrowedFd<'_>> = terminal.iter().map(|it| it.master.as_fd()).collect();
+    control.report(&Report::Ready, &master)?;
+    drop(terminal);
+    if order::wait_for_start(control.socket()).step(|| "wait for the start")? {
+        Ok(())
+    } else {
+        Err(Failure::invalid("the agent gave the process up"))
+    }
+}
+
+/// Programs of the container's root, so each runs under the container's filters; this process is not yet under them, for
+/// they may leave it no way to start and to watch a hook.
+fn run_hooks(
+    hooks: &Hooks,
+    container_id: &str,
+    env: &[String],
+    filters: &Filters,
+) -> Result<(), Failure> {
+    hooks.before_program(container_id, env, &filters.in_order()).map_err(|error| Failure {
+        kind: FailureKind::Internal,
+        message: order::with_causes(&error),
     })
 }
 

@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use kata_sys::syscall_filter::{self, Flags, INSTRUCTION_SIZE, Instruction};
+use kata_sys::syscall_filter::{Filter, Flags, INSTRUCTION_SIZE, Instruction};
 use libseccomp::{ScmpArch, ScmpFilterContext, ScmpSyscall};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -65,7 +65,7 @@ pub struct Filters {
 impl Filters {
     /// Compiles the filters.
     pub fn compile(seccomp: Option<&Seccomp>) -> Result<Self, Failure> {
-        let of_spec = |seccomp| Ok((seccomp::flags(seccomp)?, export(&seccomp::build(seccomp)?)?));
+        let of_spec = |seccomp| Ok((seccomp::flags(seccomp)?, compile(seccomp, LONGEST)?));
         Ok(Self {
             ours: assemble(|abi| seccomp.and_then(|seccomp| newest_named(seccomp, abi))),
             of_spec: seccomp.map(of_spec).transpose()?,
@@ -74,14 +74,17 @@ impl Filters {
 
     /// From here on both hold.
     pub fn load(&self) -> Result<(), Failure> {
-        let load_ours = || syscall_filter::load(&self.ours, Flags::default());
-        load_ours().step(|| "load the vsock filter")?;
-        let Some((flags, program)) = &self.of_spec else { return Ok(()) };
-        syscall_filter::load(program, *flags).step(|| "load the seccomp filter")?;
+        self.in_order().iter().try_for_each(Filter::load).step(|| "load the seccomp filters")
+    }
+
+    /// Both, as they are to be loaded.
+    pub fn in_order(&self) -> Vec<Filter<'_>> {
+        let ours = Filter { program: &self.ours, flags: Flags::default(), may_be_forbidden: false };
+        let Some((flags, program)) = &self.of_spec else { return vec![ours] };
+        let of_spec = Filter { program, flags: *flags, may_be_forbidden: false };
         // Of two errors that of the filter loaded last is returned: for ENOSYS to win, ours comes again. The spec's
         // may forbid that by now, and then its answer to unknown calls is what it wanted.
-        load_ours().ok();
-        Ok(())
+        vec![ours, of_spec, Filter { may_be_forbidden: true, ..ours }]
     }
 
     /// For the container's other processes: the length of ours, the other one's flags if there is one, both programs.
@@ -115,7 +118,35 @@ impl Filters {
 /// In the place of flags.
 const NO_FILTER: u32 = u32::MAX;
 
-fn export(filter: &ScmpFilterContext) -> Result<Vec<Instruction>, Failure> {
+/// Looks a call up: the kernel tries a new filter with each number of a call, for each process that loads it.
+const TREE: u32 = 2;
+
+/// Compares a call with each that is named: slower, and somewhat shorter.
+const LIST: u32 = 1;
+
+/// BPF_MAXINSNS.
+const LONGEST: usize = 4096;
+
+/// The filter of the spec in the quickest form that is not too long.
+fn compile(seccomp: &Seccomp, longest: usize) -> Result<Vec<Instruction>, Failure> {
+    let mut filter = seccomp::build(seccomp)?;
+    let tree = export(&mut filter, TREE)?;
+    if tree.len() <= longest {
+        return Ok(tree);
+    }
+    let list = export(&mut filter, LIST)?;
+    if list.len() <= longest {
+        return Ok(list);
+    }
+    let length = list.len();
+    Err(Failure::invalid(format!(
+        "the seccomp profile needs {length} instructions, the kernel takes {longest}"
+    )))
+}
+
+/// In a form of SCMP_FLTATR_CTL_OPTIMIZE (seccomp_attr_set(3)).
+fn export(filter: &mut ScmpFilterContext, form: u32) -> Result<Vec<Instruction>, Failure> {
+    filter.set_ctl_optimize(form).step(|| "sort a seccomp filter")?;
     let file = memfd_create("kata-filter", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
         .step(|| "make a place for a filter")?;
     filter.export_bpf(&file).step(|| "compile the seccomp filter")?;
@@ -165,14 +196,20 @@ fn assemble(newest: impl Fn(&Abi) -> Option<u32>) -> Vec<Instruction> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::{collections::BTreeSet, os::fd::AsFd};
 
-    use super::{ABIS, ALLOW, EAFNOSUPPORT, ENOSYS, ERRNO, Filters, assemble, newest_named};
+    use kata_sys::syscall_filter::Instruction;
+    use libseccomp::ScmpSyscall;
+    use serde_json::json;
+
+    use super::{
+        ABIS, ALLOW, EAFNOSUPPORT, ENOSYS, ERRNO, Filters, LIST, LONGEST, TREE, X32, assemble,
+        compile, export, newest_named, seccomp,
+    };
     use crate::spec::Seccomp;
 
-    /// Runs the program as the kernel would.
-    fn answer(newest: Option<u32>, audit: u32, number: u32, argument: u32) -> u32 {
-        let program = assemble(|_| newest);
+    /// Runs the program as the kernel would, on a call with this first argument.
+    fn run(program: &[Instruction], audit: u32, number: u32, argument: u32) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
             let it = program[at];
@@ -183,8 +220,17 @@ mod tests {
                         0 => number,
                         4 => audit,
                         16 => argument,
+                        20..64 => 0,
                         other => panic!("load of {other}"),
                     };
+                    continue;
+                }
+                0x54 => {
+                    loaded &= it.operand;
+                    continue;
+                }
+                0x05 => {
+                    at += usize::try_from(it.operand).unwrap();
                     continue;
                 }
                 0x15 => loaded == it.operand,
@@ -195,6 +241,69 @@ mod tests {
             };
             at += usize::from(if holds { it.if_true } else { it.if_false });
         }
+    }
+
+    fn answer(newest: Option<u32>, audit: u32, number: u32, argument: u32) -> u32 {
+        run(&assemble(|_| newest), audit, number, argument)
+    }
+
+    /// A profile of most calls, of which some are allowed with so many values of their argument.
+    fn profile(values: u64) -> Seccomp {
+        let mut names: Vec<String> = (0..450)
+            .filter(|number| number % 7 != 0)
+            .filter_map(|number| ScmpSyscall::from_raw_syscall(number).get_name().ok())
+            .collect();
+        let choosy: Vec<String> = names.drain(100..108).collect();
+        let mut rules = vec![json!({"names": names, "action": "SCMP_ACT_ALLOW"})];
+        // Calls that compare alike would share their instructions.
+        rules.extend((0..).zip(&choosy).flat_map(|(index, name)| {
+            (0..values).map(move |value| {
+                let value: u64 = value << 32 | index;
+                json!({"names": [name], "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]})
+            })
+        }));
+        rules.push(json!({"names": ["clone"], "action": "SCMP_ACT_ERRNO", "errnoRet": 9,
+            "args": [{"index": 0, "value": 0x7e02_0010, "valueTwo": 0x10, "op": "SCMP_CMP_MASKED_EQ"}]}));
+        let architectures =
+            ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"];
+        serde_json::from_value(json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules,
+            "architectures": architectures}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_tree_answers_what_a_list_does() {
+        let mut filter = seccomp::build(&profile(5)).unwrap();
+        let [tree, list] = [TREE, LIST].map(|form| export(&mut filter, form).unwrap());
+        assert_ne!(tree, list);
+        let numbers = || (0..600).chain(X32..X32 + 600).chain([0x7fff_ffff, u32::MAX]);
+        let mut answers = BTreeSet::new();
+        for audit in ABIS.iter().map(|abi| abi.audit).chain([0xdead]) {
+            for (number, argument) in
+                numbers().flat_map(|it| [0, 1, 8, 0x10].map(|argument| (it, argument)))
+            {
+                let [by_tree, by_list] =
+                    [&tree, &list].map(|program| run(program, audit, number, argument));
+                assert_eq!(by_tree, by_list, "call {number:#x} of {audit:#x} with {argument}");
+                answers.insert(by_tree);
+            }
+        }
+        assert!(answers.len() >= 3, "{answers:x?}");
+    }
+
+    #[test]
+    fn what_is_too_long_as_a_tree_is_a_list() {
+        let profile = profile(5);
+        let mut filter = seccomp::build(&profile).unwrap();
+        let [tree, list] = [TREE, LIST].map(|form| export(&mut filter, form).unwrap());
+        assert!(list.len() < tree.len() && tree.len() < LONGEST);
+        assert_eq!(compile(&profile, tree.len()).unwrap(), tree);
+        assert_eq!(compile(&profile, tree.len() - 1).unwrap(), list);
+        assert_eq!(compile(&profile, list.len()).unwrap(), list);
+        let failure = compile(&profile, list.len() - 1).unwrap_err().to_string();
+        let wanted = format!("the seccomp profile needs {} instructions", list.len());
+        assert!(failure.starts_with(&wanted), "{failure}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use rustix::{
 use super::{
     copy_up,
     options::{Change, Extent, Options},
+    over_proc,
     paths::{Leaf, Root, leaf_for},
     sources::Sources,
 };
@@ -92,6 +93,8 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<Option<O
     let leaf = leaf_for(detached).step(described)?;
     let place =
         root.make(&target, leaf).step(|| format!("make mount point {}", mount.destination))?;
+    let made_here = made.as_ref().map(|_| kind);
+    over_proc::check(root, &place, &mount.destination, made_here)?;
     attach(detached, &place).step(described)?;
     for (kind, extent) in &options.propagation {
         propagate(detached, u64::from(kind.bits()), *extent).step(described)?;

@@ -1,6 +1,6 @@
 //! Finding and executing a container's program, with the words that engines look for in an error.
 
-use std::{ffi::CString, fs::File, io::Read, path::Path};
+use std::{collections::BTreeMap, ffi::CString, fs::File, io::Read, path::Path};
 
 use kata_sys::fork;
 use rustix::{
@@ -32,16 +32,17 @@ impl Program {
             CString::new(text.as_str())
                 .map_err(|_| Failure::invalid("process.args or process.env contains a NUL"))
         };
-        let mut environment = process.env.iter().map(text).collect::<Result<Vec<_>, Failure>>()?;
-        if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
-            let passwd = read_passwd();
-            let home = home(&passwd, process.user.uid);
-            environment.push(text(&format!("HOME={home}"))?);
+        let mut environment = settled(&process.env);
+        let home = |uid| format!("HOME={}", home(&read_passwd(), uid));
+        match environment.iter_mut().find(|word| word.starts_with("HOME=")) {
+            Some(word) if word == "HOME=" => *word = home(process.user.uid),
+            Some(_) => {}
+            None => environment.push(home(process.user.uid)),
         }
         Ok(Self {
             path: text(&search(name, search_path(&process.env))?)?,
             arguments: process.args.iter().map(text).collect::<Result<_, _>>()?,
-            environment,
+            environment: environment.iter().map(text).collect::<Result<_, _>>()?,
         })
     }
 
@@ -81,6 +82,14 @@ fn home(passwd: &str, uid: u32) -> &str {
         .map(|line| line.split(':').collect::<Vec<_>>())
         .find(|fields| fields.get(2).is_some_and(|field| field.parse() == Ok(uid)));
     entry.and_then(|fields| fields.get(5).copied()).filter(|home| !home.is_empty()).unwrap_or("/")
+}
+
+/// Each variable once, as it was assigned last, in the place of its first assignment: programs look for either.
+fn settled(environment: &[String]) -> Vec<String> {
+    let name = |word: &String| word.split('=').next().unwrap_or_default().to_owned();
+    let mut last: BTreeMap<String, &String> =
+        environment.iter().map(|word| (name(word), word)).collect();
+    environment.iter().filter_map(|word| last.remove(&name(word))).cloned().collect()
 }
 
 fn search_path(environment: &[String]) -> &str {
@@ -202,5 +211,6 @@ mod tests {
     fn the_last_path_counts() {
         let environment = ["PATH=/a".to_owned(), "X=1".into(), "PATH=/b".into()];
         assert_eq!(search_path(&environment), "/b");
+        assert_eq!(super::settled(&environment), ["PATH=/b", "X=1"]);
     }
 }

@@ -46,6 +46,11 @@ pub fn apply(process: Pid, spec: &Process) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether [`apply`] has anything to do.
+pub fn is_asked_for(spec: &Process) -> bool {
+    spec.scheduler.is_some() || spec.io_priority.is_some()
+}
+
 /// Before the process is in the container's cgroup.
 pub fn enter_initial_cpus(spec: &Process) -> Result<(), Failure> {
     enter(spec.exec_cpu_affinity.as_ref().and_then(|affinity| affinity.initial.as_deref()))

@@ -39,17 +39,17 @@ impl Spares {
         netlink.request(&aside.encode())
     }
 
-    /// Gives a card to the guest's first namespace, at once under its name there if it may have that.
-    pub fn give(&mut self, card: &[u8], name: Option<&str>) -> io::Result<()> {
+    /// Gives a card to the guest's first namespace, at once under its name there if it may have that; false when it is not here.
+    pub fn give(&mut self, card: &[u8], name: Option<&str>) -> io::Result<bool> {
         let devices = self.netlink.devices()?;
-        let device = devices.iter().find(|device| device.card == card).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, "no spare card has this address")
-        })?;
+        let Some(device) = devices.iter().find(|device| device.card == card) else {
+            return Ok(false);
+        };
         let home = LinkMessage {
             name: name.map(str::to_owned),
             namespace: Some(self.home.as_raw_fd()),
             ..LinkMessage::of(device.index)
         };
-        self.netlink.request(&home.encode())
+        self.netlink.request(&home.encode()).map(|()| true)
     }
 }

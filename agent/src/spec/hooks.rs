@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kata_hooks::{Hook, HookError, Kind, State, Status, run_all};
+use kata_hooks::{Hook, HookError, Kind, State, Status, run_all_filtered};
+use kata_sys::syscall_filter::Filter;
 use serde::Deserialize;
 
 /// Hooks that run in the container, and what they are told of it.
@@ -25,8 +26,13 @@ struct HostState {
 
 impl Hooks {
     /// Runs what comes before the program, as the process that is to become the program; a hook without an environment
-    /// has that of the program.
-    pub fn before_program(&self, container_id: &str, env: &[String]) -> Result<(), HookError> {
+    /// has that of the program. Each loads the filters before its first instruction.
+    pub fn before_program(
+        &self,
+        container_id: &str,
+        env: &[String],
+        filters: &[Filter<'_>],
+    ) -> Result<(), HookError> {
         if self.start_container.is_empty() {
             return Ok(());
         }
@@ -42,6 +48,6 @@ impl Hooks {
         for hook in &mut hooks {
             hook.env.get_or_insert_with(|| env.to_vec());
         }
-        run_all(Kind::StartContainer, &hooks, &state)
+        run_all_filtered(Kind::StartContainer, &hooks, &state, filters)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Resources, Seccomp, StringMap, null_is_default};
 
@@ -38,6 +38,15 @@ impl Linux {
         self.namespaces.iter().find(|namespace| namespace.kind == kind)
     }
 
+    /// What concerns all of its processes.
+    pub fn shared(&self) -> Shared {
+        Shared {
+            user_namespace: self.namespace(NamespaceKind::User).is_some(),
+            uid_mappings: self.uid_mappings.clone(),
+            personality: self.personality.clone(),
+        }
+    }
+
     /// What a user of the container is called outside of its user namespace.
     pub fn outer_uid(&self, uid: u32) -> u32 {
         outer(&self.uid_mappings, uid)
@@ -54,6 +63,22 @@ impl Linux {
     }
 }
 
+/// What of [`Linux`] concerns every process of a container; the rest was done when it was made.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Shared {
+    /// It has one, whoever made it.
+    pub user_namespace: bool,
+    pub personality: Option<Personality>,
+    uid_mappings: Vec<IdMapping>,
+}
+
+impl Shared {
+    /// What a user of the container is called outside of its user namespace.
+    pub fn outer_uid(&self, uid: u32) -> u32 {
+        outer(&self.uid_mappings, uid)
+    }
+}
+
 fn outer(mappings: &[IdMapping], id: u32) -> u32 {
     let outer = |map: &IdMapping| {
         let offset = id.checked_sub(map.container).filter(|offset| *offset < map.size)?;
@@ -63,7 +88,7 @@ fn outer(mappings: &[IdMapping], id: u32) -> u32 {
 }
 
 /// One range of ids of a user namespace.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdMapping {
     #[serde(rename = "containerID")]
     pub container: u32,
@@ -114,7 +139,7 @@ pub struct Device {
 }
 
 /// The execution domain.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Personality {
     pub domain: String,
 }

@@ -64,6 +64,10 @@ impl Terminal {
                 guard = self.master.readable() => guard.ok()?,
                 () = self.settled.notified() => continue,
             };
+            // Both may have come: what was taken out is older than what can be read, and than the end.
+            if !self.backlog().is_empty() {
+                continue;
+            }
             let read = guard.try_io(|master| Ok(rustix::io::read(master.as_fd(), &mut buffer)?));
             match read {
                 // EIO is how a master says that its last slave is closed.
@@ -113,5 +117,45 @@ impl Terminal {
 
     fn backlog(&self) -> MutexGuard<'_, Vec<u8>> {
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future, os::fd::OwnedFd, pin::pin, task::Context};
+
+    use rustix::{
+        fs::{Mode, OFlags, open},
+        io::write,
+        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    };
+
+    use super::Terminal;
+    use crate::streams::Counter;
+
+    fn pair() -> (Terminal, OwnedFd) {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let slave = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        (Terminal::new(master, Counter::default()).unwrap(), slave)
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_out_is_read_before_the_end() {
+        // Which of two events is seen first is a matter of chance.
+        for _ in 0..20 {
+            let (terminal, slave) = pair();
+            let mut reading = pin!(terminal.read(64));
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(reading.as_mut().poll(&mut context).is_pending());
+            write(&slave, b"last").unwrap();
+            drop(slave);
+            drop(terminal.master.readable().await.unwrap());
+            terminal.settle();
+            assert_eq!(reading.await.as_deref(), Some(&b"last"[..]));
+            assert_eq!(terminal.read(64).await, None);
+        }
     }
 }

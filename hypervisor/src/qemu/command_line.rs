@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{FileType, fstat};
 use serde_json::json;
 
-use super::{files::Files, launch::Descriptors};
+use super::{files::Files, hotplug, launch::Descriptors};
 use crate::{Accelerator, Access, HypervisorError, MachineType, Nic, Pages, VmConfig};
 
 /// All that can be emulated, but for the promises that `rep movsb` is fast: a translator takes it byte by byte, and without
@@ -26,6 +26,10 @@ const LEAST_MEMORY_MIB: u32 = 48;
 /// Longest names that fit into the devices' configuration space.
 const TAG: usize = 36;
 const SERIAL: usize = 20;
+
+/// The functions of one slot, each a root port; what the machine itself has there is in the last one.
+const PORTS: usize = 8;
+const PORTS_SLOT: &str = "1e";
 
 /// Sockets of the driver itself.
 pub(super) struct Sockets {
@@ -49,14 +53,35 @@ pub(super) fn check(config: &VmConfig) -> Result<(), HypervisorError> {
             config.memory
         ));
     }
-    if config.accelerator == Accelerator::Tcg && config.nics.iter().any(|nic| nic.vhost.is_some()) {
+    if config.accelerator == Accelerator::Tcg
+        && config.nics.iter().any(|nic| !nic.vhosts.is_empty())
+    {
         return refused("vhost-net serves guests under KVM only".into());
+    }
+    let uneven =
+        |nic: &&Nic| nic.taps.is_empty() || ![0, nic.taps.len()].contains(&nic.vhosts.len());
+    if let Some(Nic { taps, vhosts, .. }) = config.nics.iter().find(uneven) {
+        return refused(format!(
+            "a card with {} queues and {} descriptors of vhost-net",
+            taps.len(),
+            vhosts.len()
+        ));
     }
     let devices = config.virtio_devices();
     if config.machine == MachineType::Microvm && devices > MachineType::MICROVM_SLOTS {
         return refused(format!(
             "{devices} virtio devices are more than the {} that microvm has room for",
             MachineType::MICROVM_SLOTS
+        ));
+    }
+    let ports = match config.machine {
+        MachineType::Microvm => 0,
+        MachineType::Q35 => PORTS,
+    };
+    if config.nic_ports > ports {
+        return refused(format!(
+            "{} cards can't be added to a running {:?}",
+            config.nic_ports, config.machine
         ));
     }
     let names = |name: &str, most| name.is_empty() || name.len() > most;
@@ -245,6 +270,14 @@ fn devices(
     if machine == MachineType::Q35 {
         line.option("-device", "pvpanic-pci");
     }
+    for number in 0..config.nic_ports {
+        let port = Properties::new("pcie-root-port")
+            .with("id", hotplug::port(number))
+            .with("chassis", number + 1)
+            .with("addr", format!("{PORTS_SLOT}.{number}"));
+        let port = if number == 0 { port.with("multifunction", "on") } else { port };
+        line.option("-device", port.0);
+    }
     line.option("-object", Properties::new("rng-builtin").with("id", "random").0);
     let random = Device::new("virtio-rng", machine).with("rng", "random");
     line.option("-device", random.properties.0);
@@ -264,7 +297,15 @@ fn devices(
         let id = format!("nic{number}");
         let mut device =
             Device::new("virtio-net", machine).with("netdev", &id).with("mac", nic.mac);
+        let queues = nic.taps.len();
+        if queues > 1 {
+            device = device.with("mq", "on");
+        }
         line.option("-netdev", tap(nic, &id, descriptors).0);
+        if machine == MachineType::Q35 && queues > 1 {
+            // One a ring, of which a queue has two, and two for the device itself.
+            device = device.with("vectors", 2 * queues + 2);
+        }
         if machine == MachineType::Q35 {
             // Else QEMU opens a boot ROM that nobody boots from.
             device = device.with("romfile", "");
@@ -296,11 +337,26 @@ fn devices(
 
 /// The host's end of a card: packets are moved by the kernel where it was given to us, else by QEMU.
 fn tap(nic: Nic, id: &str, descriptors: &mut Descriptors) -> Properties {
-    let tap = Properties::new("tap").with("id", id).with("fd", descriptors.add(nic.tap));
-    match nic.vhost {
-        Some(vhost) => tap.with("vhost", "on").with("vhostfd", descriptors.add(vhost)),
-        None => tap.with("vhost", "off"),
+    let tap = Properties::new("tap").with("id", id);
+    let tap = with_each(tap, ["fd", "fds"], nic.taps, descriptors);
+    match nic.vhosts.is_empty() {
+        true => tap.with("vhost", "off"),
+        false => {
+            with_each(tap.with("vhost", "on"), ["vhostfd", "vhostfds"], nic.vhosts, descriptors)
+        }
     }
+}
+
+/// One descriptor by the first key, several by the second.
+fn with_each(
+    properties: Properties,
+    [one, several]: [&str; 2],
+    fds: Vec<OwnedFd>,
+    descriptors: &mut Descriptors,
+) -> Properties {
+    let key = if fds.len() == 1 { one } else { several };
+    let numbers: Vec<String> = fds.into_iter().map(|fd| descriptors.add(fd).to_string()).collect();
+    properties.with(key, numbers.join(":"))
 }
 
 /// QEMU's word for what serves a block device.

@@ -106,8 +106,9 @@ pub struct Verified {
 const MACHINES: [&str; 2] = ["microvm", "q35"];
 
 /// Every device and backend of [`super::command_line`].
-const TYPES: [&str; 13] = [
+const TYPES: [&str; 14] = [
     "memory-backend-memfd",
+    "pcie-root-port",
     "pvpanic-pci",
     "rng-builtin",
     "vhost-user-fs-device",

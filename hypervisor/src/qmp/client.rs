@@ -1,10 +1,15 @@
 //! The task that owns the socket, and the handle to it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     sync::{broadcast, mpsc, oneshot},
 };
@@ -24,6 +29,8 @@ type Answer = oneshot::Sender<Result<Value, QmpError>>;
 
 struct Command {
     text: Value,
+    /// Goes with it.
+    descriptor: Option<OwnedFd>,
     answer: Answer,
 }
 
@@ -59,7 +66,7 @@ impl Qmp {
     /// # Errors
     /// See [`QmpError`].
     pub async fn execute(&self, command: &str, deadline: Duration) -> Result<Value, QmpError> {
-        self.send(json!({ "execute": command }), deadline).await
+        self.send(json!({ "execute": command }), None, deadline).await
     }
 
     /// Has a command carried out.
@@ -72,13 +79,33 @@ impl Qmp {
         arguments: Value,
         deadline: Duration,
     ) -> Result<Value, QmpError> {
-        self.send(json!({ "execute": command, "arguments": arguments }), deadline).await
+        self.send(json!({ "execute": command, "arguments": arguments }), None, deadline).await
     }
 
-    async fn send(&self, text: Value, deadline: Duration) -> Result<Value, QmpError> {
+    /// Gives QEMU a descriptor, which later commands know by `name`.
+    ///
+    /// # Errors
+    /// See [`QmpError`].
+    pub async fn hand_over(
+        &self,
+        name: &str,
+        descriptor: OwnedFd,
+        deadline: Duration,
+    ) -> Result<(), QmpError> {
+        let text = json!({ "execute": "getfd", "arguments": { "fdname": name } });
+        self.send(text, Some(descriptor), deadline).await.map(drop)
+    }
+
+    async fn send(
+        &self,
+        text: Value,
+        descriptor: Option<OwnedFd>,
+        deadline: Duration,
+    ) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
         let exchange = async {
-            self.commands.send(Command { text, answer }).await.map_err(|_| QmpError::Closed)?;
+            let command = Command { text, descriptor, answer };
+            self.commands.send(command).await.map_err(|_| QmpError::Closed)?;
             answered.await.map_err(|_| QmpError::Closed)?
         };
         match tokio::time::timeout(deadline, exchange).await {
@@ -111,9 +138,13 @@ impl Session {
                     None => return,
                 },
                 command = queue.recv() => {
-                    let Some(Command { text, answer }) = command else { return };
+                    let Some(Command { text, descriptor, answer }) = command else { return };
                     let line = self.register(text, answer);
-                    if writer.write_all(line.as_bytes()).await.is_err() {
+                    let sent = match descriptor {
+                        None => writer.write_all(line.as_bytes()).await,
+                        Some(descriptor) => send_with(writer.as_ref(), &line, &descriptor).await,
+                    };
+                    if sent.is_err() {
                         return;
                     }
                 }
@@ -148,6 +179,12 @@ impl Session {
             answer.send(result).ok();
         }
     }
+}
+
+/// Such a line is short, and goes whole or not at all.
+async fn send_with(socket: &UnixStream, line: &str, descriptor: &OwnedFd) -> io::Result<()> {
+    let send = || kata_sys::scm::send(socket, line.as_bytes(), &[descriptor.as_fd()]);
+    socket.async_io(Interest::WRITABLE, send).await
 }
 
 /// Lines of bounded length. Cancelling [`Lines::next`] loses nothing: what was read stays in `line`.

@@ -44,6 +44,8 @@ pub enum Event {
     Stop,
     /// The processors run.
     Resume,
+    /// The guest has let go of a device that was to be removed; its id.
+    DeviceDeleted(String),
     /// Any other, by name.
     Other(String),
 }
@@ -126,6 +128,11 @@ fn event(name: String, data: Option<&Value>) -> Event {
         "RESET" => Event::Reset,
         "STOP" => Event::Stop,
         "RESUME" => Event::Resume,
+        // There is one for each part of a device; the device itself has an id.
+        "DEVICE_DELETED" => match data.and_then(|data| data.get("device")?.as_str()) {
+            Some(id) => Event::DeviceDeleted(id.to_owned()),
+            None => Event::Other(name),
+        },
         _ => Event::Other(name),
     }
 }

@@ -32,8 +32,8 @@ pub async fn work(rig: &QemuRig) {
     let mut image = tempfile::tempfile().unwrap();
     image.write_all(b"on the disk\0").unwrap();
     image.set_len(1 << 20).unwrap();
-    let tap = tap::make(TAP).unwrap().fd;
-    let nic = Nic { tap, mac: MacAddress([2, 0, 0, 0, 0xab, 1]), vhost: None };
+    let taps = tap::make(TAP, 2).unwrap().queues;
+    let nic = Nic { taps, mac: MacAddress([2, 0, 0, 0, 0xab, 1]), vhosts: Vec::new() };
     let disk = Disk { file: read_only(&image), access: Access::ReadOnly, serial: "layer".into() };
     let config = VmConfig { nics: vec![nic], disks: vec![disk], ..rig.config(Guest::Probe) };
     let vm = Qemu::new(rig.settings(), config).unwrap();

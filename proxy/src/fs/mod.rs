@@ -1,6 +1,8 @@
 //! The two virtio-fs devices: what each promises the guest about caching, and how names and attributes map.
 
 pub mod pressure;
+mod settled;
+mod singles;
 
 use std::{fs::File, io, sync::Arc, time::Duration};
 
@@ -10,9 +12,10 @@ use virtiofsd::{
 };
 
 use pressure::{Pressure, PressureBackend};
+use settled::{Changes, Settled};
 
 /// The back end of one share.
-pub type ShareBackend = Arc<PressureBackend<PassthroughFs>>;
+pub type ShareBackend = Arc<PressureBackend<Settled>>;
 
 /// One of the two halves of the shared tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,16 +112,24 @@ impl Share {
         let device = VhostUserFsBackendBuilder::default()
             .set_thread_pool_size(limits.thread_pool_size)
             .set_tag(Some(tag.to_owned()))
-            .build(fs)
+            .build(Settled::new(fs, self.changes()))
             .map_err(|source| ShareError::Device { tag, source })?;
         let backend = PressureBackend::new(device, pressure);
         Ok(Arc::new(backend.map_err(|source| ShareError::Timer { tag, source })?))
+    }
+
+    fn changes(self) -> Changes {
+        match self {
+            Self::Roots => Changes::Guests,
+            Self::Volumes => Changes::Anybodys,
+        }
     }
 
     fn caching(self) -> passthrough::Config {
         let (cache_policy, timeout, writeback) = match self {
             // A day: as good as for ever, since nothing changes behind the guest's back.
             Self::Roots => (CachePolicy::Always, Duration::from_secs(86_400), true),
+            // But for files that are volumes by themselves: `singles`.
             Self::Volumes => (CachePolicy::Auto, Duration::from_secs(1), false),
         };
         passthrough::Config {

@@ -10,7 +10,10 @@ use crate::{id::ContainerId, words::UserIds};
 #[command(after_help = "Examples:
   kata-runtime exec web ps aux
   kata-runtime exec -t web sh
-  kata-runtime exec --process process.json --detach --pid-file pid web")]
+  kata-runtime exec --process process.json --detach --pid-file pid web
+
+What is not named is as the container's own process has it. Options of runc that mean nothing to a VM are taken:
+--apparmor, --process-label, --no-subreaper. --cgroup and --preserve-fds are refused.")]
 pub struct Exec {
     /// File with the process as an OCI spec has it
     #[arg(long, short, value_name = "FILE")]
@@ -27,19 +30,19 @@ pub struct Exec {
     /// File to write the process's pid to
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Working directory in the container
+    /// Working directory in the container; the container's own unless given
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
-    /// Set an environment variable
+    /// Set an environment variable, besides those of the container
     #[arg(long, short, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// User to run as
+    /// User to run as, by number; the container's own unless given
     #[arg(long, short, value_name = "UID[:GID]")]
     pub user: Option<UserIds>,
     /// Add a group
     #[arg(long, short = 'g', value_name = "GID")]
     pub additional_gids: Vec<u32>,
-    /// Add a capability
+    /// Add a capability to the container's own
     #[arg(long, short, value_name = "CAP")]
     pub cap: Vec<String>,
     /// Forbid new privileges
@@ -54,6 +57,9 @@ pub struct Exec {
     /// SELinux label; without a meaning in the guest, as in a spec
     #[arg(long, value_name = "LABEL", hide = true)]
     pub process_label: Option<String>,
+    /// Accepted for runc's sake: nothing of the guest becomes a child of this program
+    #[arg(long, hide = true)]
+    pub no_subreaper: bool,
     /// Not supported: the process is in the control group of its container
     #[arg(long, value_name = "GROUP", hide = true)]
     pub cgroup: Vec<String>,

@@ -8,7 +8,9 @@ use crate::{id::ContainerId, words::Limit};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is not named stays. Sizes are bytes, or with K, M or G; -1 is no limit.
+    after_help = "What is not named stays. Sizes are bytes, or with K, M or G; -1 is no limit. Memory and CPUs are those that the VM has:
+a limit above them is taken, with a warning. --cpu-rt-period, --cpu-rt-runtime, --l3-cache-schema and --mem-bw-schema
+are refused.
 
 Examples:
   kata-runtime update --memory 512M --cpu-quota 150000 web
@@ -54,6 +56,12 @@ pub struct Update {
     /// Not supported: control groups v2, which the guest has, can't
     #[arg(long, value_name = "US", allow_hyphen_values = true, hide = true)]
     pub cpu_rt_runtime: Option<i64>,
+    /// Not supported: cache and bandwidth of the host can't be given to a VM yet
+    #[arg(long, value_name = "SCHEMA", hide = true)]
+    pub l3_cache_schema: Option<String>,
+    /// Not supported: cache and bandwidth of the host can't be given to a VM yet
+    #[arg(long, value_name = "SCHEMA", hide = true)]
+    pub mem_bw_schema: Option<String>,
     /// CPUs of the host
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,

@@ -24,7 +24,8 @@ impl Context<'_> {
             shim_environment: &self.shim_environment,
             journal: self.journal,
         };
-        create(&creation, Source::Bundle(Box::new(bundle))).map(drop)
+        create(&creation, Source::Bundle(Box::new(bundle)))?.confirm();
+        Ok(())
     }
 }
 

@@ -51,7 +51,7 @@ impl Context<'_> {
         let by_shim = block_on(remove_by_shim(dir, id, force));
         match by_shim {
             // One that died over it took the sandbox along: what is left is for the one-shot command.
-            Err(Failure::Call { .. }) if !is_there(dir) => {}
+            Err(Failure::Call { .. }) if has_gone(dir, id) => {}
             Err(failure) if !force => return Err(failure),
             Err(failure) => {
                 self.journal.debug(&format!("delete: {}", failure.line()));
@@ -112,6 +112,11 @@ async fn remove_by_shim(
         timeout(EXIT, process.readable()).await.ok();
     }
     Ok(ended)
+}
+
+/// It has ended, or is about to.
+fn has_gone(dir: &SandboxDir, id: &ContainerId) -> bool {
+    block_on(ShimClient::find(dir, id, IMPATIENCE)).is_ok_and(|shim| shim.is_none())
 }
 
 /// Kills a shim that did not obey, and waits until it is gone.

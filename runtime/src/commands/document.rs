@@ -16,6 +16,20 @@ pub(super) fn completion(shell: Shell) -> Result<(), Failure> {
     print(&String::from_utf8_lossy(&script(shell)))
 }
 
+/// Prints what `--help` prints, of one verb or of the whole.
+pub(super) fn help(verb: Option<&str>) -> Result<(), Failure> {
+    let mut command = Cli::command();
+    // Names the verbs in full.
+    command.build();
+    let asked = match verb {
+        None => &mut command,
+        Some(verb) => command
+            .find_subcommand_mut(verb)
+            .ok_or_else(|| Failure::Usage(format!("No help topic for '{verb}'")))?,
+    };
+    print(&asked.render_help().to_string())
+}
+
 /// Writes all of it below a `share` directory, each where its reader looks for it.
 pub(super) fn write(share: &Path) -> Result<(), Failure> {
     let mut command = Cli::command();
@@ -78,7 +92,7 @@ mod tests {
                 assert!(String::from_utf8_lossy(script).contains(verb), "{verb}");
             }
         }
-        assert!(!share.path().join("man/man8/kata-runtime-features.8").exists());
+        assert!(!share.path().join("man/man8/kata-runtime-checkpoint.8").exists());
         assert_eq!(read("zsh/site-functions/_kata-runtime").as_bytes(), scripts[1]);
     }
 }

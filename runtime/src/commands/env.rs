@@ -5,7 +5,7 @@ use std::fmt::Write;
 use kata_config::{Artefact, ArtefactError, find_vmm};
 use serde_json::{Map, Value, json};
 
-use super::{Context, SPEC_VERSION, print, print_json};
+use super::{Context, print, print_json};
 use crate::{args::Report, failure::Failure};
 
 impl Context<'_> {
@@ -37,7 +37,7 @@ impl Context<'_> {
                 .collect();
             return print_json(&json!({
                 "version": env!("CARGO_PKG_VERSION"),
-                "ociVersion": SPEC_VERSION,
+                "ociVersion": kata_spec::VERSION,
                 "prefix": self.prefix.as_path(),
                 "configDirectory": self.config,
                 "paths": paths,

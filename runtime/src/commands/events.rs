@@ -10,7 +10,7 @@ use protobuf::Message;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Context, print};
+use super::{Context, NOT_RUNNING, print};
 use crate::{
     args::Events,
     counters,
@@ -24,7 +24,7 @@ const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 impl Context<'_> {
     pub(super) fn events(&self, typed: &Events) -> Result<(), Failure> {
         let id = typed.id.as_str();
-        self.with_shim(&typed.id, async |shim| {
+        self.with_shim(&typed.id, NOT_RUNNING, async |shim| {
             if typed.stats {
                 return tell(id, "stats", Some(statistics(shim).await?));
             }

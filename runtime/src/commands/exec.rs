@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use kata_engine_api::handover::{Exec as ExecRequest, FailureKind, Request, TerminalSize};
 use serde_json::Value;
 
-use super::{Context, create::refuse};
+use super::{Context, create::refuse, has_stopped};
 use crate::{
     args::Exec,
     create::{Console, Told},
@@ -30,8 +30,9 @@ impl Context<'_> {
         }
         let dir = self.root.open(&typed.id)?;
         let found = block_on(ShimClient::find(&dir, &typed.id, PATIENCE))?;
-        if found.is_none() {
-            return Err(self.not_running(&dir, &typed.id));
+        // A shim whose container has ended may go at any moment.
+        if found.is_none() || has_stopped(&dir) {
+            return Err(self.ended(&dir, &typed.id, "cannot exec in a stopped container"));
         }
         drop(found);
         let process = build(typed, bundle_of(&dir, &typed.id)?.as_ref())?;
@@ -88,7 +89,7 @@ impl Context<'_> {
         request: &Request,
         (monitor, json): (&Monitor, OwnedFd),
     ) -> Result<(), Failure> {
-        ask(dir, request, &[monitor.control.as_fd(), json.as_fd()])?;
+        ask(dir, request, &[monitor.control.as_fd(), json.as_fd()]).map(drop)?;
         let Exec { pid_file, pidfd_socket, .. } = typed;
         let told = Told { pid_file: pid_file.as_deref(), pidfd_socket: pidfd_socket.as_deref() };
         told.tell(monitor, "setns")

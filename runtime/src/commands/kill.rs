@@ -1,6 +1,6 @@
 //! `kill`: a signal to the container's own process, or to all.
 
-use super::Context;
+use super::{Context, NOT_RUNNING};
 use crate::{args::Kill, failure::Failure, shim_client::is_there, signal::Signal};
 
 impl Context<'_> {
@@ -12,6 +12,6 @@ impl Context<'_> {
             // Nothing is left that a signal could be for.
             return Ok(());
         }
-        self.with_shim(&typed.id, async |shim| shim.kill(signal, typed.all).await)
+        self.with_shim(&typed.id, NOT_RUNNING, async |shim| shim.kill(signal, typed.all).await)
     }
 }

@@ -26,7 +26,10 @@ use std::{
 };
 
 use kata_config::{Loaded, Prefix};
-use kata_engine_api::handover::FailureKind;
+use kata_engine_api::{
+    handover::FailureKind,
+    record::{Cause, Ended, Status},
+};
 
 use crate::{
     args::{Command, Global, OnlyId},
@@ -38,8 +41,8 @@ use crate::{
     shim_client::{PATIENCE, ShimClient, block_on},
 };
 
-/// Highest version of the OCI runtime spec that is understood.
-const SPEC_VERSION: &str = "1.2.0";
+/// What runc and the shim say of a container that has ended, or that is not started.
+const NOT_RUNNING: &str = "container not running";
 
 /// What every command has.
 pub struct Context<'a> {
@@ -49,6 +52,8 @@ pub struct Context<'a> {
     /// For shims that this command starts.
     shim_environment: Vec<String>,
     journal: &'a Journal,
+    /// What only `spec` asks.
+    rootless: bool,
 }
 
 impl Command {
@@ -80,6 +85,7 @@ impl Command {
             Self::Document { .. } => "document",
             Self::Features => "features",
             Self::Version => "version",
+            Self::Help { .. } => "help",
         }
     }
 }
@@ -111,6 +117,7 @@ impl<'a> Context<'a> {
             prefix: Prefix::of_this_program()?,
             shim_environment,
             journal,
+            rootless: global.rootless.as_deref() == Some("true"),
         })
     }
 
@@ -130,12 +137,12 @@ impl<'a> Context<'a> {
             Command::Events(events) => self.events(&events)?,
             Command::Update(update) => self.update(&update)?,
             Command::Pause(OnlyId { id }) => {
-                self.with_shim(&id, async |shim| shim.pause().await)?
+                self.with_shim(&id, NOT_RUNNING, async |shim| shim.pause().await)?
             }
             Command::Resume(OnlyId { id }) => {
-                self.with_shim(&id, async |shim| shim.resume().await)?
+                self.with_shim(&id, "container not paused", async |shim| shim.resume().await)?
             }
-            Command::Spec(spec) => spec::write(&spec.bundle)?,
+            Command::Spec(spec) => self.spec(&spec)?,
             Command::Install(install) => self.install(&install)?,
             Command::Env(report) => self.env(&report)?,
             Command::Prune(prune) => print(&prune::prune(&prune.store)?)?,
@@ -149,35 +156,47 @@ impl<'a> Context<'a> {
             Command::Document { share } => document::write(&share)?,
             Command::Features => print_json(&kata_spec::features())?,
             Command::Version => print(&version())?,
+            Command::Help { verb } => document::help(verb.as_deref())?,
         }
         Ok(0)
     }
 }
 
 impl Context<'_> {
-    /// Calls the shim of a container; without one the container does not run any more.
+    /// Calls the shim of a container; without one the container has ended, and is `refused` as its shim would.
     fn with_shim<T>(
         &self,
         id: &ContainerId,
+        refused: &str,
         call: impl AsyncFnOnce(&ShimClient) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let dir = self.root.open(id)?;
-        block_on(async {
+        let called = block_on(async {
             match ShimClient::find(&dir, id, PATIENCE).await? {
-                Some(shim) => call(&shim).await,
-                None => Err(self.not_running(&dir, id)),
+                Some(shim) => call(&shim).await.map(Some),
+                None => Ok(None),
             }
-        })
+        });
+        match called {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(self.ended(&dir, id, refused)),
+            // It went while it was asked, for its container has ended.
+            Err(Failure::Call { .. }) if has_stopped(&dir) => Err(self.ended(&dir, id, refused)),
+            Err(failure) => Err(failure),
+        }
     }
 
-    /// The failure of a call that needs a live container, with how this one ended.
-    fn not_running(&self, dir: &SandboxDir, id: &ContainerId) -> Failure {
+    /// The failure of a call that comes after the end: in the shim's words, and with the end if it was none in order.
+    fn ended(&self, dir: &SandboxDir, id: &ContainerId, refused: &str) -> Failure {
         let ended = offline::state(&self.prefix, dir).ok().and_then(|record| record.ended);
-        let why = ended.map(|ended| format!(" ({})", ended.cause.describe())).unwrap_or_default();
-        Failure::Refused {
-            kind: FailureKind::FailedPrecondition,
-            message: format!("container not running: {id}{why}"),
-        }
+        let message = match ended {
+            None => format!("{NOT_RUNNING}: {id}"),
+            Some(Ended { cause: cause @ Cause::ShimLost, .. }) => {
+                format!("{refused}: {id} ({})", cause.describe())
+            }
+            Some(_) => refused.to_owned(),
+        };
+        Failure::Refused { kind: FailureKind::FailedPrecondition, message }
     }
 
     fn loaded(&self) -> Result<Loaded, Failure> {
@@ -185,8 +204,13 @@ impl Context<'_> {
     }
 }
 
+/// The shim has recorded the end.
+fn has_stopped(dir: &SandboxDir) -> bool {
+    dir.record().is_ok_and(|record| record.is_some_and(|record| record.status == Status::Stopped))
+}
+
 fn version() -> String {
-    format!("kata-runtime version {}\nspec: {SPEC_VERSION}\n", env!("CARGO_PKG_VERSION"))
+    format!("kata-runtime version {}\nspec: {}\n", env!("CARGO_PKG_VERSION"), kata_spec::VERSION)
 }
 
 /// Prints to stdout. A reader that is gone has seen enough.

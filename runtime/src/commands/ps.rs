@@ -12,10 +12,11 @@ use kata_engine_api::{
     timestamp::rfc3339,
 };
 
-use super::{Context, list::align, print, print_json_line};
+use super::{Context, NOT_RUNNING, list::align, print, print_json_line};
 use crate::{
     args::{ListFormat, Ps},
     failure::Failure,
+    shim_client::ShimClient,
 };
 
 impl Context<'_> {
@@ -24,16 +25,42 @@ impl Context<'_> {
             self.journal.warn("options of ps(1) have no meaning here");
         }
         let dir = self.root.open(&typed.id)?;
-        let processes = match self.record(&dir, &typed.id)?.status {
+        let status = self.record(&dir, &typed.id)?.status;
+        let processes = match status {
             Status::Stopped => Vec::new(),
-            _ => self.with_shim(&typed.id, async |shim| shim.processes().await)?,
+            Status::Running if typed.format == ListFormat::Table => {
+                self.with_shim(&typed.id, NOT_RUNNING, told)?
+            }
+            _ => self.with_shim(&typed.id, NOT_RUNNING, async |shim| shim.processes().await)?,
         };
         match typed.format {
             ListFormat::Json if processes.is_empty() => print("null\n"),
             ListFormat::Json => print_json_line(&host_pids(&processes)),
+            ListFormat::Table if status == Status::Running && !processes.iter().any(is_told) => {
+                Err(Failure::GuestSilent { call: "ps" })
+            }
             ListFormat::Table => print(&table(&processes, SystemTime::now())),
         }
     }
+}
+
+/// The shim waits a second for the guest. One that is merely busy has answered after a few.
+const ATTEMPTS: usize = 5;
+
+async fn told(shim: &ShimClient) -> Result<Vec<ProcessInfo>, Failure> {
+    let mut processes = shim.processes().await?;
+    for _ in 1..ATTEMPTS {
+        if processes.iter().any(is_told) {
+            break;
+        }
+        processes = shim.processes().await?;
+    }
+    Ok(processes)
+}
+
+/// Whether the guest has said what it is.
+fn is_told(process: &ProcessInfo) -> bool {
+    process.info.as_ref().is_some_and(|info| info.type_url == GuestProcess::TYPE)
 }
 
 fn host_pids(processes: &[ProcessInfo]) -> BTreeSet<u32> {

@@ -17,7 +17,8 @@ const ENDING: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 impl Context<'_> {
     pub(super) fn start(&self, id: &ContainerId) -> Result<(), Failure> {
         let monitor = self.monitor_of(id);
-        let started = self.with_shim(id, async |shim| shim.start().await);
+        let refused = "cannot start a container that has stopped";
+        let started = self.with_shim(id, refused, async |shim| shim.start().await);
         if started.is_err() {
             await_end(monitor);
         }

@@ -21,6 +21,7 @@ const MEMORY_NOTE: &str = "memoryNote";
 
 impl Context<'_> {
     pub(super) fn update(&self, typed: &Update) -> Result<(), Failure> {
+        refuse_cache(typed)?;
         let resources = match &typed.resources {
             Some(path) => read(path)?,
             None => from_options(typed).to_string().into_bytes(),
@@ -28,12 +29,26 @@ impl Context<'_> {
         // Here, so that an error is the caller's own whatever becomes of the container.
         check_resources(&resources)?;
         let dir = self.root.open(&typed.id)?;
-        self.with_shim(&typed.id, async |shim| shim.update(resources.clone()).await)?;
+        let refused = "cannot update a stopped container";
+        self.with_shim(&typed.id, refused, async |shim| shim.update(resources.clone()).await)?;
         let noted = |record: &Record| record.sandbox.get(MEMORY_NOTE).cloned();
         if let Some(note) = dir.record()?.as_ref().and_then(noted) {
             self.journal.warn(&note);
         }
         Ok(())
+    }
+}
+
+/// What a spec's `linux.intelRdt` is refused for.
+fn refuse_cache(typed: &Update) -> Result<(), Failure> {
+    let options =
+        [("--l3-cache-schema", &typed.l3_cache_schema), ("--mem-bw-schema", &typed.mem_bw_schema)];
+    match options.iter().find(|(_, value)| value.as_ref().is_some_and(|schema| !schema.is_empty()))
+    {
+        None => Ok(()),
+        Some((option, _)) => Err(Failure::Usage(format!(
+            "{option} is not supported: cache and bandwidth of the host can't be given to a VM yet"
+        ))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Limits as the files of a group, of v1 and of v2.
 
+use kata_protocol::weight;
 use kata_spec::{CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits, ThrottleDevice};
 
 /// One value for one file of a group.
@@ -106,6 +107,8 @@ fn legacy_block_io(limits: &Limits) -> Vec<Setting> {
         let number = format!("{}:{}", device.major, device.minor);
         let line = |weight: u16| format!("{number} {weight}");
         settings.extend(some(device.weight).map(|w| set("blkio.weight_device", line(w))));
+        // Refused for a device that has another scheduler now.
+        settings.extend(some(device.weight).map(|w| shown("blkio.bfq.weight_device", line(w))));
         settings.extend(some(device.leaf_weight).map(|w| set("blkio.leaf_weight_device", line(w))));
     }
     for (file, devices) in [
@@ -152,7 +155,7 @@ fn unified_cpu(cpu: &CpuLimits) -> Vec<Setting> {
     settings.extend(cpu.idle.map(|idle| set("cpu.idle", idle)));
     // An idle group has no weight: the kernel refuses to set one.
     let shares = some(cpu.shares).filter(|_| cpu.idle != Some(1));
-    settings.extend(shares.map(|shares| set("cpu.weight", weight_of_shares(shares))));
+    settings.extend(shares.map(|shares| set("cpu.weight", weight::of_cpu_shares(shares))));
     if some(cpu.quota).is_some() || some(cpu.period).is_some() {
         let quota = maximum(some(cpu.quota).unwrap_or(-1));
         let period = some(cpu.period).unwrap_or(DEFAULT_PERIOD_US);
@@ -162,21 +165,19 @@ fn unified_cpu(cpu: &CpuLimits) -> Vec<Setting> {
     settings
 }
 
-/// The kernel's own mapping of 2..262144 shares to a weight of 1..10000.
-fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
-}
-
 fn unified_block_io(limits: &Limits) -> Vec<Setting> {
     let block_io = &limits.block_io;
-    // Weights of 10 to 1000 as 1 to 10000, but for one scheduler that has kept the old scale.
-    let weight = |weight: u16| 1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9_999 / 990;
+    // One scheduler has kept the scale of version 1.
     let mut settings = Vec::new();
     settings.extend(some(block_io.weight).map(|value| set("io.bfq.weight", value)));
-    settings.extend(some(block_io.weight).map(|value| set("io.weight", weight(value))));
+    settings
+        .extend(some(block_io.weight).map(|value| set("io.weight", weight::of_block_io(value))));
     for device in &block_io.weight_device {
         let number = format!("{}:{}", device.major, device.minor);
-        let line = |value: u16| set("io.weight", format!("{number} {}", weight(value)));
+        let line =
+            |value: u16| set("io.weight", format!("{number} {}", weight::of_block_io(value)));
+        settings.extend(some(device.weight).map(line));
+        let line = |value: u16| shown("io.bfq.weight", format!("{number} {value}"));
         settings.extend(some(device.weight).map(line));
     }
     for (key, devices) in [
@@ -234,7 +235,7 @@ mod tests {
         let expected = [
             ("memory.swap.max", "max"),
             ("memory.max", "max"),
-            ("cpu.weight", "39"),
+            ("cpu.weight", "100"),
             ("cpu.max", "max 100000"),
         ];
         assert_eq!(pairs(&unified(&some)), expected);
@@ -244,6 +245,15 @@ mod tests {
     fn v2_counts_swap_apart_from_memory() {
         let memory = limits(r#"{"memory": {"limit": 1000, "swap": 1500}}"#);
         assert_eq!(pairs(&unified(&memory)), [("memory.swap.max", "500"), ("memory.max", "1000")]);
+    }
+
+    #[test]
+    fn a_device_has_its_weight_by_each_scheduler() {
+        let io =
+            limits(r#"{"blockIO": {"weightDevice": [{"major": 7, "minor": 1, "weight": 505}]}}"#);
+        let expected = [("blkio.weight_device", "7:1 505"), ("blkio.bfq.weight_device", "7:1 505")];
+        assert_eq!(pairs(&legacy("blkio", &io, None)), expected);
+        assert_eq!(pairs(&unified(&io)), [("io.weight", "7:1 5000"), ("io.bfq.weight", "7:1 505")]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kata_hypervisor::Hypervisor;
+use kata_hypervisor::{Hypervisor, HypervisorError};
 use kata_sys::spawn::{Child, Exit};
 use tokio::time::timeout;
 
@@ -11,7 +11,7 @@ use crate::{
     loss::{self, Loss},
     process,
     step::Step,
-    vm::Vm,
+    vm::{Vm, VmError},
 };
 
 /// A VMM and a proxy that lose each other end one after the other; so long the news of the second may take.
@@ -80,7 +80,10 @@ impl Sandbox {
         // On a slow host the news is late: whoever is dead already took the connection along, and will be named.
         let (vm, proxy) = self.processes();
         let dead = |proxy: &Child| proxy.has_ended().unwrap_or(false);
-        if vm.is_some_and(|vm| vm.pid().is_none()) || proxy.is_some_and(|proxy| dead(&proxy)) {
+        let one_died =
+            vm.is_some_and(|vm| vm.pid().is_none()) || proxy.is_some_and(|proxy| dead(&proxy));
+        // Whom the OOM killer has struck may take long to end: its memory has to be given back first.
+        if one_died || self.budget.group().oom_kills() > 0 {
             return self.lost().await;
         }
         self.lose(Loss::Agent("its connection ended while the VM went on".into()));
@@ -97,6 +100,16 @@ impl Sandbox {
         self.kill();
     }
 
+    /// A VMM that ended before it ran a guest, by itself or because the host had no memory for it.
+    pub(super) fn vmm_failed(&self, error: HypervisorError) -> SandboxError {
+        match error {
+            HypervisorError::Boot(end) if self.budget.group().oom_kills() > 0 => {
+                self.boot_failed(&Loss::HostOom(end.to_string()))
+            }
+            error => VmError::Boot(error).into(),
+        }
+    }
+
     pub(super) fn check_aborted(&self) -> Result<(), SandboxError> {
         if self.live().stopping { Err(SandboxError::Aborted) } else { Ok(()) }
     }
@@ -108,6 +121,12 @@ impl Sandbox {
         tokio::spawn(async move { sandbox.end_processes(vm.as_ref(), proxy.as_deref()).await });
     }
 
+    /// The same to a guest that does not do what it is told; `why` is what all that is in it ends of.
+    pub fn give_up(self: &Arc<Self>, why: String) {
+        self.lose(Loss::GuestStuck(why));
+        self.kill();
+    }
+
     /// The first word on how the sandbox was lost is the one that counts.
     fn lose(&self, loss: Loss) {
         self.loss.send_if_modified(|known| {
@@ -117,7 +136,7 @@ impl Sandbox {
         });
     }
 
-    fn processes(&self) -> (Option<Vm>, Option<Arc<Child>>) {
+    pub(super) fn processes(&self) -> (Option<Vm>, Option<Arc<Child>>) {
         let live = self.live();
         (live.vm.clone(), live.proxy.clone())
     }

@@ -13,7 +13,7 @@ use super::{Common, Sandbox, SandboxError};
 use crate::{
     agent::Agent,
     network::{self, Attached, Means, Mirror, Namespace, localhost},
-    vm,
+    vm::{self, Ports, Vm},
 };
 
 impl Common {
@@ -52,6 +52,8 @@ impl Sandbox {
             steps: self.steps.clone(),
             own_sockets,
             model,
+            rates: self.settings.vm.rates,
+            queues: vm::queues(&self.settings.vm),
             note: self.network_note.clone(),
         };
         let disks = self.live().disks.len();
@@ -83,12 +85,13 @@ impl Sandbox {
     }
 
     /// Lets the guest follow its namespace until either is gone.
-    pub(super) fn follow_network(self: &Arc<Self>, mirror: Option<Mirror>, agent: Agent) {
+    pub(super) fn follow_network(self: &Arc<Self>, mirror: Option<Mirror>, agent: Agent, vm: Vm) {
         let Some(mirror) = mirror else { return };
+        let ports = Ports::of(vm, &self.settings.vm);
         let sandbox = self.clone();
         let follower = tokio::spawn(async move {
             tokio::select! {
-                () = mirror.follow(agent) => {}
+                () = mirror.follow(agent, ports) => {}
                 _ = sandbox.lost() => {}
             }
         });

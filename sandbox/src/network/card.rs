@@ -4,17 +4,20 @@ use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc};
 
 use futures_util::TryStreamExt;
 use kata_config::NetworkModel;
+use kata_hypervisor::qemu::Plugged;
 use kata_sys::{
     bpf::{self, ProgramKind},
     tap,
 };
-use rtnetlink::{Error, Handle, LinkUnspec};
+use rtnetlink::{Error, Handle, LinkUnspec, packet_route::link::LinkAttribute};
 
 use super::{
     Namespace, NetworkError, Nic, enter,
     guard::Claim,
     model::{Link, Passage},
+    parse::CARD_ALIAS,
     program::{self, Change},
+    rate::{self, Rates},
     redirect::{self, Hook},
     view::CardAddress,
 };
@@ -27,15 +30,23 @@ use crate::{
 /// Locally administered, and of no vendor's: what a card without a link has.
 const PREFIX: [u8; 2] = [0x02, 0x6b];
 
+/// The keys that limit what a link carries.
+const INBOUND_KEY: &str = "network.inbound_kbit_s";
+const OUTBOUND_KEY: &str = "network.outbound_kbit_s";
+
 /// A link without Ethernet has no address of its.
 const NONE: CardAddress = [0; 6];
 
 /// A tap that the VMM holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Card {
     pub address: CardAddress,
     pub tap: u32,
     pub tap_name: String,
+    /// It was added to the running VM, and can be taken out again.
+    pub plugged: Option<Plugged>,
+    /// The guest may not have seen it yet.
+    pub new: bool,
 }
 
 /// A link whose frames are redirected.
@@ -45,6 +56,8 @@ pub(super) struct Wired {
     pub name: String,
     /// Whether the qdisc was made for it.
     pub own_qdisc: bool,
+    /// Whether what leaves by it is limited.
+    pub limited: bool,
 }
 
 /// Changes a namespace; the only one that does.
@@ -55,10 +68,18 @@ pub(super) struct Wiring {
     pub ledger: Arc<Ledger>,
     pub steps: Arc<Steps>,
     pub model: NetworkModel,
+    pub rates: Rates,
+    pub queues: usize,
     pub own_sockets: bool,
 }
 
 impl Wiring {
+    /// Whether a link may be connected, which is asked before a card is made for it.
+    pub async fn admit(&self, index: u32, link: &Link) -> Result<(), NetworkError> {
+        self.check()?;
+        self.must_be_limitable(index, link).await
+    }
+
     /// Whether the namespace may be touched.
     pub fn check(&self) -> Result<(), NetworkError> {
         self.claim.check().map_err(|source| self.namespace.refused(source))
@@ -80,13 +101,28 @@ impl Wiring {
             }
         };
         self.steps.enter(Step::MakeTap)?;
-        let tap = enter(&self.namespace.fd, || tap::make("kata%d"))?.map_err(NetworkError::Tap)?;
+        let tap = enter(&self.namespace.fd, || tap::make("kata%d", self.queues))?
+            .map_err(NetworkError::Tap)?;
         let failed = |source| NetworkError::SetTap { tap: tap.name.clone(), source };
         let mut found = self.handle.link().get().match_name(tap.name.clone()).execute();
         let message =
             found.try_next().await.map_err(failed)?.ok_or(Error::RequestFailed).map_err(failed)?;
-        let card = Card { address, tap: message.header.index, tap_name: tap.name };
-        Ok((card, Nic { tap: tap.fd, mac: address }))
+        // By this it is known to be no link of the engine's, also by the next sandbox when this one has died.
+        let mark = LinkUnspec::new_with_index(message.header.index)
+            .append_extra_attribute(LinkAttribute::IfAlias(CARD_ALIAS.into()));
+        self.handle.link().set(mark.build()).execute().await.map_err(failed)?;
+        let (index, tap_name) = (message.header.index, tap.name);
+        let card = Card { address, tap: index, tap_name, plugged: None, new: false };
+        if let Some(rate) = self.rates.inbound {
+            self.steps.enter(Step::LimitLink)?;
+            let limited = rate::limit(&self.handle, card.tap, rate).await;
+            limited.map_err(|source| NetworkError::Limit {
+                link: card.tap_name.clone(),
+                key: INBOUND_KEY,
+                source,
+            })?;
+        }
+        Ok((card, Nic { queues: tap.queues, mac: address }))
     }
 
     /// Redirects every frame of the link to the card and back; both ways, or none.
@@ -96,15 +132,51 @@ impl Wiring {
         link: &Link,
         card: &Card,
     ) -> Result<Wired, NetworkError> {
+        self.must_be_limitable(index, link).await?;
         self.set_tap(card, link.mtu, true).await?;
         // Somebody may have moved in since; the tap goes with its descriptor.
         self.check()?;
         let hook = redirect::look(&self.handle, index)
             .await
             .map_err(|source| NetworkError::Hook { link: link.name.clone(), source })?;
-        let wired = Wired { link: index, name: link.name.clone(), own_qdisc: hook != Hook::Taken };
+        let wired = Wired {
+            link: index,
+            name: link.name.clone(),
+            own_qdisc: hook != Hook::Taken,
+            limited: self.rates.outbound.is_some(),
+        };
         let entry = self.namespace.redirect(&wired)?;
         self.ledger.intend(&self.steps, &entry).map_err(|e| NetworkError::Ledger(Box::new(e)))?;
+        let laid = self.lay(&wired, hook, link, card).await;
+        if laid.is_err() {
+            self.disconnect(&wired).await;
+        }
+        laid.map(|()| wired)
+    }
+
+    /// Lays the way that the ledger has.
+    async fn lay(
+        &self,
+        wired: &Wired,
+        hook: Hook,
+        link: &Link,
+        card: &Card,
+    ) -> Result<(), NetworkError> {
+        let index = wired.link;
+        if let Some(rate) = self.rates.outbound {
+            self.steps.enter(Step::LimitLink)?;
+            let limited = rate::limit(&self.handle, index, rate).await;
+            limited.map_err(|source| NetworkError::Limit {
+                link: link.name.clone(),
+                key: OUTBOUND_KEY,
+                source,
+            })?;
+        }
+        if self.rates.outbound.is_none() {
+            // A sandbox that died may have left its limit, and it is nobody's any more.
+            let lifted = rate::lift(&self.handle, index).await;
+            lifted.map_err(|source| NetworkError::Lift { link: link.name.clone(), source })?;
+        }
         self.steps.enter(Step::RedirectLink)?;
         let (into_guest, out_of_it) = match link.passage {
             Passage::Packets => (Change::Header(card.address), Change::Nothing),
@@ -119,16 +191,28 @@ impl Wiring {
         ];
         for (from, from_name, to, to_name, hook, program) in both {
             let added = redirect::add(&self.handle, from, to, hook, program.as_ref()).await;
-            if let Err(source) = added {
-                self.disconnect(&wired).await;
-                let (from, to) = (from_name.into(), to_name.into());
-                return Err(NetworkError::Redirect { from, to, source });
-            }
+            let (from, to) = (from_name.into(), to_name.into());
+            added.map_err(|source| NetworkError::Redirect { from, to, source })?;
         }
         if self.own_sockets && link.passage == Passage::Frames {
-            self.except(&wired, card).await;
+            self.except(wired, card).await;
         }
-        Ok(wired)
+        Ok(())
+    }
+
+    /// A discipline of somebody's own is not replaced.
+    async fn must_be_limitable(&self, index: u32, link: &Link) -> Result<(), NetworkError> {
+        if self.rates.outbound.is_none() {
+            return Ok(());
+        }
+        let name = || link.name.clone();
+        let kind = rate::others(&self.handle, index)
+            .await
+            .map_err(|source| NetworkError::Hook { link: name(), source })?;
+        match kind {
+            Some(kind) => Err(NetworkError::Queued { link: name(), kind, key: OUTBOUND_KEY }),
+            None => Ok(()),
+        }
     }
 
     /// Lets answers pass to sockets of the namespace, where the kernel can: without, all frames are the guest's.
@@ -161,8 +245,8 @@ impl Wiring {
     }
 
     /// How a link's frames get to its card, for people.
-    pub fn way(&self, passage: &Passage) -> &'static str {
-        match (passage, self.model) {
+    pub fn way(&self, passage: &Passage) -> String {
+        let way = match (passage, self.model) {
             (Passage::Packets, _) => {
                 "its packets redirected to a tap by eBPF, which adds a header of Ethernet's"
             }
@@ -171,7 +255,8 @@ impl Wiring {
             }
             (_, NetworkModel::Ebpf) => "redirected to a tap by eBPF",
             _ => "redirected to a tap",
-        }
+        };
+        format!("{way}{}", self.rates)
     }
 
     /// Takes a redirect back; what fails here is in the ledger, and is tried again when the sandbox goes.
@@ -204,9 +289,12 @@ pub(super) async fn restore(
     steps: &Steps,
 ) -> Result<(), NetworkError> {
     steps.enter(Step::RestoreLink)?;
-    redirect::remove(handle, wired.link, wired.own_qdisc)
-        .await
-        .map_err(|source| NetworkError::Restore { link: wired.name.clone(), source })
+    let failed = |source| NetworkError::Restore { link: wired.name.clone(), source };
+    let lifted = match wired.limited {
+        true => rate::lift(handle, wired.link).await,
+        false => Ok(()),
+    };
+    redirect::remove(handle, wired.link, wired.own_qdisc).await.and(lifted).map_err(failed)
 }
 
 impl Namespace {
@@ -217,6 +305,7 @@ impl Namespace {
             link: wired.name.clone(),
             index: wired.link,
             own_qdisc: wired.own_qdisc,
+            limited: wired.limited,
         })
     }
 }

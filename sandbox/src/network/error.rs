@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use kata_hypervisor::HypervisorError;
 use thiserror::Error;
 
 use super::guard::GuardError;
@@ -29,6 +30,10 @@ pub enum NetworkError {
     Enter(#[source] io::Error),
     #[error("connect to rtnetlink")]
     Connect(#[source] io::Error),
+    #[error("change the cards of the running VM")]
+    Plug(#[source] HypervisorError),
+    #[error("the guest has let go of {0} cards of this link that nobody has asked it for")]
+    LetGo(u32),
     #[error("list {what}")]
     List {
         what: &'static str,
@@ -51,6 +56,23 @@ pub enum NetworkError {
         #[source]
         source: rtnetlink::Error,
     },
+    #[error("limit what leaves by {link}, as {key} asks")]
+    Limit {
+        link: String,
+        key: &'static str,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("take away the limit that a dead sandbox has left on {link}")]
+    Lift {
+        link: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error(
+        "{link} has a queueing discipline of its own ({kind}), which is left alone: {key} can't be held there"
+    )]
+    Queued { link: String, kind: String, key: &'static str },
     #[error("load the program that redirects packets")]
     Program(#[source] io::Error),
     #[error("redirect {from} to {to}")]

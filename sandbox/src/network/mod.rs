@@ -21,6 +21,7 @@ mod monitor;
 mod nft;
 mod parse;
 mod program;
+mod rate;
 mod redirect;
 mod rule;
 mod sysctl;
@@ -53,13 +54,14 @@ use crate::{ledger::Ledger, step::Steps};
 pub use self::{
     error::NetworkError,
     mirror::{Attached, Mirror},
+    rate::{Rate, Rates},
 };
 
 /// A network card for the VMM.
 #[derive(Debug)]
 pub struct Nic {
-    /// Host end.
-    pub tap: OwnedFd,
+    /// Host end: the queues of its tap.
+    pub queues: Vec<OwnedFd>,
     /// The card's own address.
     pub mac: [u8; 6],
 }
@@ -107,6 +109,10 @@ pub struct Means {
     pub steps: Arc<Steps>,
     /// How frames get from a link to its tap.
     pub model: NetworkModel,
+    /// Most that a link may carry.
+    pub rates: Rates,
+    /// Queues of each card, at least one.
+    pub queues: usize,
     /// A process of the engine's asks others from within the namespace, and is to get its answers.
     pub own_sockets: bool,
     /// Where it says how each link is passed.
@@ -131,14 +137,15 @@ pub async fn attach(
     means: Means,
     spares: impl FnOnce(usize) -> usize,
 ) -> Result<(Mirror, Attached), NetworkError> {
-    let Means { claim, ledger, steps, model, own_sockets, note } = means;
+    let Means { claim, ledger, steps, model, rates, queues, own_sockets, note } = means;
     // Whoever may not be looked at is not even listened to.
     claim.check().map_err(|source| namespace.refused(source))?;
     let handle = connect(&namespace.fd)?;
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
     let sysctls = sysctl::changed(enter(&namespace.fd, sysctl::read)?, &in_a_new_one()?);
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
-    let wiring = Wiring { handle, namespace, claim, ledger, steps, model, own_sockets };
+    let wiring =
+        Wiring { handle, namespace, claim, ledger, steps, model, rates, queues, own_sockets };
     let mut mirror = Mirror::new(wiring, monitor, note);
     let mut attached = mirror.attach(spares).await?;
     attached.sysctls = sysctls;
@@ -158,6 +165,8 @@ pub struct Redirected<'a> {
     pub index: u32,
     /// Whether the qdisc goes too.
     pub own_qdisc: bool,
+    /// Whether what leaves by it is limited.
+    pub limited: bool,
 }
 
 /// Removes the redirect of a link, if its namespace is still there and no other sandbox has it meanwhile.
@@ -174,6 +183,7 @@ pub fn restore_link(redirected: &Redirected<'_>, steps: &Steps) -> Result<(), Ne
         link: redirected.index,
         name: redirected.link.to_owned(),
         own_qdisc: redirected.own_qdisc,
+        limited: redirected.limited,
     };
     let work = || {
         let runtime = runtime::Builder::new_current_thread()
@@ -198,7 +208,7 @@ fn reclaim(path: &Path, known: Identity) -> Result<Option<(OwnedFd, Claim)>, Net
     }
     match Claim::take(&namespace) {
         Ok(claim) => Ok(Some((namespace, claim))),
-        // It has found, and replaced, what we had left.
+        // Who has it found what we had left, and replaced it or took it away.
         Err(GuardError::Claimed) => Ok(None),
         Err(source) => Err(NetworkError::Guard { path: path.into(), source }),
     }

@@ -25,7 +25,7 @@ pub(super) enum Passage {
     Unaddressed,
     /// It has packets, to which the guest's link adds a header of Ethernet's.
     Packets,
-    /// Not at all, and nobody expects it: loopback, a port of another link, what the kernel puts everywhere.
+    /// Not at all, and nobody expects it: loopback, a card, a port of another link, what the kernel puts everywhere.
     None,
     /// Not at all, for this reason.
     Refused(String),
@@ -207,6 +207,25 @@ impl Model {
 }
 
 #[cfg(test)]
+impl Link {
+    /// One for tests: one end of a pair, up.
+    pub(super) fn veth(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            no_arp: false,
+            no_ipv6: false,
+            loopback: false,
+            kind: "veth".into(),
+            passage: Passage::Frames,
+            lower: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::net::IpAddr;
 
@@ -308,6 +327,25 @@ mod tests {
         twice.apply(&RouteNetlinkMessage::NewAddress(address(2, "192.0.2.2")), false);
         twice.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 1], 0)), false);
         assert_eq!((once.addresses, once.routes), (twice.addresses, twice.routes));
+    }
+
+    #[test]
+    fn a_function_of_a_pci_device_is_refused_with_its_address() {
+        let mut message = link(2, "eth0", true);
+        message.attributes.push(LinkAttribute::ParentDevName("0000:3b:02.1".into()));
+        let model = fed([RouteNetlinkMessage::NewLink(message)]);
+        let Passage::Refused(why) = model.passage(&model.links[&2]) else { panic!("passed") };
+        assert!(why.contains("0000:3b:02.1") && why.contains("VFIO"), "{why}");
+    }
+
+    #[test]
+    fn a_tap_of_any_sandbox_is_no_link_and_one_of_the_same_name_is() {
+        let named = link(2, "kata0", true);
+        let mut card = link(3, "kata1", true);
+        card.attributes.push(LinkAttribute::IfAlias(super::parse::CARD_ALIAS.into()));
+        let model = fed([named, card].map(RouteNetlinkMessage::NewLink));
+        assert_eq!(model.passage(&model.links[&2]), Passage::Frames);
+        assert_eq!(model.passage(&model.links[&3]), Passage::None);
     }
 
     #[test]

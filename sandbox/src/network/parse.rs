@@ -23,6 +23,9 @@ use super::model::{Hop, Link, NeighbourKey, Passage, Prefix, Route};
 const FALLBACK: [&str; 9] =
     ["sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"];
 
+/// What a tap of ours says of itself, whoever made it: a dead sandbox's stays until its VMM has gone too. A name says nothing.
+pub(super) const CARD_ALIAS: &str = "card of a Kata sandbox";
+
 /// Links of IP packets: the kernel's `dev_is_mac_header_xmit` has the same list.
 const HEADERLESS: [LinkLayerType; 8] = [
     LinkLayerType::None,
@@ -52,7 +55,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         passage: Passage::Frames,
         lower: None,
     };
-    let (mut device, mut master, mut elsewhere) = (None, false, false);
+    let (mut device, mut master, mut elsewhere, mut card) = (None, false, false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -70,6 +73,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Link(lower) => link.lower = Some(*lower),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::Controller(_) => master = true,
+            LinkAttribute::IfAlias(alias) => card = alias == CARD_ALIAS,
             LinkAttribute::ParentDevName(name) => device = Some(name.clone()),
             LinkAttribute::AfSpecUnspec(families) => link.no_ipv6 = without_ipv6(families),
             _ => {}
@@ -80,7 +84,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     {
         link.lower = None;
     }
-    let nothing = link.loopback || master || FALLBACK.contains(&link.name.as_str());
+    let nothing = link.loopback || master || card || FALLBACK.contains(&link.name.as_str());
     link.passage = if nothing {
         Passage::None
     } else if HEADERLESS.contains(&message.header.link_layer_type) {
@@ -90,7 +94,9 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         let layer = message.header.link_layer_type;
         Passage::Refused(format!("links of {kind} carry {layer:?}, which a guest has no card for"))
     } else if let Some(device) = device {
-        Passage::Refused(format!("it is a device of the host ({device}), which is not passed on"))
+        Passage::Refused(format!(
+            "it is a device of the host ({device}), which would have to be passed by VFIO; that is not done"
+        ))
     } else if link.mac == [0; 6] {
         Passage::Unaddressed
     } else {

@@ -135,7 +135,7 @@ async fn remove_filter(handle: &Handle, link: u32, preference: u16) -> Result<()
     acknowledged(handle, request).await
 }
 
-async fn acknowledged(
+pub(super) async fn acknowledged(
     handle: &Handle,
     request: NetlinkMessage<RouteNetlinkMessage>,
 ) -> Result<(), Error> {
@@ -172,7 +172,7 @@ async fn filters(handle: &Handle, link: u32) -> Result<Vec<u16>, Error> {
     Ok(preferences)
 }
 
-fn unless_gone(result: Result<(), Error>) -> Result<(), Error> {
+pub(super) fn unless_gone(result: Result<(), Error>) -> Result<(), Error> {
     let gone = [Errno::INVAL, Errno::NOENT, Errno::NODEV].map(|errno| -errno.raw_os_error());
     match result {
         Err(Error::NetlinkError(e)) if gone.contains(&e.raw_code()) => Ok(()),

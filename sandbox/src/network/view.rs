@@ -68,6 +68,16 @@ impl View {
         }
     }
 
+    /// Of a link the guest may have anything, and nothing of what is on it: all of it is told again, or its card taken back.
+    pub fn doubt(&mut self, index: u32) {
+        if let Some(link) = self.links.get_mut(&index) {
+            let card = std::mem::take(&mut link.card);
+            *link = agent::Link { card, ..agent::Link::default() };
+        }
+        self.routes.retain(|route| route.hops.iter().all(|hop| hop.link != index));
+        self.neighbours.retain(|(link, _), _| *link != index);
+    }
+
     /// What leads from `before` to `self`; none when nothing does.
     pub fn change_since(&self, before: &Self) -> Option<agent::NetworkChange> {
         let mut change = agent::NetworkChange::default();
@@ -154,22 +164,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::{Model, View};
-    use crate::network::model::{Hop, Link, Passage, Prefix, Route};
-
-    fn link(name: &str) -> Link {
-        Link {
-            name: name.into(),
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            up: true,
-            no_arp: false,
-            no_ipv6: false,
-            loopback: false,
-            kind: "veth".into(),
-            passage: Passage::Frames,
-            lower: None,
-        }
-    }
+    use crate::network::model::{Hop, Link, Prefix, Route};
 
     fn model() -> Model {
         let prefix = |text: &str| Prefix { address: text.parse().unwrap(), length: 24 };
@@ -187,7 +182,7 @@ mod tests {
             mtu: 0,
         };
         Model {
-            links: BTreeMap::from([(2, link("eth0")), (3, link("net1"))]),
+            links: BTreeMap::from([(2, Link::veth("eth0")), (3, Link::veth("net1"))]),
             addresses: vec![(2, prefix("192.0.2.2")), (3, prefix("198.51.100.2"))],
             routes: [route].into(),
             rules: BTreeSet::new(),
@@ -218,6 +213,23 @@ mod tests {
         let names: Vec<_> = change.links.iter().map(|link| link.name.as_str()).collect();
         assert_eq!((names, change.removed_routes.len()), (vec!["net2"], 1));
         assert!(change.routes.is_empty() && change.removed_cards.is_empty());
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_told_again_or_taken_back() {
+        let cards = BTreeMap::from([(2, [9; 6]), (3, [8; 6])]);
+        let now = View::of(&model(), &cards);
+        let mut told = now.clone();
+        told.doubt(2);
+        let change = now.change_since(&told).unwrap();
+        assert_eq!((change.links.len(), change.routes.len(), change.neighbours.len()), (1, 1, 0));
+        told.doubt(3);
+        let change = now.change_since(&told).unwrap();
+        assert_eq!((change.links.len(), change.neighbours.len()), (2, 1));
+        assert!(change.removed_cards.is_empty() && change.removed_routes.is_empty());
+        let gone = View::of(&model(), &BTreeMap::from([(2, [9; 6])]));
+        let change = gone.change_since(&told).unwrap();
+        assert_eq!(change.removed_cards, ["08:08:08:08:08:08"]);
     }
 
     #[test]

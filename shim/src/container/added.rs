@@ -10,6 +10,7 @@ use kata_engine_api::{
     record::{Cause, Status},
 };
 use kata_protocol::agent;
+use kata_sandbox::agent::AgentError;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Container, Role, new_token};
@@ -17,7 +18,7 @@ use crate::{
     engine::stdio::Names,
     failure::Refusal,
     monitor::Monitor,
-    process::{LOST, Outcome, Phase, Process},
+    process::{LOST, Outcome, Phase, Process, SIGKILL},
 };
 
 /// What ends with its container is heard of within milliseconds; more is the reader's.
@@ -89,9 +90,12 @@ impl Container {
             stdio: Some(process.expect_streams(self.sandbox.switchboard(), token)).into(),
             ..Default::default()
         };
+        process.note_in_guest(true);
         let made = agent.exec_process(&request).await;
-        if made.is_err() {
+        if let Err(error) = &made {
             self.sandbox.switchboard().forget(token);
+            // What the guest refuses is not there; its id may be used again at once.
+            process.note_in_guest(!matches!(error, AgentError::Refused { .. }));
         }
         made?;
         Ok(())
@@ -127,16 +131,36 @@ impl Container {
         }
     }
 
+    /// Has the guest end and forget a process for whose start or end nobody waits any more. A guest that hangs does so when it goes
+    /// on; nobody waits for that.
+    async fn disown(self: Arc<Self>, process: Arc<Process>) {
+        let Ok(agent) = self.sandbox.agent() else { return };
+        let reference = process.reference();
+        match agent.delete_process(&reference).await {
+            Ok(_) | Err(AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. }) => return,
+            Err(_) => {}
+        }
+        // It runs, or the guest hangs longer than a call lasts: then these wait there for it.
+        let kill = agent::SignalProcessRequest {
+            process: Some(reference.clone()).into(),
+            signal: SIGKILL,
+            ..Default::default()
+        };
+        let (_, forgotten) =
+            tokio::join!(agent.signal_process(&kill), agent.wait_process(&reference));
+        if let Err(error) = forgotten {
+            tracing::debug!(%error, "wait for a process that was given up");
+        }
+    }
+
     /// Forgets an additional process that has ended, or that never started.
-    pub async fn forget(&self, process: &Arc<Process>) {
+    pub async fn forget(self: &Arc<Self>, process: &Arc<Process>) {
         if process.phase() == Phase::Created {
             let outcome = Outcome::unstarted(LOST, Cause::KilledBeforeStart, None);
             self.conclude(process, outcome).await;
         }
-        if let Ok(agent) = self.sandbox.agent()
-            && let Err(error) = agent.delete_process(&process.reference()).await
-        {
-            tracing::debug!(%error, "delete an ended process");
+        if process.is_in_guest() {
+            tokio::spawn(self.clone().disown(process.clone()));
         }
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&process.exec_id);
     }

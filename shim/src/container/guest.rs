@@ -170,11 +170,8 @@ impl Container {
                 }
             }
         }
-        let tree = self.sandbox.tree();
-        tree.detach_root(&self.init.container_id).map_err(|e| Refusal::internal(&e))?;
-        for number in self.volumes.clone() {
-            tree.detach_volume(number).map_err(|e| Refusal::internal(&e))?;
-        }
+        let detached = self.sandbox.tree().detach(&self.init.container_id, self.volumes.clone());
+        detached.map_err(|e| Refusal::internal(&e))?;
         self.sandbox.remove_member(&self.init.container_id, self.resources.group())?;
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! The guest's OOM killer: told when it strikes, not when the container ends, for it may strike another process than the
-//! container's own.
+//! Kills for want of memory. Those of the guest's OOM killer in the container are told when it strikes, not when the container
+//! ends, for it may strike another process than the container's own; where the whole guest is lost to one, the guest's or
+//! the host's, the container's end tells it.
 
 use std::{fs::File, sync::Arc, time::Duration};
 
@@ -56,7 +57,7 @@ impl Container {
         kills.wait_for(|count| *count > seen).await.map_or(seen, |count| *count)
     }
 
-    fn mark_bundle(&self) {
+    pub(super) fn mark_bundle(&self) {
         let Some(bundle) = &self.bundle else { return };
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match openat(bundle, OOM_FILE, flags, Mode::from_raw_mode(0o644)) {

@@ -25,6 +25,10 @@ const HARMLESS: [u32; 9] = [0, 17, 18, 19, 20, 21, 22, 23, 28];
 /// So long a guest may take to carry out a SIGKILL; then its VM goes, or, of a member, that of the pod which is ended.
 const STUBBORN: Duration = Duration::from_secs(5);
 
+/// The same of one member, with whose VM others end too, until the guest answers and until the member has ended. A busy host,
+/// or a disk of it that is slow to write back, may hold a guest up that long, and no one is to suffer for that.
+const PATIENT: Duration = Duration::from_secs(30);
+
 impl Container {
     /// Sends a signal to a process, or to all of the container's.
     pub async fn signal(
@@ -64,20 +68,14 @@ impl Container {
                 }
                 Ok(())
             }
-            Phase::Running if self.may_take_vm(process) && signal == SIGKILL => {
-                let asked = timeout(STUBBORN, self.ask_to_signal(process, signal, all)).await;
-                if !matches!(asked, Ok(Ok(()))) {
-                    tracing::warn!("guest does not answer to SIGKILL, so its VM is killed");
-                    process.note_killed();
-                    self.sandbox.kill();
-                    return Ok(());
-                }
-                tokio::spawn(self.clone().insist(process.clone()));
-                Ok(())
+            Phase::Running if process.is_init() && signal == SIGKILL => {
+                self.kill(process, all).await
             }
             Phase::Running => self.ask_to_signal(process, signal, all).await,
             // Output that the guest promised and does not give; with the VM gone it ends.
-            Phase::Ending if self.may_take_vm(process) && signal == SIGKILL => {
+            Phase::Ending
+                if process.is_init() && self.role != Role::Member && signal == SIGKILL =>
+            {
                 self.sandbox.kill();
                 Ok(())
             }
@@ -87,9 +85,36 @@ impl Container {
         }
     }
 
-    /// Whether a guest that does not end this process may be ended for it: not while others live in it.
-    fn may_take_vm(&self, process: &Process) -> bool {
-        process.is_init() && self.role != Role::Member
+    /// Has the guest kill an init, and does without the guest if it does not.
+    async fn kill(self: &Arc<Self>, process: &Arc<Process>, all: bool) -> Result<(), Refusal> {
+        let alone = self.role != Role::Member;
+        let patience = if alone { STUBBORN } else { PATIENT };
+        let answer = match timeout(patience, self.ask_to_signal(process, SIGKILL, all)).await {
+            Err(_) => {
+                self.give_up(process, "guest does not answer to SIGKILL");
+                return Ok(());
+            }
+            // It has ended by itself, of which the guest is about to tell.
+            Ok(Err(refusal)) if refusal.kind == FailureKind::CommandNotFound => Ok(()),
+            Ok(Err(refusal)) if alone => {
+                self.give_up(
+                    process,
+                    &format!("guest does not take SIGKILL ({})", refusal.message),
+                );
+                return Ok(());
+            }
+            Ok(answer) => answer,
+        };
+        tokio::spawn(self.clone().insist(process.clone(), patience));
+        answer
+    }
+
+    /// Takes the VM away from an init that nothing else ends.
+    fn give_up(&self, process: &Process, why: &str) {
+        let id = &process.container_id;
+        tracing::warn!(id, "{why}, so its VM is killed");
+        process.note_killed();
+        self.sandbox.give_up(format!("{why} of container {id}"));
     }
 
     /// Ends a member of a pod that is being ended. One whose guest does not obey is left to the end of the VM.
@@ -126,14 +151,9 @@ impl Container {
     }
 
     /// Takes the VM away from an init that was killed, as its guest says, and yet runs on.
-    async fn insist(self: Arc<Self>, process: Arc<Process>) {
-        tokio::select! {
-            _ = process.wait() => {}
-            () = tokio::time::sleep(STUBBORN) => if process.phase() == Phase::Running {
-                tracing::warn!("guest says that it killed the container, but it runs on: its VM is killed");
-                process.note_killed();
-                self.sandbox.kill();
-            }
+    async fn insist(self: Arc<Self>, process: Arc<Process>, patience: Duration) {
+        if timeout(patience, process.wait()).await.is_err() && process.phase() == Phase::Running {
+            self.give_up(&process, "guest does not carry out SIGKILL");
         }
     }
 

@@ -35,6 +35,7 @@ use crate::{
     container::{Container, Role},
     failure::Refusal,
     monitor::Monitor,
+    offline,
     process::Process,
     service::{Creation, network_path},
 };
@@ -309,9 +310,7 @@ impl Engine {
     pub fn remove_directory(&self, id: &str) {
         let path = self.service.directory().join(CONTAINERS).join(id);
         // With the sandbox everything of its goes, this too.
-        if let Err(error) = fs::remove_dir_all(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = offline::remove(&path) {
             tracing::warn!(%error, path = %path.display(), "remove the record of a container");
         }
     }

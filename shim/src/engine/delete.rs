@@ -1,8 +1,9 @@
 //! `delete`: what an engine runs after an end that the shim may not have seen through.
 
 use std::{
-    fs, io,
-    io::Write,
+    fs,
+    io::{self, Write},
+    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -14,13 +15,16 @@ use kata_engine_api::{
         task_ttrpc::TaskClient,
         timestamp::Timestamp,
     },
-    record::Ended,
+    record::{Cause, Ended},
 };
 use kata_sandbox::step::Steps;
 use protobuf::Message;
 use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
-use ttrpc::asynchronous::{Client, transport::Socket};
+use ttrpc::{
+    asynchronous::{Client, transport::Socket},
+    context::Context as Metadata,
+};
 
 use super::{
     flags::Flags,
@@ -34,7 +38,7 @@ use crate::{
 };
 
 /// An engine gives five seconds for everything.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Takes away what is left of a container, and prints how it ended.
 pub fn delete(flags: &Flags) -> anyhow::Result<()> {
@@ -44,10 +48,9 @@ pub fn delete(flags: &Flags) -> anyhow::Result<()> {
     let config = config.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let sandbox = config.map_or(flags.id.clone(), |value| pod::sandbox_id(&value, &flags.id));
     let place = Place::of(&flags.address, &flags.namespace, &sandbox);
-    let ended = if place.is_served() {
-        ask(&place, &flags.id)?
-    } else {
-        clean(&place, &flags.id, flags.id == sandbox)?
+    let ended = match ask(&place, &flags.id)? {
+        Asked::Lives(ended) => ended,
+        Asked::Gone => clean(&place, &flags.id, flags.id == sandbox)?,
     };
     let (code, at) = ended.map_or((LOST, SystemTime::now()), |ended| (ended.code, ended.at()));
     unmount_rootfs(&bundle);
@@ -61,30 +64,47 @@ pub fn delete(flags: &Flags) -> anyhow::Result<()> {
     io::stdout().write_all(&bytes).context("print the answer")
 }
 
-/// Of a shim that lives: it kills and deletes the container, if it still has it.
-fn ask(place: &Place, id: &str) -> anyhow::Result<Option<Ended>> {
+/// What came of asking a shim.
+enum Asked {
+    /// It lives; how the container ended, if it still had it.
+    Lives(Option<Ended>),
+    /// There is none, or it died over the question: one that was killed may be connected to until it is dead.
+    Gone,
+}
+
+/// Has a shim that lives kill and delete the container.
+fn ask(place: &Place, id: &str) -> anyhow::Result<Asked> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let stream = std::os::unix::net::UnixStream::connect(place.socket())?;
+        let Ok(stream) = UnixStream::connect(place.socket()) else { return Ok(Asked::Gone) };
         let client = TaskClient::new(Client::new(Socket::try_from(stream)?));
-        let patience = || ttrpc::context::with_duration(PATIENCE);
-        let id = id.to_owned();
-        let kill = KillRequest {
-            id: id.clone(),
-            signal: SIGKILL,
-            all: true,
-            for_delete: true,
-            ..Default::default()
-        };
-        // It may have ended by itself, or not be known; what matters is what the next two say.
-        client.kill(patience(), &kill).await.ok();
-        let wait = WaitRequest { id: id.clone(), ..Default::default() };
-        client.wait(patience(), &wait).await.ok();
-        let delete = DeleteRequest { id, ..Default::default() };
-        let Ok(answer) = client.delete(patience(), &delete).await else { return Ok(None) };
-        let code = u8::try_from(answer.exit_status).unwrap_or(LOST);
-        Ok(Some(Ended::new(code, kata_engine_api::record::Cause::Unknown, None)))
+        Ok(match tokio::time::timeout(PATIENCE, kill_and_delete(&client, id)).await {
+            Ok(Ok(answer)) => {
+                let code = u8::try_from(answer.exit_status).unwrap_or(LOST);
+                Asked::Lives(Some(Ended::new(code, Cause::Unknown, None)))
+            }
+            // It takes longer than an engine waits, or refuses.
+            Err(_) | Ok(Err(ttrpc::Error::RpcStatus(_))) => Asked::Lives(None),
+            Ok(Err(_)) => Asked::Gone,
+        })
     })
+}
+
+/// Without deadlines of its own, whose errors cannot be told from those of a connection that broke.
+async fn kill_and_delete(client: &TaskClient, id: &str) -> ttrpc::Result<DeleteResponse> {
+    let id = id.to_owned();
+    let kill = KillRequest {
+        id: id.clone(),
+        signal: SIGKILL,
+        all: true,
+        for_delete: true,
+        ..Default::default()
+    };
+    // It may have ended by itself, or not be known; what matters is what the last one says.
+    client.kill(Metadata::default(), &kill).await.ok();
+    let wait = WaitRequest { id: id.clone(), ..Default::default() };
+    client.wait(Metadata::default(), &wait).await.ok();
+    client.delete(Metadata::default(), &DeleteRequest { id, ..Default::default() }).await
 }
 
 /// Without a shim: everything that its ledger names goes, which ends all containers of the sandbox; of them, each is taken
@@ -108,12 +128,7 @@ fn clean(place: &Place, id: &str, sandbox: bool) -> anyhow::Result<Option<Ended>
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    offline::remove(path).with_context(|| format!("remove {}", path.display()))
 }
 
 /// We mount nothing there; an engine may have.

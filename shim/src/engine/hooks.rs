@@ -56,7 +56,7 @@ pub fn precede_trees(hooks: &Hooks) -> bool {
 /// Those of a container that is being created; `pid` stands for it.
 pub fn creating(hooks: Hooks, spec: &Checked, (id, pid): (&str, u32)) -> Creating {
     let state = State {
-        oci_version: spec.oci_version.clone(),
+        oci_version: kata_spec::VERSION.to_owned(),
         id: id.to_owned(),
         status: Status::Creating,
         pid: Some(pid),

@@ -58,6 +58,12 @@ pub fn mount_all(mounts: &[Mount], root: &Path) -> Result<(), RootfsError> {
 
 impl Mount {
     fn make(&self, target: &Path) -> io::Result<()> {
+        // Words of containerd's own, for a pod with a user namespace; a file system would call them invalid.
+        let maps = |option: &String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
+        if self.options.iter().any(maps) {
+            let why = "uidmap and gidmap: the ids of a root can't be mapped";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         std::fs::create_dir_all(target)?;
         let parsed = Parsed::of(&self.options);
         let bind = parsed.flags.contains(MountFlags::BIND);
@@ -140,9 +146,11 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use rustix::mount::MountFlags;
 
-    use super::Parsed;
+    use super::{Mount, Parsed};
 
     #[test]
     fn flags_are_told_from_data() {
@@ -150,6 +158,20 @@ mod tests {
         let parsed = Parsed::of(&options);
         assert_eq!(parsed.flags, MountFlags::BIND | MountFlags::REC | MountFlags::RDONLY);
         assert_eq!(parsed.data, ["lowerdir=/a:/b", "index=off"]);
+    }
+
+    #[test]
+    fn ids_of_a_root_are_not_mapped() {
+        for option in ["uidmap=0:100000:65536", "gidmap=0:100000:65536"] {
+            let mount = Mount {
+                kind: "overlay".into(),
+                source: "overlay".into(),
+                target: String::new(),
+                options: vec!["lowerdir=/a:/b".into(), option.into()],
+            };
+            let error = mount.make(Path::new("/no/such")).unwrap_err();
+            assert!(error.to_string().contains("can't be mapped"), "{error}");
+        }
     }
 
     #[test]

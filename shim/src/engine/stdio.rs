@@ -1,17 +1,24 @@
 //! The stdio that an engine names: fifos, files, a program, or nothing.
 //!
-//! A fifo for output is opened for reading too, so that it has a reader while the engine restarts: nothing that is written
-//! is lost, and nobody gets SIGPIPE. A fifo for input is opened for reading alone, as runc's shim does it: when the engine's
+//! A fifo for output is opened once the engine reads from it, else what a short process writes could be gone before the engine
+//! comes; and for reading too, so that it has a reader while the engine restarts: nothing that is written is lost, and nobody
+//! gets SIGPIPE. A fifo for input is opened for reading alone, as runc's shim does it: when the engine's
 //! end is closed, that is the end of the input.
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use kata_sys::spawn::Child;
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::{
+    fs::{FileType, Mode, OFlags, fstat, open},
+    io::Errno,
+};
 use thiserror::Error;
 
 use super::logger::{Logger, LoggerError};
@@ -29,6 +36,9 @@ pub enum StdioError {
     )]
     Kind { what: &'static str, uri: String },
 }
+
+/// An engine opens its end before it asks for a process, or at the same time. One that was killed in between does not.
+const READER: Duration = Duration::from_secs(5);
 
 /// What the engine asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,7 +62,8 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Opens what is named, for a container's id and namespace; waits for nothing but the program of `binary://`.
+    /// Opens what is named, for a container's id and namespace; waits for the engine's end of a fifo and for the program of
+    /// `binary://`.
     ///
     /// # Errors
     /// [`StdioError`].
@@ -65,8 +76,9 @@ impl Stdio {
             return Ok(Self { fds: [stdin, stdout, stderr], logger: Some(process) });
         }
         let errors = if names.terminal { "" } else { &names.stderr };
-        let outputs = [open_output("stdout", &names.stdout)?, open_output("stderr", errors)?];
-        let [stdout, stderr] = outputs;
+        let deadline = Instant::now() + READER;
+        let stdout = open_output("stdout", &names.stdout, deadline)?;
+        let stderr = open_output("stderr", errors, deadline)?;
         Ok(Self { fds: [stdin, stdout, stderr], logger: None })
     }
 
@@ -86,7 +98,7 @@ fn open_input(uri: &str) -> Result<OwnedFd, StdioError> {
     }
 }
 
-fn open_output(what: &'static str, uri: &str) -> Result<OwnedFd, StdioError> {
+fn open_output(what: &'static str, uri: &str, deadline: Instant) -> Result<OwnedFd, StdioError> {
     match target(uri) {
         Target::Null => at(what, Path::new("/dev/null"), OFlags::WRONLY),
         Target::File(path) => {
@@ -97,16 +109,41 @@ fn open_output(what: &'static str, uri: &str) -> Result<OwnedFd, StdioError> {
             at(what, path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)
         }
         Target::Path(path) => {
-            let fd = at(what, path, OFlags::RDWR | OFlags::NONBLOCK)?;
-            let kind = fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-            match kind {
-                Ok(FileType::Fifo) => Ok(fd),
-                // Opened again as what it is: a file is appended to.
+            let file = at(what, path, OFlags::PATH)?;
+            match fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                Ok(FileType::Fifo) => open_fifo(&file, deadline)
+                    .map_err(|source| StdioError::Open { what, path: path.into(), source }),
                 _ => at(what, path, OFlags::WRONLY | OFlags::APPEND),
             }
         }
         Target::Program(_) | Target::Unknown => Err(StdioError::Kind { what, uri: uri.into() }),
     }
+}
+
+fn open_fifo(fifo: &OwnedFd, deadline: Instant) -> io::Result<OwnedFd> {
+    // Held until there is another: a reader that finds no writer takes that for the end.
+    let _writer = match reopen(fifo, OFlags::WRONLY | OFlags::NONBLOCK) {
+        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+            wait_for_reader(fifo, deadline)?
+        }
+        opened => Some(opened?),
+    };
+    // Without a reader this is one, and has the thread end that waits for one.
+    reopen(fifo, OFlags::RDWR | OFlags::NONBLOCK)
+}
+
+fn wait_for_reader(fifo: &OwnedFd, deadline: Instant) -> io::Result<Option<OwnedFd>> {
+    let (sender, opened) = mpsc::channel();
+    let fifo = fifo.try_clone()?;
+    let wait = move || sender.send(reopen(&fifo, OFlags::WRONLY));
+    thread::Builder::new().name("fifo".into()).spawn(wait)?;
+    opened.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok().transpose()
+}
+
+/// The very file, whatever its name leads to by now.
+fn reopen(file: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 fn at(what: &'static str, path: &Path, flags: OFlags) -> Result<OwnedFd, StdioError> {
@@ -141,8 +178,12 @@ fn target(uri: &str) -> Target<'_> {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
         io::{Read, Write},
         os::fd::OwnedFd,
+        sync::mpsc,
+        thread,
+        time::Duration,
     };
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -150,15 +191,19 @@ mod tests {
     use super::{Names, Stdio, StdioError};
 
     #[test]
-    fn a_fifo_keeps_what_is_written_while_nobody_reads() {
+    fn a_fifo_waits_for_its_reader_and_keeps_what_is_written_while_nobody_reads() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("out");
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let names = Names { stdout: path.to_str().unwrap().into(), ..Names::default() };
-        let Stdio { fds: [_, stdout, _], .. } = Stdio::open(&names, ("c", "n")).unwrap();
-        let mut writer = std::fs::File::from(stdout);
+        let (sender, opened) = mpsc::channel();
+        thread::spawn(move || sender.send(Stdio::open(&names, ("c", "n")).unwrap()));
+        opened.recv_timeout(Duration::from_millis(50)).unwrap_err();
+        drop(File::open(&path).unwrap());
+        let Stdio { fds: [_, stdout, _], .. } = opened.recv().unwrap();
+        let mut writer = File::from(stdout);
         writer.write_all(b"early").unwrap();
-        let mut reader = std::fs::File::open(&path).unwrap();
+        let mut reader = File::open(&path).unwrap();
         drop(writer);
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
@@ -178,7 +223,7 @@ mod tests {
     }
 
     fn write(fd: OwnedFd, word: &str) {
-        std::fs::File::from(fd).write_all(word.as_bytes()).unwrap();
+        File::from(fd).write_all(word.as_bytes()).unwrap();
     }
 
     #[test]

@@ -15,7 +15,7 @@ use kata_engine_api::{
         },
         timestamp::Timestamp,
     },
-    record::{Cause, Ended},
+    record::Ended,
 };
 use tokio::time::timeout;
 
@@ -109,7 +109,7 @@ impl Engine {
             }
         }
         let _in_order = init.telling.lock().await;
-        if ended.cause == Cause::Oom && kills == 0 {
+        if ended.cause.is_out_of_memory() && kills == 0 {
             self.tell_oom(&init);
         }
         self.tell_exit(&init, &ended);

@@ -13,8 +13,14 @@ use std::{
     thread,
 };
 
-use kata_sys::jail::{JailError, leave_namespaces};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use kata_sys::{
+    fork,
+    jail::{JailError, leave_namespaces},
+};
+use rustix::{
+    mount::{MountPropagationFlags, mount_change},
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -28,6 +34,8 @@ pub enum ViewError {
     Thread(#[source] io::Error),
     #[error("enter the mount namespace of the engine")]
     Enter(#[source] io::Error),
+    #[error("copy the mount namespace of the engine")]
+    Copy(#[source] io::Error),
     #[error(transparent)]
     Leave(#[from] JailError),
     #[error("the thread in the mount namespace of the engine panicked")]
@@ -108,7 +116,10 @@ fn enter(namespace: &OwnedFd, mounts: Mounts) -> Result<(), ViewError> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
         .map_err(|e| ViewError::Enter(e.into()))?;
     if mounts == Mounts::Copy {
-        leave_namespaces(UnshareFlags::NEWNS)?;
+        fork::unshare(UnshareFlags::NEWNS).map_err(ViewError::Copy)?;
+        // Nothing gets out; and what is taken here of the host's shared mounts follows them from now on, if it is asked to.
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .map_err(|e| ViewError::Copy(e.into()))?;
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ const HOOKS: &[Field] = &[
     translated(
         "startContainer",
         HOOK_LIST,
-        "run in the guest, in the container, without the filters of its program",
+        "run in the guest, in the container, under its filters of system calls",
     ),
     host_only("poststart", HOOK_LIST, ON_HOST),
     host_only("poststop", HOOK_LIST, ON_HOST),

@@ -36,6 +36,9 @@ pub enum FilesError {
     /// What is no archive.
     #[error("{0}")]
     Archive(String),
+    /// What is compressed as a whole, and would fill the disk.
+    #[error("cannot unpack it")]
+    Room(#[source] LayerError),
     /// A file of it.
     #[error("cannot read its {name}")]
     Read {
@@ -185,7 +188,7 @@ fn plain_archive(file: File, scratch: &Path) -> Result<File, FilesError> {
     let mut copy = File::from(copy);
     let length = io::copy(&mut plain.take(room.saturating_add(1)), &mut copy).map_err(wrong)?;
     if length > room {
-        return Err(wrong(io::Error::other(LayerError::Room(room >> 20))));
+        return Err(FilesError::Room(LayerError::Room(room >> 20)));
     }
     copy.seek(SeekFrom::Start(0)).map_err(FilesError::Open)?;
     Ok(copy)

@@ -9,6 +9,8 @@ use std::{
     ptr,
 };
 
+use crate::syscall_filter::LaidOut;
+
 /// Step number and errno, in one write that a pipe never splits.
 pub(super) const REPORT: usize = 1 + size_of::<i32>();
 
@@ -22,18 +24,20 @@ pub(super) enum Step {
     Session,
     Descriptors,
     Signals,
+    Filters,
 }
 
 impl Step {
     /// What the step with this number attempts; `None` for execve itself.
     pub(super) fn name(number: u8) -> Option<&'static str> {
-        const NAMES: [&str; 6] = [
+        const NAMES: [&str; 7] = [
             "wait for its id maps",
             "follow its parent into death",
             "find its parent alive",
             "open a session",
             "arrange its descriptors",
             "reset its signals",
+            "load its filters of system calls",
         ];
         NAMES.get(usize::from(number).checked_sub(1)?).copied()
     }
@@ -49,6 +53,7 @@ pub(super) struct Plan {
     pub(super) go_writer: RawFd,
     pub(super) caller: Option<RawFd>,
     pub(super) new_session: bool,
+    pub(super) filters: Vec<LaidOut>,
     pub(super) program: *const c_char,
     pub(super) arguments: Vec<*const c_char>,
     pub(super) environment: Vec<*const c_char>,
@@ -74,6 +79,7 @@ fn settle(plan: &mut Plan) -> Step {
         .and_then(|()| lead_session(plan))
         .and_then(|()| arrange_descriptors(plan))
         .and_then(|()| reset_signals())
+        .and_then(|()| load_filters(plan))
     {
         return step;
     }
@@ -150,6 +156,11 @@ fn move_up(fd: RawFd, lowest: RawFd) -> Result<RawFd, Step> {
         fd if fd >= 0 => Ok(fd),
         _ => Err(Step::Descriptors),
     }
+}
+
+/// Last: they are about the program.
+fn load_filters(plan: &Plan) -> Result<(), Step> {
+    if plan.filters.iter().all(LaidOut::load) { Ok(()) } else { Err(Step::Filters) }
 }
 
 /// Default dispositions (execve keeps ignored signals, and Rust ignores SIGPIPE) and an empty mask.

@@ -209,6 +209,27 @@ pub fn a_hundred_leave_nothing(engine: &Engine) {
     Leftovers::assert_none_since(&before);
 }
 
+/// `live-restore`: no byte of output is lost or comes twice, and the container obeys.
+pub fn containers_go_on_when_dockerd_is_killed(docker: &mut Engine) {
+    let counter =
+        "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); done; echo counted; exec sleep 600";
+    let words = ["-d", "--name", "counter", "busybox", "sh", "-c", counter];
+    docker.run(Runtime::Kata, &words);
+    let pid = docker.ok(&["inspect", "-f", "{{.State.Pid}}", "counter"]);
+    docker.crash_daemon();
+    assert_eq!(
+        docker.ok(&["inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "counter"]),
+        format!("{pid} running")
+    );
+    let follow = docker.start(Runtime::Kata, "logs", &["-f", "counter"]);
+    let text = follow.stdout.until_has("counted\n");
+    let wanted: String = (0..3000).map(|i| format!("{i}\n")).collect();
+    assert_eq!(text, wanted + "counted\n", "output was lost or came twice");
+    assert_eq!(docker.ok(&["exec", "counter", "echo", "controllable"]), "controllable");
+    docker.ok(&["kill", "counter"]);
+    assert_eq!(docker.ok(&["wait", "counter"]), "137");
+}
+
 /// What has no answer but the VM's is refused, and the other container goes on.
 pub fn the_network_of_a_runc_container_is_left_alone(engine: &Engine) {
     let mut life = Life::new(engine, Runtime::Runc, "neighbour");

@@ -4,11 +4,21 @@ use std::{
     env,
     fs::{self, File},
     io::{BufRead, BufReader},
+    os::fd::AsFd,
     path::PathBuf,
     process::{Child, Stdio},
+    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use kata_guest_tests::ceiling;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open,
+        set_child_subreaper, waitid,
+    },
+};
 use serde_json::json;
 
 use crate::{Engine, Kind, Netns, engine::installed, scratch::scratch};
@@ -101,6 +111,24 @@ impl Engine {
         let daemon = self.daemon();
         kill_process(Pid::from_child(daemon), Signal::TERM).unwrap();
         daemon.wait().unwrap();
+    }
+
+    /// SIGKILL for dockerd, and a new one. Its containerd dies with it, and somebody has to reap that: this process, for good.
+    pub fn crash_daemon(&mut self) {
+        set_child_subreaper(Some(getpid())).unwrap();
+        let file = self.scratch().join("exec/containerd/containerd.pid");
+        let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let containerd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        let daemon = self.daemon();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let timeout = Timespec::try_from(ceiling(Duration::from_secs(60))).unwrap();
+        let dead = poll(&mut [PollFd::new(&containerd, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert_ne!(dead, 0, "containerd {pid} outlives dockerd");
+        // Before this process took such children it may have become somebody else's.
+        let reaped = waitid(WaitId::PidFd(containerd.as_fd()), WaitIdOptions::EXITED);
+        assert!(matches!(reaped, Ok(_) | Err(Errno::CHILD)), "{reaped:?}");
+        self.start_daemon(&[]);
     }
 
     /// The running daemon.

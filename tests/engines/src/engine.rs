@@ -74,6 +74,11 @@ impl Engine {
         self.scratch.path()
     }
 
+    /// What it calls for Kata.
+    pub fn runtime(&self) -> &Path {
+        &self.kata
+    }
+
     /// Which it is.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -2,13 +2,21 @@
 //! for runc too, which tests the test.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::HashMap, fs, os::unix::fs::symlink};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+};
 
 use kata_engine_tests::containerd::{
     Container, Containerd, Handler, KATA, Pod, RUNC, Release, config, resources,
     runtime::{
-        ContainerConfig, Mount, NamespaceMode, NamespaceOption, SecurityProfile, security_profile,
-        security_profile::ProfileType,
+        ContainerConfig, ContainerFilter, ContainerState, ContainerStateValue, ContainerStats,
+        ContainerStatsFilter, ListContainerStatsRequest, ListContainersRequest, Mount,
+        MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, SecurityProfile,
+        StatusRequest, security_profile, security_profile::ProfileType,
     },
     security,
 };
@@ -170,6 +178,152 @@ fn the_pid_namespace_is_the_pods_unless_it_is_asked_for() {
         };
         assert_eq!(first(NamespaceMode::CONTAINER), "sleep 1000");
         assert!(!first(NamespaceMode::POD).contains("sleep 1000 "));
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_pod_needs_no_more_than_a_name() {
+    on_both(|engine, handler| {
+        let metadata = config(engine).metadata;
+        let bare = PodSandboxConfig { metadata, ..Default::default() };
+        let pod = Pod::run_with(engine, handler, bare).unwrap();
+        let mut plain = pod.script("exec top");
+        (plain.linux, plain.log_path) = (Some(Default::default()).into(), String::new());
+        let container = pod.start(plain);
+        assert_eq!(container.output("echo hello"), "hello");
+        // Whoever shares its pid namespace is no init, and so ends by the first signal.
+        container.stop(60);
+        assert_eq!(container.status().state, ContainerState::CONTAINER_EXITED.into());
+        pod.remove();
+    });
+}
+
+/// What a kubelet asks for all the time: one type of figures that the engine does not know would cost it the whole list.
+#[test]
+fn pods_of_both_runtimes_are_listed_together() {
+    for release in Release::tried() {
+        let Some(engine) = Containerd::start_release(release) else { return };
+        let pods = [RUNC, KATA].map(|handler| Pod::run(&engine, handler));
+        let running = pods.each_ref().map(|pod| waiting(pod, |_| ()));
+        let ended = pods.each_ref().map(|pod| pod.start(pod.script("exit 3")));
+        ended.iter().for_each(|container| assert_eq!(container.ended().exit_code, 3));
+        let cri = engine.cri();
+        let figures = |filter: ContainerStatsFilter| {
+            let filter = Some(filter).into();
+            let request = ListContainerStatsRequest { filter, ..Default::default() };
+            let stats = cri.list_container_stats(&request).unwrap().stats;
+            let used = |one: &ContainerStats| one.memory.working_set_bytes.value > 0;
+            let used = stats.into_iter().filter(used);
+            used.map(|one| one.attributes.id.clone()).collect::<BTreeSet<_>>()
+        };
+        let ids = |all: &[&Container<'_>]| all.iter().map(|one| one.id.clone()).collect();
+        assert!(figures(Default::default()).is_superset(&ids(&running.each_ref())));
+        for ((pod, running), ended) in pods.iter().zip(&running).zip(&ended) {
+            let pod_sandbox_id = pod.id.clone();
+            let of_pod = ContainerStatsFilter { pod_sandbox_id, ..Default::default() };
+            assert!(figures(of_pod).contains(&running.id));
+            let listed = |state: ContainerState| {
+                let state = ContainerStateValue { state: state.into(), ..Default::default() };
+                let filter = ContainerFilter {
+                    state: Some(state).into(),
+                    pod_sandbox_id: pod.id.clone(),
+                    ..Default::default()
+                };
+                let filter = Some(filter).into();
+                let request = ListContainersRequest { filter, ..Default::default() };
+                let all = cri.list_containers(&request).unwrap().containers;
+                all.into_iter().map(|one| one.id).collect::<BTreeSet<_>>()
+            };
+            assert_eq!(listed(ContainerState::CONTAINER_RUNNING), ids(&[running]));
+            assert_eq!(listed(ContainerState::CONTAINER_EXITED), ids(&[ended]));
+        }
+        pods.iter().for_each(Pod::remove);
+    }
+}
+
+/// A directory of the host that is a mount of its own, with a place for others.
+struct Tree(tempfile::TempDir);
+
+impl Tree {
+    fn new(propagation: &str) -> Self {
+        let tree = Self(tempfile::tempdir().unwrap());
+        for name in ["later", "source"] {
+            fs::create_dir(tree.0.path().join(name)).unwrap();
+        }
+        fs::write(tree.0.path().join("source/flag"), "").unwrap();
+        mount(&["--bind"], tree.0.path(), tree.0.path());
+        mount(&[propagation], Path::new(""), tree.0.path());
+        tree
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-lR").arg(self.0.path()).status().ok();
+    }
+}
+
+fn mount(options: &[&str], from: &Path, to: &Path) {
+    let mut mount = Command::new("mount");
+    mount.args(options).args((!from.as_os_str().is_empty()).then_some(from)).arg(to);
+    assert!(mount.status().unwrap().success(), "{mount:?}");
+}
+
+#[test]
+fn mounts_pass_between_host_and_container_as_asked() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        for (propagation, kind) in [
+            (MountPropagation::PROPAGATION_PRIVATE, "--make-private"),
+            (MountPropagation::PROPAGATION_HOST_TO_CONTAINER, "--make-shared"),
+            (MountPropagation::PROPAGATION_BIDIRECTIONAL, "--make-shared"),
+        ] {
+            let tree = Tree::new(kind);
+            let path = tree.0.path();
+            let container = waiting(&pod, |config| {
+                let volume = at(&path.display().to_string(), "/volume");
+                config.mounts = vec![Mount { propagation: propagation.into(), ..volume }];
+                let capabilities = security(config).capabilities.mut_or_insert_default();
+                capabilities.add_capabilities = vec!["SYS_ADMIN".into()];
+            });
+            mount(&["--bind"], &path.join("source"), &path.join("later"));
+            let follows = propagation != MountPropagation::PROPAGATION_PRIVATE;
+            let seen = container.output("ls -A /volume/later");
+            assert_eq!(seen, if follows { "flag" } else { "" }, "{propagation:?}");
+            container.output("mkdir /volume/mine && mount --bind /etc /volume/mine");
+            let comes_back = fs::read_dir(path.join("mine")).unwrap().count() > 0;
+            // A guest's mounts are its own kernel's.
+            let asked = propagation == MountPropagation::PROPAGATION_BIDIRECTIONAL;
+            assert_eq!(comes_back, asked && handler == RUNC, "{propagation:?}");
+        }
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_read_only_volume_is_so_down_to_what_is_mounted_in_it_when_asked() {
+    on_both(|engine, handler| {
+        let tree = Tree::new("--make-private");
+        let path = tree.0.path();
+        mount(&["-t", "tmpfs"], Path::new("none"), &path.join("later"));
+        let pod = Pod::run(engine, handler);
+        let with = |recursive_read_only: bool| {
+            waiting(&pod, |config| {
+                let volume = at(&path.display().to_string(), "/volume");
+                config.mounts = vec![Mount { readonly: true, recursive_read_only, ..volume }];
+            })
+        };
+        let plain = with(false);
+        plain.output("touch /volume/later/file");
+        assert!(complaint(&plain, &["touch", "/volume/file"]).contains("Read-only file system"));
+        let handlers = pod.cri.status(&StatusRequest::default()).unwrap().runtime_handlers;
+        let ours = handlers.into_iter().find(|it| it.name == handler.0).unwrap_or_default();
+        if ours.features.recursive_read_only_mounts {
+            let recursive = with(true);
+            let said = complaint(&recursive, &["touch", "/volume/later/file"]);
+            assert!(said.contains("Read-only file system"), "{said}");
+        }
         pod.remove();
     });
 }

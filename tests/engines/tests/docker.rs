@@ -2,13 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    fs,
     net::UdpSocket,
     thread::{self, JoinHandle},
 };
 
 use kata_engine_tests::{Engine, Runtime, claims, claims_of, docker};
-use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 
 claims_of! {
     docker:
@@ -35,37 +33,10 @@ fn each_run_of_a_classic_build_is_in_a_vm() {
     });
 }
 
-/// SIGKILL for dockerd, and a new one. Its containerd dies with it, and somebody has to reap that.
-fn restart(docker: &mut Engine) {
-    let file = docker.scratch().join("exec/containerd/containerd.pid");
-    let containerd = fs::read_to_string(file).unwrap().trim().parse().ok().and_then(Pid::from_raw);
-    docker.daemon().kill().unwrap();
-    docker.daemon().wait().unwrap();
-    waitpid(containerd, WaitOptions::empty()).unwrap();
-    docker.start_daemon(&[]);
-}
-
 #[test]
 fn containers_go_on_when_dockerd_is_killed_and_started_again() {
-    set_child_subreaper(Some(getpid())).unwrap();
     let Some(mut docker) = docker() else { return };
-    let counter =
-        "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); done; echo counted; exec sleep 600";
-    let words = ["-d", "--name", "counter", "busybox", "sh", "-c", counter];
-    docker.run(Runtime::Kata, &words);
-    let pid = docker.ok(&["inspect", "-f", "{{.State.Pid}}", "counter"]);
-    restart(&mut docker);
-    assert_eq!(
-        docker.ok(&["inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "counter"]),
-        format!("{pid} running")
-    );
-    let follow = docker.start(Runtime::Kata, "logs", &["-f", "counter"]);
-    let text = follow.stdout.until_has("counted\n");
-    let wanted: String = (0..3000).map(|i| format!("{i}\n")).collect();
-    assert_eq!(text, wanted + "counted\n", "output was lost or came twice");
-    assert_eq!(docker.ok(&["exec", "counter", "echo", "controllable"]), "controllable");
-    docker.ok(&["kill", "counter"]);
-    assert_eq!(docker.ok(&["wait", "counter"]), "137");
+    claims::containers_go_on_when_dockerd_is_killed(&mut docker);
 }
 
 /// A question for the address of `server`, as DNS has it on a connection, for the shell's printf.

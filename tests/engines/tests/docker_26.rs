@@ -53,3 +53,9 @@ fn services_of_compose_find_each_other_by_name() {
         docker.ok(&[&compose[..], &["down"]].concat());
     }
 }
+
+#[test]
+fn containers_go_on_when_dockerd_is_killed_and_started_again() {
+    let Some(mut docker) = docker_26() else { return };
+    claims::containers_go_on_when_dockerd_is_killed(&mut docker);
+}

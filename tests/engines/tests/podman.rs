@@ -1,9 +1,12 @@
 //! podman, as people use it.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
 use kata_engine_tests::{Life, Runtime, claims, claims_of, podman};
+use kata_guest_tests::{Leftovers, cgroups_named};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 claims_of! {
     podman:
@@ -46,6 +49,38 @@ fn each_run_of_buildah_is_in_a_vm() {
     // podman does not see buildah's containers, and could not remove them.
     let (code, _, error) = buildah(&["rm", name.trim()]);
     assert_eq!(code, 0, "{error}");
+}
+
+/// The container goes on, and what podman forgets of it the runtime can take away.
+#[test]
+fn the_death_of_conmon_is_what_it_is_with_runc() {
+    let Some(podman) = podman() else { return };
+    let runtimes =
+        [(Runtime::Runc, Path::new("/usr/sbin/runc")), (Runtime::Kata, podman.runtime())];
+    let lives = runtimes.map(|(runtime, program)| {
+        let mut life = Life::new(&podman, runtime, "orphan");
+        let file = podman.scratch().join(format!("conmon-{}", runtime.name()));
+        let _follow =
+            life.serve(&["--network", "none", "--conmon-pidfile", file.to_str().unwrap()]);
+        let (id, pid) = (life.field(".Id"), life.field(".State.Pid").parse().unwrap());
+        let conmon = fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        kill_process(Pid::from_raw(conmon).unwrap(), Signal::KILL).unwrap();
+        let call = |words: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(words).arg(&id);
+            kata_guest_tests::run(command, b"")
+        };
+        let state: serde_json::Value = serde_json::from_slice(&call(&["state"]).stdout).unwrap();
+        assert_eq!((&state["status"], &state["pid"]), (&json!("running"), &json!(pid)), "{state}");
+        life.ask(&["exec"], &["echo", "on"]);
+        life.ask(&["rm", "-f", "-t", "0"], &[]);
+        call(&["delete", "--force"]);
+        assert_ne!(call(&["state"]).code, 0);
+        Leftovers::assert_dead(pid);
+        assert_eq!(cgroups_named(&id), Vec::<String>::new(), "{runtime:?}");
+        life.transcript()
+    });
+    assert_eq!(lives[1], lives[0], "Kata on the left, runc on the right");
 }
 
 #[test]

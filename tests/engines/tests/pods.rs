@@ -7,7 +7,7 @@ use kata_engine_tests::containerd::{
     Containerd, Handler, KATA, Pod, RUNC, Release, config, resources,
     runtime::{
         ContainerState, DNSConfig, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption,
-        PodSandboxState, UpdateContainerResourcesRequest,
+        PodSandboxState, PodSandboxStatsRequest, UpdateContainerResourcesRequest,
     },
     security,
 };
@@ -108,6 +108,17 @@ fn a_command_has_its_output_its_code_and_its_time() {
         assert!(missing.message.contains("executable file not found"), "{missing:?}");
         // Nothing of it is left.
         assert_eq!(container.output("ps -o args | grep -c '^sleep'"), "1");
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_command_is_over_when_its_output_is() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let container = pod.start(pod.script("exec sleep 1000"));
+        // Longer than the end of a command by itself is waited with.
+        assert_eq!(container.output("(sleep 5; echo late) & echo early"), "early\nlate");
         pod.remove();
     });
 }
@@ -235,6 +246,12 @@ fn usage_is_told_and_limits_are_changed() {
         let stats = container.stats();
         assert!(stats.memory.working_set_bytes.value > 0, "{stats}");
         assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats}");
+        let pod_sandbox_id = pod.id.clone();
+        let request = PodSandboxStatsRequest { pod_sandbox_id, ..Default::default() };
+        let all = pod.cri.pod_sandbox_stats(&request).unwrap().stats.linux.clone().unwrap();
+        assert!(all.memory.working_set_bytes.value >= stats.memory.working_set_bytes.value / 2);
+        assert!(all.cpu.usage_core_nano_seconds.value > 0, "{all}");
+        assert_eq!(all.containers.len(), 1, "{all}");
         let limits =
             LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() };
         let request = UpdateContainerResourcesRequest {

@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use kata_engine_tests::containerd::{
-    Containerd, Handler, KATA, KATA_SANDBOXER, Pod, RUNC, Release, config, nothing_left,
-    runtime::{ContainerState, DNSConfig, NamespaceMode, NamespaceOption, PodSandboxState},
+    BUSYBOX, Containerd, Handler, KATA, KATA_SANDBOXER, Pod, RUNC, Release, Sandbox, config,
+    nothing_left,
+    runtime::{
+        ContainerState, DNSConfig, ImageSpec, Mount, NamespaceMode, NamespaceOption,
+        PodSandboxState,
+    },
     security, shim_of,
 };
 use rustix::process::{Signal, kill_process};
@@ -37,7 +41,17 @@ fn script(engine: &mut Containerd, handler: Handler) {
     let options = NamespaceOption { pid: NamespaceMode::POD.into(), ..Default::default() };
     security(&mut second).namespace_options = Some(options).into();
     security(&mut second).readonly_rootfs = true;
+    let image = ImageSpec { image: BUSYBOX.into(), ..Default::default() };
+    second.mounts = vec![Mount {
+        container_path: "/image".into(),
+        image: Some(image).into(),
+        readonly: true,
+        ..Default::default()
+    }];
     let second = pod.start(second);
+    // A volume that is another image.
+    second.output("cmp /bin/busybox /image/bin/busybox");
+    assert!(second.output("touch /image/x 2>&1 || true").contains("Read-only file system"));
     assert_eq!(second.output("until nc 127.0.0.1 80; do :; done"), "hello");
     assert_eq!(
         second.output("hostname; cat /etc/hostname"),
@@ -57,6 +71,9 @@ fn script(engine: &mut Containerd, handler: Handler) {
     assert_eq!(second.output("cat /dev/shm/file"), "shared");
     assert!(second.output("df -k /dev/shm | tail -1").contains("65536"));
     assert!(server.stats().memory.working_set_bytes.value > 0);
+    if handler != RUNC {
+        its_shim_tells_the_same(engine, &pod);
+    }
     // One goes and another comes, and an engine that was killed finds both as they were.
     server.stop(0);
     assert_eq!(server.ended().exit_code, 137);
@@ -71,6 +88,34 @@ fn script(engine: &mut Containerd, handler: Handler) {
     assert_eq!(second.ended().exit_code, 137);
     pod.remove();
     pod.remove_again();
+}
+
+/// What no engine asks for on this system, of the shim itself.
+fn its_shim_tells_the_same(engine: &Containerd, pod: &Pod) {
+    let sandbox = Sandbox::of(engine, &pod.id);
+    sandbox.ping(&pod.id).unwrap();
+    let Err(ttrpc::Error::RpcStatus(stranger)) = sandbox.ping("stranger") else {
+        panic!("it is there")
+    };
+    assert_eq!(stranger.code(), ttrpc::Code::NOT_FOUND, "{stranger}");
+    let platform = sandbox.platform();
+    let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    assert_eq!((platform.os.as_str(), platform.architecture.as_str()), ("linux", architecture));
+    let status = sandbox.status();
+    assert_eq!((status.sandbox_id.as_str(), status.state.as_str()), (&*pod.id, "SANDBOX_READY"));
+    assert!(status.pid > 0 && status.created_at.seconds > 0, "{status}");
+    let record: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+    assert!(record["vmm_pid"].as_u64().unwrap() > 0, "{record}");
+    let before = sandbox.usage();
+    let greedy = pod.start(pod.script("exec sleep 1000"));
+    greedy.output("head -c 16000000 /dev/zero > /dev/shm/taken");
+    let after = sandbox.usage();
+    // Of all containers together.
+    assert!(after.memory >= before.memory + 16_000_000, "{before:?} {after:?}");
+    assert!(after.cpu > before.cpu, "{before:?} {after:?}");
+    greedy.output("rm /dev/shm/taken");
+    greedy.stop(0);
+    greedy.remove();
 }
 
 #[test]

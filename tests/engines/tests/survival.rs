@@ -11,11 +11,13 @@ use std::{
     thread,
 };
 
-use kata_engine_tests::containerd::{Containerd, KATA, Pod, RUNC, Task, nothing_left, shim_of};
+use kata_engine_tests::containerd::{
+    Container, Containerd, KATA, Pod, RUNC, Release, Task, nothing_left, shim_of,
+};
 use kata_guest_tests::repetitions;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, mknodat, open},
-    process::{Signal, kill_process},
+    process::{Pid, Signal, kill_process},
 };
 
 #[test]
@@ -91,6 +93,35 @@ fn a_killed_shim_is_an_end_that_is_told_and_leaves_nothing() {
     pod.remove();
     nothing_left(&pod.id);
     nothing_left(&container.id);
+}
+
+#[test]
+fn a_pod_whose_guest_hangs_is_stopped_and_leaves_nothing() {
+    for release in Release::tried() {
+        let Some(engine) = Containerd::start_release(release) else { return };
+        let pod = Pod::run(&engine, KATA);
+        let containers = [(); 2].map(|()| pod.start(pod.script("exec sleep 1000")));
+        kill_process(vmm_of(&containers[0]), Signal::STOP).unwrap();
+        // Well before a kubelet would give up, and the one whose guest obeys nobody takes the other along.
+        containers[0].stop(0);
+        for container in &containers {
+            assert_eq!(container.ended().exit_code, 137);
+        }
+        pod.remove();
+        nothing_left(&pod.id);
+        containers.iter().for_each(|container| nothing_left(&container.id));
+    }
+}
+
+/// The VMM of a container of a pod, as its shim has recorded it.
+fn vmm_of(container: &Container<'_>) -> Pid {
+    let places = fs::read_dir("/run/kata-shim").unwrap().flatten();
+    let record = |place: fs::DirEntry| {
+        fs::read(place.path().join("containers").join(&container.id).join("state.json")).ok()
+    };
+    let record: serde_json::Value =
+        serde_json::from_slice(&places.filter_map(record).next().unwrap()).unwrap();
+    Pid::from_raw(record["vmm_pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::inotify,
     process::{
         Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, pidfd_open, pidfd_send_signal,
         set_child_subreaper, waitid,
@@ -19,12 +20,15 @@ use rustix::{
 };
 use serde_json::Value;
 
-use crate::{Bundle, Capture, Kata, Leftovers, Output, capture, cgroups_named, run};
+use crate::{
+    Bundle, Capture, Kata, Leftovers, Output, capture, ceiling, cgroups_named, run, unique,
+};
 
 /// A container that was created. Dropping it deletes it with force.
 #[derive(Debug)]
 pub struct Container<'a> {
-    kata: &'a Kata,
+    /// What it was made by.
+    pub kata: &'a Kata,
     /// Its id.
     pub id: String,
     /// The process that stands for it on the host.
@@ -72,7 +76,7 @@ impl<'a> Container<'a> {
         change: impl FnOnce(&mut Command),
     ) -> Self {
         become_subreaper();
-        let id = format!("{id}-{}", std::process::id());
+        let id = unique(id);
         let pid_file = bundle.file("pid");
         let mut command = kata.command(&["create", "--bundle", bundle.path(), "--pid-file"]);
         command.arg(&pid_file);
@@ -119,9 +123,38 @@ impl<'a> Container<'a> {
         run(self.kata.command(&[&["exec", &self.id], arguments].concat()), input)
     }
 
+    /// Runs a script in it until it succeeds: for what the guest is told of by events.
+    pub fn until(&self, script: &str) -> Output {
+        let waiting = format!(
+            "for i in $(seq 300); do ({script}) && exit 0; sleep 0.1; done; ip address; ip route; exit 1"
+        );
+        let output = self.exec(&["sh", "-c", &waiting], b"");
+        assert_eq!(output.code, 0, "{script}: {}{}", output.stdout(), output.stderr());
+        output
+    }
+
     /// `state`.
     pub fn state(&self) -> Value {
         self.kata.state_of(&self.id)
+    }
+
+    /// Waits until `state` says this of its network, which it tells as soon as the record of the container is a new one.
+    pub fn network_told(&self, piece: &str) {
+        let records = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        let directory = self.kata.state().join(&self.id);
+        inotify::add_watch(&records, directory, inotify::WatchFlags::MOVED_TO).unwrap();
+        let deadline = Instant::now() + ceiling(Duration::from_secs(60));
+        loop {
+            let note = self.state()["kata"]["network"].to_string();
+            if note.contains(piece) {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap();
+            let changed = poll(&mut [PollFd::new(&records, PollFlags::IN)], Some(&left)).unwrap();
+            assert_ne!(changed, 0, "no {piece:?} in {note}");
+            rustix::io::read(&records, &mut [0; 4096]).unwrap();
+        }
     }
 
     /// `status` of `state`.
@@ -179,6 +212,12 @@ impl<'a> Container<'a> {
         let deleted = self.call(&["delete", "--force"]);
         assert_eq!(deleted.code, 0, "delete --force: {}", deleted.stderr());
         traces.assert_gone();
+    }
+
+    /// The same of one that runs still: it notes what there is by itself.
+    pub fn remove_running(self) {
+        let traces = self.traces();
+        self.remove(&traces);
     }
 }
 

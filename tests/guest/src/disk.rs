@@ -1,11 +1,16 @@
-//! A block device of the host.
+//! Disks and file systems of the host.
 
 use std::{
+    ffi::CString,
     fs::File,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
 use tempfile::NamedTempFile;
 
 use crate::run;
@@ -52,5 +57,32 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         Command::new("losetup").arg("-d").arg(&self.device).status().unwrap();
+    }
+}
+
+/// A tmpfs in the host's own mount namespace, until it is dropped.
+#[derive(Debug)]
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// Mounts one, with options of its own, such as its size.
+    pub fn mount(path: &Path, options: &str) -> Self {
+        let options = CString::new(options).unwrap();
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        Self(path.to_owned())
+    }
+
+    /// One that is shared, as every mount is where systemd runs.
+    pub fn shared(path: &Path) -> Self {
+        let mounted = Self::mount(path, "");
+        mount_change(path, MountPropagationFlags::SHARED).unwrap();
+        mounted
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let done = unmount(&self.0, UnmountFlags::DETACH);
+        assert!(done.is_ok() || thread::panicking(), "{done:?}");
     }
 }

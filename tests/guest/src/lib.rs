@@ -13,6 +13,7 @@ mod disk;
 mod groups;
 pub mod image;
 mod leftovers;
+mod name;
 mod namespace;
 mod pace;
 mod python;
@@ -20,6 +21,7 @@ mod root;
 mod snapshot;
 mod stored;
 mod terminal;
+mod wired;
 
 use std::{
     env,
@@ -30,9 +32,10 @@ pub use bundle::Bundle;
 pub use capture::Capture;
 pub use command::{Output, Running, run};
 pub use container::{Container, HostProcess, Traces, namespace};
-pub use disk::LoopDevice;
+pub use disk::{LoopDevice, Tmpfs};
 pub use groups::HostGroup;
 pub use leftovers::{Leftovers, cgroups_named};
+pub use name::unique;
 pub use namespace::{Wire, beside, has_kind, ip, set_network};
 pub use pace::{ceiling, within};
 pub use python::{grant, python, run_bundle};
@@ -40,6 +43,7 @@ pub use root::{Root, busybox, debian};
 pub use snapshot::{HostNetwork, snapshot};
 pub use stored::{Stored, base};
 pub use terminal::Terminal;
+pub use wired::{Load, Wired};
 
 /// An installed Kata with a state directory of its own, so that tests don't see each other's containers.
 #[derive(Debug)]
@@ -72,6 +76,17 @@ impl Kata {
     /// True for [`Kata::oracle`].
     pub fn is_oracle(&self) -> bool {
         self.program.as_os_str() == "runc"
+    }
+
+    /// Major and minor, of [`Kata::oracle`] or of Kata.
+    pub fn version(&self) -> (u32, u32) {
+        let mut command = std::process::Command::new(&self.program);
+        command.arg("--version");
+        let output = run(command, b"");
+        let said = output.stdout();
+        let number = said.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+        let mut parts = number.split(['.', '-', '+']).map(|part| part.parse().unwrap());
+        (parts.next().unwrap(), parts.next().unwrap())
     }
 
     /// The program itself, for commands without `--root`.
@@ -128,10 +143,4 @@ impl Drop for Kata {
 /// A count that CI cuts to a tenth, and a full run does not.
 pub fn repetitions(full: usize) -> usize {
     if env::var_os("KATA_TEST_FULL").is_some() { full } else { full.div_ceil(10) }
-}
-
-/// A fifth more files than one process may open on this host, at most 60 000; in thousands.
-pub fn thousands_of_files() -> u64 {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    (limit.unwrap_or(u64::MAX).min(50_000) * 6 / 5).div_ceil(1000)
 }

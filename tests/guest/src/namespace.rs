@@ -1,15 +1,17 @@
 //! A network namespace as an engine makes one: a link in it, whose other end is in a namespace of a peer.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::fd::AsFd,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
+
+use crate::{ceiling, unique};
 
 /// Two namespaces with a veth pair between them. Dropping it removes both.
 #[derive(Debug)]
@@ -23,9 +25,7 @@ pub struct Wire {
 impl Wire {
     /// The two namespaces, with nothing but loopback.
     pub fn bare() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let unique = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let wire = Self { name: format!("kt-{unique}"), peer: format!("kp-{unique}") };
+        let wire = Self { name: unique("kt"), peer: unique("kp") };
         for name in [&wire.name, &wire.peer] {
             ip(&["netns", "add", name]);
             ip(&["-n", name, "link", "set", "lo", "up"]);
@@ -50,7 +50,35 @@ impl Wire {
             }
             ip(&["-n", name, "link", "set", link, "up"]);
         }
+        wire.await_carrier();
         wire
+    }
+
+    /// Waits for the route that comes with the carrier, of which the kernel tells up to a second later: it is not to come
+    /// between two looks at the namespace.
+    fn await_carrier(&self) {
+        // The kernel, or whoever set up this host, may do without IPv6: no route comes then.
+        let disabled =
+            self.inside(|| fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/disable_ipv6"));
+        if !disabled.join().unwrap().is_ok_and(|disabled| disabled.trim() == "0") {
+            return;
+        }
+        let deadline = Instant::now() + ceiling(Duration::from_secs(60));
+        while !self.ip(&["-6", "route", "show", "dev", "eth0"]).contains("fe80::/64") {
+            assert!(Instant::now() < deadline, "eth0 gets no carrier");
+        }
+    }
+
+    /// A link of one more network, 10.NETWORK.0.0/24, as `docker network connect` makes it: its MAC comes from its address.
+    pub fn connect(&self, name: &str, network: u8) {
+        let (peer, far) = (&self.peer, format!("p{name}"));
+        let mac = format!("02:42:0a:{network:02x}:00:02");
+        let near = ["link", "add", name, "address", &mac, "type", "veth"];
+        self.ip(&[&near[..], &["peer", "name", &far, "netns", peer]].concat());
+        ip(&["-n", peer, "address", "add", &format!("10.{network}.0.1/24"), "dev", &far]);
+        ip(&["-n", peer, "link", "set", &far, "up"]);
+        self.ip(&["address", "add", &format!("10.{network}.0.2/24"), "dev", name]);
+        self.ip(&["link", "set", name, "up"]);
     }
 
     /// Path of the container's namespace.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Bundle, Kata, Output, debian};
+use crate::{Bundle, Kata, Output, debian, unique};
 
 /// Runs a Python script in a container on Debian whose configuration `change` has changed; `None`, after a word on why,
 /// where there is no Kata or no root.
@@ -15,7 +15,7 @@ pub fn python(script: &str, change: impl FnOnce(&mut Value)) -> Option<Output> {
 pub fn run_bundle(kata: &Kata, mut bundle: Bundle, change: impl FnOnce(&mut Value)) -> Output {
     change(&mut bundle.config);
     bundle.write();
-    kata.call(&["run", "--bundle", bundle.path(), &unique_id()])
+    kata.call(&["run", "--bundle", bundle.path(), &unique("test")])
 }
 
 /// Gives the container's program a capability.
@@ -24,11 +24,4 @@ pub fn grant(config: &mut Value, capability: &str) {
         let list = &mut config["process"]["capabilities"][set];
         list.as_array_mut().unwrap().push(json!(capability));
     }
-}
-
-/// An id that no other test of this machine has.
-fn unique_id() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

@@ -64,7 +64,7 @@ pub fn busybox() -> Option<Root> {
     Some(Root { directory, mounted: None })
 }
 
-/// An overlay of the Debian root (python3, apt, iproute2), or `None` where there is none.
+/// An overlay of the Debian root (python3, apt, iproute2, nginx, redis), or `None` where there is none.
 pub fn debian() -> Option<Root> {
     Some(Root::overlay(&named_by("KATA_TEST_ROOT_DEBIAN")?))
 }

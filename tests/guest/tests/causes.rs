@@ -1,9 +1,9 @@
 //! Why a container ended: each cause by its own doing, told by `state`.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, io::Write, process::Command};
+use std::{ffi::OsStr, fs, io::Write, path::Path, process::Command, thread};
 
-use kata_guest_tests::{Bundle, Container, HostGroup, HostProcess, Kata, busybox};
+use kata_guest_tests::{Bundle, Container, HostGroup, HostProcess, Kata, LoopDevice, busybox};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -181,6 +181,88 @@ fn a_vm_that_the_hosts_oom_killer_killed_is_told_as_such() {
     assert_eq!(container.wait().0, 137);
     let ended = ended(&container);
     assert_eq!(ended["cause"], "host_oom", "{ended}");
+}
+
+/// A file system of the host.
+struct Disk {
+    directory: tempfile::TempDir,
+    device: LoopDevice,
+}
+
+impl Disk {
+    fn mounted() -> Option<Self> {
+        let device = LoopDevice::new()?;
+        let disk = Self { directory: tempfile::tempdir().unwrap(), device };
+        let path = disk.device.path();
+        tool(
+            "mkfs.ext4",
+            &[&OsStr::new("-q"), &OsStr::new("-O"), &OsStr::new("^has_journal"), &path],
+        );
+        tool("mount", &[&path, &disk.path()]);
+        Some(disk)
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn freeze(&self) -> Frozen<'_> {
+        tool("fsfreeze", &[&OsStr::new("-f"), &self.path()]);
+        Frozen(self)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It may not be mounted.
+        Command::new("umount").arg("-l").arg(self.path()).output().ok();
+    }
+}
+
+/// Nothing is written to it any more until this is dropped: before any container that it may hold up.
+struct Frozen<'a>(&'a Disk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let thawed = Command::new("fsfreeze").arg("-u").arg(self.0.path()).output();
+        let done = thawed.as_ref().is_ok_and(|output| output.status.success());
+        assert!(done || thread::panicking(), "{thawed:?}");
+    }
+}
+
+fn tool(program: &str, words: &[&dyn AsRef<OsStr>]) {
+    let mut command = Command::new(program);
+    words.iter().for_each(|word| _ = command.arg(word));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_process_that_outlives_sigkill_in_its_guest_loses_the_vm() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(disk) = Disk::mounted() else { return };
+    let script =
+        "touch /data/before; echo ready; read line; touch /data/after; echo touched; sleep 1000";
+    let Some(mut bundle) = bundle(&kata, script) else { return };
+    let mount = json!({"destination": "/data", "type": "bind", "options": ["rbind"],
+                       "source": disk.path().to_str().unwrap()});
+    bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "outlives");
+    container.stdout.until_has("ready");
+    let frozen = disk.freeze();
+    container.write(b"go\n");
+    // The guest answers, and its kernel can't end who waits for the host's disk.
+    let waits =
+        "until grep -q request_wait_answer /proc/[0-9]*/wchan 2>/dev/null; do sleep 0.1; done";
+    assert_eq!(container.exec(&["sh", "-c", waits], b"").code, 0);
+    assert_eq!(container.kill("KILL").code, 0);
+    assert_eq!(container.wait().0, 137);
+    drop(frozen);
+    let ended = ended(&container);
+    // As was asked for, though not by the guest.
+    assert_eq!(ended["cause"], "signaled", "{ended}");
+    assert_eq!(ended["detail"], "its VM was killed, since the guest did not obey", "{ended}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use kata_guest_tests::{Bundle, Kata, Leftovers, busybox, cgroups_named, run};
+use kata_guest_tests::{Bundle, Kata, Leftovers, Tmpfs, busybox, cgroups_named, run};
 use serde_json::{Value, json};
 
 /// A bundle that would run, to be broken.
@@ -273,6 +273,40 @@ fn a_state_directory_that_can_not_be_written() {
     command.args(["--root", "/proc/kata", "run", "--bundle", bundle.path(), &id("ro")]);
     let output = run(command, b"");
     output.assert_one_line(&["/proc/kata", "state directory"]);
+}
+
+/// The log is there, too: a line that can't be written must not end who wrote it.
+#[test]
+fn a_state_directory_without_room() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    for pages in [1, 2, 3] {
+        let full = Tmpfs::mount(directory.path(), &format!("nr_blocks={pages}"));
+        let state = directory.path().join("state");
+        let state = state.to_str().unwrap();
+        let rootfs = root.path();
+        let mut command = Command::new(kata.program());
+        command.args(["--root", state, "run", "--rootfs", rootfs, "--", "true"]);
+        let output = run(command, b"");
+        let left = fs::read_dir(state).map_or(0, Iterator::count);
+        drop(full);
+        // More than one page may do: how much a record and a log take is not promised.
+        if pages == 1 || output.code != 0 {
+            output.assert_one_line(&["No space left on device"]);
+        }
+        assert_eq!(left, 0, "{pages} pages");
+    }
+}
+
+#[test]
+fn a_caller_whose_files_are_nobodys() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let mut command = Command::new("sh");
+    let script = "umask 777; exec \"$@\"";
+    let run_in_root = kata.command(&["run", "--rootfs", root.path(), "--", "echo", "ran"]);
+    command.args(["-c", script, "sh"]).arg(run_in_root.get_program()).args(run_in_root.get_args());
+    let output = run(command, b"");
+    assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
 }
 
 #[test]

@@ -187,9 +187,58 @@ fn what_cannot_be_is_refused_by_name() {
         assert_ne!(done.code, 0, "{options:?}");
         assert!(done.stderr().contains(words), "{}", done.stderr());
     }
-    let created =
-        kata.call(&["create", "--preserve-fds", "2", "--bundle", bundle.path(), "refused"]);
-    created.assert_one_line(&["--preserve-fds 2 is not supported"]);
+    let bundled = |options: &[&str]| {
+        let words = [options, &["--bundle", bundle.path(), "refused"]].concat();
+        kata.call(&words)
+    };
+    let words = "--preserve-fds 2 is not supported: descriptors beyond stderr can't enter a VM";
+    for verb in ["create", "run"] {
+        bundled(&[verb, "--preserve-fds", "2"]).assert_one_line(&[words]);
+    }
+    for option in ["--l3-cache-schema", "--mem-bw-schema"] {
+        let refused = kata.call(&["update", option, "L3:0=f", &container.id]);
+        refused.assert_one_line(&[option, "is not supported"]);
+    }
+    let refused = kata.call(&["spec", "--bundle", bundle.path(), "--rootless"]);
+    refused.assert_one_line(&["--rootless is not supported"]);
+}
+
+/// sd_listen_fds(3): a supervisor that starts Kata with sockets hands them to this very process.
+#[test]
+fn sockets_of_a_supervisor_are_refused_by_name_and_those_of_others_are_not_ours() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, &["sh", "-c", "echo ${LISTEN_FDS-none}"]);
+    bundle.write();
+    let started_with = |pid: &str, words: &[&str]| {
+        let script = format!("LISTEN_FDS=1 LISTEN_PID={pid} exec \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh"]).arg(kata.program()).arg("--root").arg(kata.state());
+        command.args(words);
+        run(command, b"")
+    };
+    let words = ["run", "--bundle", bundle.path(), "supervised"];
+    let refused = started_with("$$", &words);
+    refused.assert_one_line(&["LISTEN_FDS=1 is not supported: descriptors beyond stderr"]);
+    let passed_on = started_with("1", &words);
+    assert_eq!(
+        (passed_on.code, passed_on.stdout()),
+        (0, "none\n".to_owned()),
+        "{}",
+        passed_on.stderr()
+    );
+}
+
+#[test]
+fn a_stream_that_leads_nowhere_is_dev_null_inside_too() {
+    // Detached, for otherwise runc itself puts pipes in between.
+    on_both(|runtime, _, container| {
+        let script = "stat -Lc %t:%T /proc/self/fd/0 /proc/self/fd/2; cat; echo lost >&2";
+        let mut command = exec(runtime, &["--detach"], (container, &["sh", "-c", script]));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(String::from_utf8_lossy(&done.stdout), "1:3\n1:3\n");
+    });
 }
 
 #[test]
@@ -210,7 +259,8 @@ fn options_of_runc_that_mean_nothing_here_are_taken() {
         "json",
     ]);
     command.arg("--root").arg(kata.state());
-    command.args(["create", "--no-pivot", "--no-new-keyring", "--bundle", bundle.path(), "taken"]);
+    command.args(["create", "--no-pivot", "--no-new-keyring", "--no-subreaper"]);
+    command.args(["--bundle", bundle.path(), "taken"]);
     command.stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(Stdio::null());
     assert!(command.status().unwrap().success());

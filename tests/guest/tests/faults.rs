@@ -20,6 +20,7 @@ const STEPS: &[&str] = &[
     "ScanNetwork",
     "MakeTap",
     "RedirectLink",
+    "LimitLink",
     "SpawnProxy",
     "BootVmm",
     "OpenLocalhost",
@@ -46,6 +47,8 @@ impl Fixture {
                            "source": volume.path().to_str().unwrap()});
         bundle.config["mounts"].as_array_mut().unwrap().push(mount);
         let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
+        bundle.config["annotations"] =
+            json!({"io.katacontainers.network.outbound_kbit_s": "1000000"});
         set_network(&mut bundle.config, Some(&wire.path()));
         bundle.write();
         let network = snapshot(Some(&wire.name));

@@ -228,6 +228,37 @@ fn a_hook_in_the_container_runs_there_before_the_program() {
 }
 
 #[test]
+fn a_hook_in_the_container_is_under_its_filters() {
+    on_both(&["cat", "/seen"], |runtime, mut bundle| {
+        bundle.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}],
+        });
+        let script = "mkdir /made 2>/seen; test -e /made && echo made >>/seen; true";
+        let asked = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]});
+        hook(&mut bundle, "startContainer", asked);
+        let container = Container::create(runtime, &bundle, "inside-filtered");
+        container.must("start");
+        let said = container.stdout.until_end();
+        assert_eq!(said, "mkdir: can't create directory '/made': Operation not supported\n");
+    });
+}
+
+#[test]
+fn a_hook_in_the_container_has_no_way_to_the_host() {
+    // Alone: it is ours that forbids vsock, where the spec has no filter at all.
+    on_kata(&["cat", "/seen"], |kata, mut bundle| {
+        let script = "grep Seccomp: /proc/self/status >/seen";
+        let asked = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]});
+        hook(&mut bundle, "startContainer", asked);
+        let container = Container::create(kata, &bundle, "inside-unconfined");
+        container.must("start");
+        assert_eq!(container.stdout.until_end(), "Seccomp:\t2\n");
+    });
+}
+
+#[test]
 fn a_hook_in_the_container_that_fails_fails_the_start() {
     on_both(&["sh", "-c", "touch /ran"], |runtime, mut bundle| {
         let failing = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo why >&2; exit 3"]});

@@ -4,7 +4,7 @@
 use std::{env, fs, path::Path, process::Command};
 
 use kata_guest_tests::{
-    Running, Stored, base, cgroups_named,
+    Running, Stored, Tmpfs, base, cgroups_named,
     image::{Image, Layer, gzipped, hex, named, packed, with_type},
     run,
 };
@@ -231,6 +231,45 @@ fn prune_removes_the_layers_that_nobody_uses() {
     fixture.assert_nothing_left("after prune");
     // What was removed is unpacked anew.
     assert_eq!(fixture.run(&other.reference(), &[]).code, 0);
+}
+
+/// Puts a store on a disk of its own, on which there is so much room besides what is always left free.
+fn small_disk(fixture: &Stored, room_mib: u64) -> Tmpfs {
+    const RESERVE_MIB: u64 = 256;
+    let path = fixture.store();
+    fs::create_dir(&path).unwrap();
+    Tmpfs::mount(&path, &format!("size={}m,mode=700", RESERVE_MIB + room_mib))
+}
+
+#[test]
+fn layers_that_nobody_uses_make_room_for_others() {
+    let (Some(fixture), Some(base)) = (Stored::installed(), base()) else { return };
+    let _disk = small_disk(&fixture, 12);
+    let layer = |name: &str, mib: usize| Layer::new().file(name, 0o644, &vec![7; mib << 20]).end();
+    let image = |name: &str, config: Value| Image::of(&[base.clone(), layer(name, 8)], config);
+    let first = image("first", json!({"Cmd": ["sh", "-c", "echo up; exec cat"]}));
+    let second = image("second", json!({"Cmd": ["echo", "ran"]}));
+    let id = format!("image-room-{}", std::process::id());
+    let running = Running::start(fixture.command(&first.reference(), &["--name", &id]));
+    running.stdout.until_has("up");
+    fixture.run(&second.reference(), &[]).assert_one_line(&["layer 2", "there is no room"]);
+    assert_eq!((fixture.names("layers").len(), fixture.names("drafts").len()), (2, 0));
+    assert_eq!(fixture.kata.call(&["delete", "--force", &id]).code, 0);
+    drop(running);
+    let output = fixture.run(&second.reference(), &[]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
+    // What both have was in use all the time.
+    let layers = fixture.names("layers");
+    assert!(layers.len() == 2 && layers.contains(&format!("sha256-{}", hex(&base))), "{layers:?}");
+    let scratch = tempfile::tempdir().unwrap();
+    // What is compressed as a whole takes room before it is looked at.
+    let third = Image::of(&[base.clone(), layer("third", 1)], json!({"Cmd": ["echo", "ran"]}));
+    let archive = third.archive(scratch.path());
+    fs::write(&archive, gzipped(&fs::read(&archive).unwrap())).unwrap();
+    let output = fixture.run(&format!("oci-archive:{}", archive.display()), &[]);
+    assert_eq!((output.code, output.stdout().as_str()), (0, "ran\n"), "{}", output.stderr());
+    assert_eq!(fixture.names("layers").len(), 2);
+    fixture.assert_nothing_left("after room was made");
 }
 
 #[test]

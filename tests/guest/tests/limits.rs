@@ -3,7 +3,8 @@
 
 use std::{fs, path::Path};
 
-use kata_guest_tests::{Bundle, Container, HostGroup, Kata, busybox};
+use kata_guest_tests::{Bundle, Container, HostGroup, Kata, busybox, python};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -49,7 +50,7 @@ const SHOWN: &[Shown] = &[
     ("memory", ["memory.limit_in_bytes", "memory.max"], ["67108864", "67108864"]),
     ("memory", ["memory.soft_limit_in_bytes", "memory.low"], ["33554432", "33554432"]),
     ("memory", ["memory.memsw.limit_in_bytes", "memory.swap.max"], ["67108864", "0"]),
-    ("cpu", ["cpu.shares", "cpu.weight"], ["512", "20"]),
+    ("cpu", ["cpu.shares", "cpu.weight"], ["512", "59"]),
     ("cpu", ["cpu.cfs_quota_us", "cpu.max"], ["40000", "40000 50000"]),
     ("cpu", ["cpu.cfs_period_us", "cpu.max"], ["50000", "40000 50000"]),
     ("cpuset", ["cpuset.cpus", "cpuset.cpus"], ["0", "0"]),
@@ -94,8 +95,7 @@ fn vmm_and_proxy_are_held_to_the_sum_and_what_a_vm_takes() {
     assert_eq!(quota.split(' ').next(), Some("130000"));
     assert_eq!(vm.read("cpuset", ["cpuset.cpus"; 2]), "0");
     assert_eq!(group.pids(), [container.pid]);
-    let traces = container.traces();
-    container.remove(&traces);
+    container.remove_running();
     let left = vm.directory("memory");
     assert!(!left.exists(), "{} is left", left.display());
 }
@@ -133,7 +133,7 @@ fn a_container_has_its_limits_in_the_guest() {
         page(32 * MIB),
         page(32 * MIB),
         page(60_000_000),
-        "20".into(),
+        "59".into(),
         "40000 50000".into(),
         "1000".into(),
         // The host's second processor is the guest's only one.
@@ -215,6 +215,33 @@ fn a_quota_makes_processors_rounded_up_and_at_most_the_hosts() {
 }
 
 #[test]
+fn the_processors_that_a_caller_is_held_to_are_not_the_sandboxs() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _)) = bundle(&kata, &["sleep", "1000"], json!({})) else { return };
+    let allowed = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:"));
+        line.unwrap().to_owned()
+    };
+    let all = allowed("self");
+    // Of this thread, which the others are not, and of what it starts.
+    let mut first = CpuSet::new();
+    first.set(
+        (0..CpuSet::MAX_CPU).find(|cpu| sched_getaffinity(None).unwrap().is_set(*cpu)).unwrap(),
+    );
+    sched_setaffinity(None, &first).unwrap();
+    if allowed("thread-self") == all {
+        println!("SKIP this process has but one processor");
+        return;
+    }
+    let container = Container::started(&kata, &bundle, "pinned");
+    for which in ["vmmPid", "proxyPid"] {
+        let pid = kata.host_pid(&container.id, which).to_string();
+        assert_eq!(allowed(&pid), all, "{which}");
+    }
+}
+
+#[test]
 fn a_group_in_which_nothing_can_run_is_refused() {
     let Some(kata) = Kata::installed() else { return };
     for runtime in [&Kata::oracle(), &kata] {
@@ -241,4 +268,34 @@ fn a_group_that_somebody_is_in_is_refused() {
     let refused = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
     refused.assert_one_line(&["container's cgroup is not empty"]);
     assert_eq!(first.status(), "created");
+}
+
+/// The kernel would allow 1,900 in a guest of this size.
+#[test]
+fn threads_are_limited_by_memory_as_on_a_host() {
+    let script = "
+import threading
+threading.stack_size(65536)
+end = threading.Event()
+threads = [threading.Thread(target=end.wait) for _ in range(2500)]
+for thread in threads:
+    thread.start()
+print(threading.active_count())
+end.set()";
+    let Some(output) = python(script, |_| ()) else { return };
+    assert_eq!((output.code, output.stdout().as_str()), (0, "2501\n"), "{}", output.stderr());
+}
+
+#[test]
+fn a_process_that_a_limit_keeps_away_is_an_error_that_says_so() {
+    let Some(kata) = Kata::installed() else { return };
+    let resources = json!({"pids": {"limit": 1}});
+    let Some((bundle, _group)) = bundle(&kata, &["sleep", "1000"], resources) else { return };
+    let container = Container::started(&kata, &bundle, "pids");
+    // The limit holds on the host, too, where the one process that stands for the container has threads.
+    assert_eq!(container.status(), "running");
+    let refused = container.exec(&["true"], b"");
+    assert_eq!(refused.code, 255);
+    assert!(refused.stderr().contains("resource temporarily unavailable"), "{}", refused.stderr());
+    assert_eq!(container.status(), "running");
 }

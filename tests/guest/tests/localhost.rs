@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use kata_guest_tests::{Bundle, Container, HostProcess, Kata, Wire, debian, set_network, snapshot};
+use kata_guest_tests::{Container, HostProcess, Wire, Wired};
 use rustix::process::Signal;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// Servers on the guest's localhost, a port each: an echo on either family, and all that is wrong with servers.
@@ -77,32 +78,20 @@ threading.Event().wait()
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A container with these servers, in a namespace.
-struct Fixture {
-    kata: Kata,
-    bundle: Bundle,
-    wire: Wire,
+fn fixture() -> Option<Wired> {
+    let wire = || Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
+    Wired::new(wire, &["python3", "-c", SERVERS], json!({}))
 }
 
-impl Fixture {
-    fn new() -> Option<Self> {
-        let (kata, root) = (Kata::installed()?, debian()?);
-        let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
-        let mut bundle = Bundle::new(&kata, root, &["python3", "-c", SERVERS]);
-        set_network(&mut bundle.config, Some(&wire.path()));
-        bundle.write();
-        Some(Self { kata, bundle, wire })
-    }
+/// Returns when the servers listen.
+fn serving<'a>(fixture: &'a Wired, id: &str) -> Container<'a> {
+    let container = fixture.start(id);
+    container.stdout.until_has("ready");
+    container
+}
 
-    /// Returns when the servers listen.
-    fn start(&self, id: &str) -> Container<'_> {
-        let container = Container::started(&self.kata, &self.bundle, id);
-        container.stdout.until_has("ready");
-        container
-    }
-
-    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.wire.inside(work).join().unwrap()
-    }
+fn inside<T: Send + 'static>(fixture: &Wired, work: impl FnOnce() -> T + Send + 'static) -> T {
+    fixture.wire.inside(work).join().unwrap()
 }
 
 fn dial(address: &str) -> TcpStream {
@@ -145,11 +134,11 @@ fn noise(length: usize) -> Vec<u8> {
 
 #[test]
 fn both_families_and_every_address_of_localhost_lead_into_the_guest() {
-    let Some(fixture) = Fixture::new() else { return };
-    let before = snapshot(Some(&fixture.wire.name));
-    let container = fixture.start("localhost");
+    let Some(fixture) = fixture() else { return };
+    let before = fixture.snapshot();
+    let container = serving(&fixture, "localhost");
     assert_eq!(container.state()["kata"]["localhost"], "leads into the guest");
-    let said = fixture.inside(|| {
+    let said = inside(&fixture, || {
         // Engines try the other family only when the first can't be dialled: so both lead to a server of either.
         ["127.0.0.1:7001", "[::1]:7002", "[::1]:7001", "127.0.0.1:7002", "127.9.9.9:7008"]
             .map(|address| (address, echoed(dial(address), b"across".to_vec())))
@@ -157,16 +146,14 @@ fn both_families_and_every_address_of_localhost_lead_into_the_guest() {
     for (address, said) in said {
         assert_eq!(said, (b"across".to_vec(), None), "{address}");
     }
-    let traces = container.traces();
-    container.remove(&traces);
-    assert_eq!(snapshot(Some(&fixture.wire.name)), before);
+    fixture.ends_as_before(container, &before);
 }
 
 #[test]
 fn what_listens_in_the_namespace_itself_answers_itself() {
-    let Some(fixture) = Fixture::new() else { return };
-    let _container = fixture.start("own");
-    let said = fixture.inside(|| {
+    let Some(fixture) = fixture() else { return };
+    let _container = serving(&fixture, "own");
+    let said = inside(&fixture, || {
         let listener = TcpListener::bind("0.0.0.0:7010").unwrap();
         let own = thread::spawn(move || {
             for _ in 0..2 {
@@ -184,9 +171,9 @@ fn what_listens_in_the_namespace_itself_answers_itself() {
 
 #[test]
 fn nobody_can_dial_the_listener_itself() {
-    let Some(fixture) = Fixture::new() else { return };
-    let _container = fixture.start("hidden");
-    let table = fixture.inside(|| fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
+    let Some(fixture) = fixture() else { return };
+    let _container = serving(&fixture, "hidden");
+    let table = inside(&fixture, || fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
     // 0A is LISTEN; 192.0.0.8 is an address that no host has.
     let listening: Vec<&str> = table.lines().filter(|line| line.contains(" 0A ")).collect();
     assert!(
@@ -197,7 +184,7 @@ fn nobody_can_dial_the_listener_itself() {
     let port = u16::from_str_radix(port.unwrap(), 16).unwrap();
     for address in [format!("192.0.0.8:{port}"), format!("192.0.2.2:{port}")] {
         let dialled = address.clone();
-        let error = fixture.inside(move || TcpStream::connect(dialled).unwrap_err());
+        let error = inside(&fixture, move || TcpStream::connect(dialled).unwrap_err());
         assert_ne!(error.kind(), ErrorKind::TimedOut, "{address}: {error}");
         let peer = fixture.wire.beside({
             let address = address.parse().unwrap();
@@ -209,9 +196,9 @@ fn nobody_can_dial_the_listener_itself() {
 
 #[test]
 fn refusals_and_resets_are_resets_and_half_closes_stay_half_closes() {
-    let Some(fixture) = Fixture::new() else { return };
-    let container = fixture.start("ends");
-    let (refused, broken, early) = fixture.inside(|| {
+    let Some(fixture) = fixture() else { return };
+    let container = serving(&fixture, "ends");
+    let (refused, broken, early) = inside(&fixture, || {
         let refused = rest(dial("127.0.0.1:7999"));
         let mut broken = dial("127.0.0.1:7005");
         broken.write_all(b"x").unwrap();
@@ -238,19 +225,19 @@ fn refusals_and_resets_are_resets_and_half_closes_stay_half_closes() {
 
 #[test]
 fn ten_megabytes_go_both_ways_at_once_and_whole() {
-    let Some(fixture) = Fixture::new() else { return };
-    let _container = fixture.start("bulk");
+    let Some(fixture) = fixture() else { return };
+    let _container = serving(&fixture, "bulk");
     let bytes = noise(10 << 20);
     let sum = Sha256::digest(&bytes);
-    let (said, error) = fixture.inside(|| echoed(dial("127.0.0.1:7001"), bytes));
+    let (said, error) = inside(&fixture, || echoed(dial("127.0.0.1:7001"), bytes));
     assert_eq!((said.len(), error), (10 << 20, None));
     assert_eq!(Sha256::digest(&said), sum);
 }
 
 #[test]
 fn a_hundred_connections_at_once_are_told_apart() {
-    let Some(fixture) = Fixture::new() else { return };
-    let _container = fixture.start("many");
+    let Some(fixture) = fixture() else { return };
+    let _container = serving(&fixture, "many");
     let all = Arc::new(Barrier::new(100));
     let clients: Vec<_> = (0..100_u8)
         .map(|number| {
@@ -275,15 +262,15 @@ fn a_hundred_connections_at_once_are_told_apart() {
 
 #[test]
 fn a_guest_that_floods_or_reads_nothing_or_never_accepts_harms_only_its_own_connection() {
-    let Some(fixture) = Fixture::new() else { return };
-    let container = fixture.start("hostile");
+    let Some(fixture) = fixture() else { return };
+    let container = serving(&fixture, "hostile");
     let memory = |pid: i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
     let before = memory(container.pid);
-    let stuck = fixture.inside(|| {
+    let stuck = inside(&fixture, || {
         let flooded: Vec<_> = (0..10).map(|_| dial("127.0.0.1:7003")).collect();
         let mut deaf: Vec<_> = (0..10).map(|_| dial("127.0.0.1:7006")).collect();
         // Two fill its backlog; the others wait.
@@ -304,18 +291,18 @@ fn a_guest_that_floods_or_reads_nothing_or_never_accepts_harms_only_its_own_conn
     let grown = memory(container.pid).saturating_sub(before);
     assert!(grown < 4096, "the monitor has grown by {grown} KiB");
     drop(stuck);
-    let (said, _) = fixture.inside(|| echoed(dial("127.0.0.1:7001"), b"after".to_vec()));
+    let (said, _) = inside(&fixture, || echoed(dial("127.0.0.1:7001"), b"after".to_vec()));
     assert_eq!(said, b"after");
 }
 
 #[test]
 fn nothing_is_left_when_container_or_shim_are_killed_under_connections() {
-    let Some(fixture) = Fixture::new() else { return };
-    let before = snapshot(Some(&fixture.wire.name));
+    let Some(fixture) = fixture() else { return };
+    let before = fixture.snapshot();
     for (id, whom) in [("killed", None), ("orphaned", Some(HostProcess::Shim))] {
-        let container = fixture.start(id);
+        let container = serving(&fixture, id);
         let traces = container.traces();
-        let mut open = fixture.inside(|| {
+        let mut open = inside(&fixture, || {
             let mut stream = dial("127.0.0.1:7001");
             stream.write_all(b"x").unwrap();
             stream.read_exact(&mut [0]).unwrap();
@@ -329,8 +316,8 @@ fn nothing_is_left_when_container_or_shim_are_killed_under_connections() {
         assert_eq!(open.read(&mut [0]).unwrap_or(0), 0, "{id}: it has ended");
         container.wait();
         container.remove(&traces);
-        assert_eq!(snapshot(Some(&fixture.wire.name)), before, "{id}");
-        let sockets = fixture.inside(|| {
+        assert_eq!(fixture.snapshot(), before, "{id}");
+        let sockets = inside(&fixture, || {
             let refused = TcpStream::connect("127.0.0.1:7001").unwrap_err().kind();
             let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
             (refused, table.lines().filter(|line| line.contains(" 0A ")).count())

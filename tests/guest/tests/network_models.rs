@@ -5,12 +5,9 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
-use kata_guest_tests::{
-    Bundle, Container, Kata, Wire, debian, has_kind, ip, run, set_network, snapshot,
-};
+use kata_guest_tests::{Capture, Container, Wire, Wired, has_kind, ip, run, snapshot};
 use serde_json::json;
 
 const SIZE: usize = 3_000_000;
@@ -29,16 +26,16 @@ impl Tunnel {
             let link = format!("TUN,tun-name={link},tun-type=tun,iff-no-pi");
             let way = format!("UNIX-SENDTO:{},bind={}", path(other), path(own));
             let mut enter = Command::new("nsenter");
-            enter.arg(format!("--net=/run/netns/{namespace}")).args(["--", "socat", "-b9100"]);
-            enter.args([link, way]).stderr(Stdio::null()).spawn().unwrap()
+            enter.arg(format!("--net=/run/netns/{namespace}"));
+            enter.args(["--", "socat", "-d", "-d", "-b9100"]).args([link, way]);
+            enter.stderr(Stdio::piped()).spawn().unwrap()
         };
         let ends = vec![end(&wire.name, "tun0", "a", "b"), end(&wire.peer, "peer0", "b", "a")];
-        let tunnel = Self { ends, _directory: directory };
-        for (namespace, link) in [(&wire.name, "tun0"), (&wire.peer, "peer0")] {
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while !there(namespace, link) {
-                assert!(Instant::now() < deadline, "{link} does not come");
-            }
+        let mut tunnel = Self { ends, _directory: directory };
+        for end in &mut tunnel.ends {
+            // Its link is there when it has opened both ways.
+            let said = Capture::of(end.stderr.take().unwrap().into());
+            said.until_has("starting data transfer loop");
         }
         set_up(wire, "tun0");
         tunnel
@@ -55,10 +52,6 @@ fn set_up(wire: &Wire, link: &str) {
         ip(&["-n", namespace, "address", "add", &own6, "dev", link, "nodad"]);
         ip(&["-n", namespace, "link", "set", link, "up", "mtu", "1400"]);
     }
-}
-
-fn there(namespace: &str, link: &str) -> bool {
-    ip(&["-n", namespace, "-brief", "link", "show"]).contains(link)
 }
 
 impl Drop for Tunnel {
@@ -105,27 +98,11 @@ fn exchange(wire: &Wire, container: &Container<'_>, addresses: [&'static str; 2]
     container.stdout.until_has("done");
 }
 
-struct Case {
-    kata: Kata,
-    bundle: Bundle,
-    wire: Wire,
-}
-
 /// A guest in a namespace of its own, by a model.
-fn case(model: &str, wire: Wire) -> Option<Case> {
-    let (kata, root) = (Kata::installed()?, debian()?);
+fn case(model: &str, wire: Wire) -> Option<Wired> {
     let script = format!("python3 -c \"{GUEST}\"; exec sleep 1000");
-    let mut bundle = Bundle::new(&kata, root, &["sh", "-c", &script]);
-    bundle.config["annotations"] = json!({"io.katacontainers.network.model": model});
-    set_network(&mut bundle.config, Some(&wire.path()));
-    bundle.write();
-    Some(Case { kata, bundle, wire })
-}
-
-impl Case {
-    fn start(&self) -> Container<'_> {
-        Container::started(&self.kata, &self.bundle, "model")
-    }
+    let model = json!({"io.katacontainers.network.model": model});
+    Wired::new(|| wire, &["sh", "-c", &script], model)
 }
 
 /// What `state` says of the links.
@@ -139,7 +116,7 @@ fn a_tunnel_of_packets_reaches_the_guest() {
     let _tunnel = Tunnel::between(&wire);
     let before = snapshot(Some(&wire.name));
     let Some(case) = case("auto", wire) else { return };
-    let container = case.start();
+    let container = case.start("model");
     exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
     assert!(
         told(&container).contains("tun0 (tun): its packets redirected"),
@@ -150,7 +127,7 @@ fn a_tunnel_of_packets_reaches_the_guest() {
     let said = container.exec(&["sh", "-c", "ip -brief link; ip route"], b"").stdout();
     assert!(said.contains("tun0") && said.contains("10.8.0.1 dev tun0"), "{said}");
     drop(container);
-    assert_eq!(snapshot(Some(&case.wire.name)), before);
+    assert_eq!(case.snapshot(), before);
 }
 
 fn pings_as_long_as_the_mtu(container: &Container<'_>) {
@@ -223,13 +200,13 @@ fn netkit_reaches_the_guest_in_both_modes() {
 fn reaches_the_guest(wire: Wire, way: &str) {
     let before = snapshot(Some(&wire.name));
     let Some(case) = case("auto", wire) else { return };
-    let container = case.start();
+    let container = case.start("model");
     exchange(&case.wire, &container, ["10.8.0.2", "2001:db8:8::2"]);
     let said = told(&container);
     assert!(said.contains(way), "{said}");
     pings_as_long_as_the_mtu(&container);
     drop(container);
-    assert_eq!(snapshot(Some(&case.wire.name)), before, "{way}");
+    assert_eq!(case.snapshot(), before, "{way}");
 }
 
 #[test]
@@ -237,7 +214,7 @@ fn a_program_redirects_frames_as_well() {
     let wire = Wire::new(&["192.0.2.2/24", "2001:db8::2/64"], &["192.0.2.1/24", "2001:db8::1/64"]);
     let before = snapshot(Some(&wire.name));
     let Some(case) = case("ebpf", wire) else { return };
-    let container = case.start();
+    let container = case.start("model");
     exchange(&case.wire, &container, ["192.0.2.2", "2001:db8::2"]);
     assert!(
         told(&container).contains("eth0 (veth): redirected to a tap by eBPF"),
@@ -247,7 +224,7 @@ fn a_program_redirects_frames_as_well() {
     let filters = case.wire.tc(&["filter", "show", "dev", "eth0", "ingress"]);
     assert!(filters.contains("bpf") && !filters.contains("u32"), "{filters}");
     drop(container);
-    assert_eq!(snapshot(Some(&case.wire.name)), before);
+    assert_eq!(case.snapshot(), before);
 }
 
 #[test]
@@ -255,7 +232,7 @@ fn packets_are_refused_by_name_where_nothing_can_add_their_header() {
     let wire = Wire::bare();
     let _tunnel = Tunnel::between(&wire);
     let Some(case) = case("u32", wire) else { return };
-    let container = case.start();
+    let container = case.start("model");
     assert!(told(&container).contains("tun0 (tun): not in the guest"), "{}", told(&container));
     assert!(told(&container).contains("network.model=u32"), "{}", told(&container));
     let filters = case.wire.tc(&["qdisc", "show", "dev", "tun0"]);
@@ -268,8 +245,8 @@ fn no_model_is_loopback_alone_and_a_namespace_that_nobody_touches() {
     let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24"]);
     let before = snapshot(Some(&wire.name));
     let Some(case) = case("none", wire) else { return };
-    let container = case.start();
+    let container = case.start("model");
     assert_eq!(container.exec(&["ls", "/sys/class/net"], b"").stdout(), "lo\n");
     assert!(told(&container).contains("loopback alone"), "{}", told(&container));
-    assert_eq!(snapshot(Some(&case.wire.name)), before);
+    assert_eq!(case.snapshot(), before);
 }

@@ -7,7 +7,9 @@ use std::{
     path::Path,
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Output, busybox, namespace, run, run_bundle};
+use kata_guest_tests::{
+    Bundle, Container, Kata, Output, busybox, namespace, run, run_bundle, unique,
+};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
@@ -44,7 +46,7 @@ impl Case {
 
     fn run(&self, runtime: &Kata, id: &str) -> Output {
         self.bundle.write();
-        let id = format!("{id}-{}", std::process::id());
+        let id = unique(id);
         run(runtime.command(&["run", "--bundle", self.bundle.path(), &id]), b"")
     }
 }
@@ -92,7 +94,7 @@ fn a_bundle_can_be_its_own_root() {
         fs::create_dir(case.file("/test")).unwrap();
         fs::set_permissions(case.file("/test"), PermissionsExt::from_mode(0o700)).unwrap();
         fs::write(case.file("/config.json"), config.to_string()).unwrap();
-        let id = format!("suite-root-{}", std::process::id());
+        let id = unique("suite-root");
         let root = case.bundle.root().path();
         let output = run(runtime.command(&["run", "--bundle", root, &id]), b"");
         assert_eq!(output.stdout(), format!("{config}/test\n"), "{}", output.stderr());
@@ -393,4 +395,64 @@ fn a_link_in_place_of_proc_is_no_mount_point() {
         assert_eq!(refused.code, 1, "{:?}: {}", runtime.program(), refused.stderr());
         assert!(refused.stderr().contains("/proc"), "{}", refused.stderr());
     }
+}
+
+#[test]
+fn a_volume_at_a_link_into_proc_is_refused_and_a_tmpfs_or_what_lxcfs_shows_is_not() {
+    let Some(kata) = Kata::installed() else { return };
+    let volume = tempfile::tempdir().unwrap();
+    let uptime = volume.path().join("uptime");
+    fs::write(&uptime, "0.00 0.00\n").unwrap();
+    let bound = |source: &Path| json!({"destination": "/x", "type": "bind", "source": source, "options": ["bind"]});
+    let run = |runtime: &Kata, leads_to: &str, mount: Value| {
+        let mut case = Case::new(&kata, "cat /proc/uptime; ls /proc/sys | wc -l")?;
+        symlink(leads_to, case.file("/x")).unwrap();
+        case.bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+        Some(case.run(runtime, "suite-into-proc"))
+    };
+    for runtime in [&Kata::oracle(), &kata] {
+        for leads_to in ["/proc/sys", "../proc/self/attr", "/proc"] {
+            let Some(refused) = run(runtime, leads_to, bound(volume.path())) else { return };
+            assert_eq!(refused.code, 1, "{:?}: {leads_to}", runtime.program());
+            let line = refused.stderr();
+            assert!(line.contains("/x") && line.contains("proc"), "{line}");
+        }
+        let shown = run(runtime, "/proc/uptime", bound(&uptime)).unwrap();
+        assert!(shown.stdout().starts_with("0.00 0.00\n"), "{}", shown.stderr());
+        let hidden = run(runtime, "/proc/sys", json!({"destination": "/x", "type": "tmpfs"}));
+        let hidden = hidden.unwrap();
+        assert!(hidden.stdout().ends_with("\n0\n"), "{}", hidden.stderr());
+    }
+}
+
+#[test]
+fn capabilities_that_nobody_knows_are_left_out_with_a_warning() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let script = "grep CapBnd /proc/self/status";
+        let Some(mut case) = Case::new(&kata, script) else { return };
+        let sets = &mut case.bundle.config["process"]["capabilities"];
+        sets["bounding"] = json!(["UNKNOWN_CAP", "CAP_KILL", "CAP_UNKNOWN"]);
+        sets["effective"] = json!(["CAP_UNKNOWN", "CAP_KILL"]);
+        sets["ambient"] = json!([]);
+        sets["inheritable"] = json!([]);
+        sets["permitted"] = json!(["CAP_ASKED", "CAP_KILL"]);
+        let output = case.run(runtime, "suite-capabilities");
+        let said = (output.code, output.stdout());
+        assert_eq!(said, (0, "CapBnd:\t0000000000000020\n".to_owned()), "{}", output.stderr());
+        let warning =
+            "ignoring unknown or unavailable capabilities: [CAP_ASKED CAP_UNKNOWN UNKNOWN_CAP]";
+        let lines = output.stderr();
+        let warned = lines.lines().filter(|line| line.contains(warning)).count();
+        assert_eq!(warned, 1, "{:?}: {lines}", runtime.program());
+    }
+}
+
+#[test]
+fn a_variable_is_there_once_as_it_was_assigned_last_and_an_empty_home_is_none() {
+    let script = "cat /proc/$$/environ | tr '\\0' '\\n'";
+    says("suite-env", script, "ONE=\nHOME=/root\nPATH=/bin\n", |case| {
+        case.bundle.config["process"]["env"] =
+            json!(["ONE=two", "HOME=/over", "PATH=/bin", "ONE=", "HOME="]);
+    });
 }

@@ -263,9 +263,10 @@ fn state_says_the_same_in_the_same_fields() {
             assert!(fields["created"].as_str().unwrap().ends_with('Z'));
             assert_eq!(fields["bundle"], bundle.path());
             assert_eq!(fields["rootfs"], bundle.root().path());
+            assert_eq!(fields["id"], container.id);
             let pid = fields["pid"].as_i64().unwrap();
             assert_eq!(pid, if verb.is_empty() { 0 } else { container.pid.into() });
-            for own in ["pid", "ociVersion", "created", "bundle", "rootfs"] {
+            for own in ["id", "pid", "ociVersion", "created", "bundle", "rootfs"] {
                 fields[own] = Value::Null;
             }
             states.push(state);

@@ -175,7 +175,7 @@ fn an_update_is_seen_inside_and_on_the_host() {
         ("memory.max", (96 * MIB).to_string()),
         ("memory.swap.max", (32 * MIB).to_string()),
         ("cpu.max", "30000 60000".into()),
-        ("cpu.weight", "20".into()),
+        ("cpu.weight", "59".into()),
         ("pids.max", "77".into()),
     ] {
         await_file(&container, file, &value);
@@ -202,7 +202,7 @@ fn an_update_comes_from_a_file_or_stdin_and_changes_no_more() {
         must(&update(&container, &[]));
         assert_eq!(group.read("memory", MEMORY), (64 * MIB).to_string());
         let weight = group.read("cpu", ["cpu.shares", "cpu.weight"]);
-        assert_eq!(weight, if HostGroup::are_v2() { "12" } else { "300" });
+        assert_eq!(weight, if HostGroup::are_v2() { "39" } else { "300" });
         assert_eq!(group.read("pids", ["pids.max"; 2]), "33");
     });
 }

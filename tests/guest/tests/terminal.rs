@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Root, Terminal, busybox};
+use kata_guest_tests::{Bundle, Container, Kata, Root, Terminal, busybox, unique};
 use rustix::{
     process::Signal,
     termios::{LocalModes, OutputModes, Termios},
@@ -41,7 +41,7 @@ fn on_both(script: &str, claim: impl Fn(&mut Terminal)) {
         bundle.config["process"]["terminal"] = json!(true);
         bundle.write();
         let mut terminal = Terminal::open();
-        let id = format!("terminal-{}-{}", std::process::id(), script.len());
+        let id = unique("terminal");
         terminal.start(&runtime.command(&["run", "--bundle", bundle.path(), &id]));
         claim(&mut terminal);
     }
@@ -339,7 +339,7 @@ fn the_terminal_is_found_though_every_stream_leads_elsewhere() {
         bundle.config["process"]["terminal"] = json!(true);
         bundle.write();
         let said = bundle.file("said");
-        let id = format!("redirected-{}", std::process::id());
+        let id = unique("redirected");
         let run = runtime.command(&["run", "--bundle", bundle.path(), &id]);
         let mut redirected = Command::new("sh");
         let script = "said=$1; shift; exec \"$@\" </dev/null >\"$said\" 2>&1";

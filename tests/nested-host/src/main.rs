@@ -11,6 +11,7 @@
 mod boot;
 mod facility;
 mod job;
+mod pulse;
 mod report;
 
 use std::{
@@ -75,6 +76,7 @@ fn boot_and_run() -> Result<()> {
 
 fn run_job() -> Result<()> {
     let mut report = Report::open()?;
+    pulse::start(report.clone())?;
     let done = facilities(&mut report).and_then(|()| Job::read()?.run(&mut report));
     if let Err(error) = &done {
         report.failure(&format!("{error:#}"))?;

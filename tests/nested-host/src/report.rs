@@ -6,18 +6,21 @@ use std::{
     io::{Read, Write},
     path::Path,
     process::Stdio,
+    sync::{Arc, Mutex},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
 /// The two ports.
+#[derive(Clone)]
 pub struct Report {
-    log: File,
-    report: File,
+    log: Arc<File>,
+    /// Locked for a word, and for a file with its announcement.
+    report: Arc<Mutex<File>>,
 }
 
 /// How a program ended.
@@ -31,7 +34,8 @@ pub enum End {
 
 impl Report {
     pub fn open() -> Result<Self> {
-        Ok(Self { log: port("kata.log")?, report: port("kata.report")? })
+        let report = Mutex::new(port("kata.report")?);
+        Ok(Self { log: Arc::new(port("kata.log")?), report: Arc::new(report) })
     }
 
     /// Where programs write.
@@ -60,8 +64,8 @@ impl Report {
     }
 
     pub fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.say(&json!({ "file": { "name": name, "length": bytes.len() } }))?;
-        self.report.write_all(bytes).with_context(|| format!("send {name}"))
+        let word = json!({ "file": { "name": name, "length": bytes.len() } });
+        self.send(&word, bytes).with_context(|| format!("send {name}"))
     }
 
     /// Files of a directory, those below it too.
@@ -98,13 +102,25 @@ impl Report {
         self.file("kernel.log", &text)
     }
 
+    /// All processors run.
+    pub fn alive(&mut self) -> Result<()> {
+        self.say(&json!({ "alive": {} }))
+    }
+
     /// There is nothing more to come.
     pub fn end(&mut self) -> Result<()> {
         self.say(&json!({ "end": {} }))
     }
 
     fn say(&mut self, word: &Value) -> Result<()> {
-        self.report.write_all(format!("{word}\n").as_bytes()).context("write the report")
+        self.send(word, &[]).context("write the report")
+    }
+
+    /// A word and what it announces, with nothing of another writer's between them.
+    fn send(&self, word: &Value, bytes: &[u8]) -> Result<()> {
+        let mut report = self.report.lock().map_err(|_| anyhow!("another writer panicked"))?;
+        report.write_all(format!("{word}\n").as_bytes())?;
+        Ok(report.write_all(bytes)?)
     }
 }
 

@@ -94,6 +94,13 @@ impl Stand {
     ) -> Result<PathBuf> {
         let bundle = self.place(name);
         fs::create_dir_all(&bundle).with_context(|| format!("make {}", bundle.display()))?;
+        // Of an earlier round, which `spec` would not write over.
+        match fs::remove_file(bundle.join("config.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("empty {}", bundle.display()));
+            }
+            _ => {}
+        }
         Run::new(self.prefix().runtime())
             .args(["spec".as_ref(), "--bundle".as_ref(), bundle.as_os_str()])
             .quietly()

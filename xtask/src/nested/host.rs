@@ -15,19 +15,24 @@ use crate::progress::Step;
 use crate::test::roots;
 
 /// Change it when the steps below change what comes out.
-const RECIPE_VERSION: &str = "1";
+const RECIPE_VERSION: &str = "2";
 /// Which entry was made last, for a machine whose apt knows nothing (no lists, no network).
 const LATEST: &str = "latest";
-const RELEASE: &str = "bookworm";
+/// The release after the outer machine's: other programs around Kata, QEMU 10.0 too.
+const RELEASE: &str = "trixie";
 const SOURCES: &str = "\
-deb http://deb.debian.org/debian bookworm main
-deb http://deb.debian.org/debian-security bookworm-security main
-deb http://deb.debian.org/debian bookworm-backports main
+deb http://deb.debian.org/debian trixie main
+deb http://deb.debian.org/debian-security trixie-security main
+deb [check-valid-until=no] http://deb.debian.org/debian forky main
 ";
-/// QEMU from backports, and what knows of netkit; the rest from the release.
+/// runc 1.3, which knows what version 1.2 of the specification says; the rest from the release.
 const PREFERENCES: &str = "\
-Package: src:qemu src:iproute2 seabios
-Pin: release n=bookworm-backports
+Package: *
+Pin: release n=forky
+Pin-Priority: 1
+
+Package: runc
+Pin: release n=forky
 Pin-Priority: 900
 ";
 /// What a host of guests has, and what the tests run on it.

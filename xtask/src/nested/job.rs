@@ -19,7 +19,7 @@ const AROUND: Duration = Duration::from_secs(300);
 const SIZE: &str = "4G";
 
 /// A job.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Clone, Serialize)]
 pub struct Job {
     /// The environment of all programs.
     pub variables: BTreeMap<String, String>,
@@ -35,7 +35,7 @@ pub struct Job {
 }
 
 /// A program that is run before the others; a variable says to them how many times as long as nominal it took.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Calibration {
     pub program: Program,
     pub nominal_seconds: f64,
@@ -43,7 +43,7 @@ pub struct Calibration {
 }
 
 /// One program.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Program {
     pub name: String,
     /// The program is the first.

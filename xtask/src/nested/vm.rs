@@ -26,6 +26,10 @@ const MEMORY_MIB: u32 = 4096;
 const PROCESSORS: usize = 2;
 /// Longest from the execution of QEMU to the report's first word; 5 s are usual, 31 s were seen on a loaded machine.
 const BOOT: Duration = Duration::from_secs(180);
+/// Longest between two words of its report; a living host says one every five seconds.
+const SILENCE: Duration = Duration::from_secs(90);
+/// Of the console of a host that died: a panic from its reason on, with its stack.
+const CONSOLE_LINES: usize = 80;
 /// Over which the frequency of the time stamp counter is measured.
 const MEASURED: Duration = Duration::from_millis(20);
 
@@ -61,6 +65,19 @@ pub struct Ended {
     pub seconds: f64,
 }
 
+impl Outcome {
+    /// Whether a program was run, and failed.
+    pub fn failed(&self, name: &str) -> bool {
+        self.programs.iter().any(|program| program.name == name && program.code != 0)
+    }
+
+    /// Takes what came of programs that were run once more.
+    pub fn replace(&mut self, later: Self) {
+        self.programs.retain(|old| later.programs.iter().all(|new| new.name != old.name));
+        self.programs.extend(later.programs);
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = match (self.code, self.cause.as_str()) {
@@ -79,6 +96,7 @@ enum Word {
     Program(Ended),
     Failure { why: String },
     File { name: String, length: usize },
+    Alive {},
     End {},
 }
 
@@ -102,14 +120,20 @@ impl Machine<'_> {
             outcome: Outcome { files, ..Outcome::default() },
             failure: None,
             ended: false,
+            heard: started,
         };
         reading.follow(&running, started + deadline)?;
         if !reading.ended {
             let console = directory.join("console.log");
             let text = fs::read_to_string(&console).unwrap_or_default();
-            let mut tail: Vec<&str> = text.lines().rev().take(20).collect();
+            let mut tail: Vec<&str> = text.lines().rev().take(CONSOLE_LINES).collect();
             tail.reverse();
-            reading.outcome.died = Some(tail.join("\n"));
+            let mut end = tail.join("\n");
+            if reading.heard.elapsed() >= SILENCE {
+                let seconds = SILENCE.as_secs();
+                end += &format!("\nand for {seconds} s one of its processors, or all, did nothing");
+            }
+            reading.outcome.died = Some(end);
         }
         if let (Some(why), true) = (&reading.failure, reading.outcome.missing.is_empty()) {
             bail!("the nested host could not do its job: {why}");
@@ -223,6 +247,8 @@ struct Reading<F> {
     outcome: Outcome,
     failure: Option<String>,
     ended: bool,
+    /// When the last word came.
+    heard: Instant,
 }
 
 impl<F: FnMut(&str)> Reading<F> {
@@ -233,13 +259,16 @@ impl<F: FnMut(&str)> Reading<F> {
         let mut buffer = vec![0; 65_536];
         while !open.is_empty() {
             let ready = self.outcome.ready > Duration::ZERO;
-            let limit = if ready { deadline } else { boot };
+            let silent = self.heard + SILENCE;
+            let limit = if ready { deadline.min(silent) } else { boot };
             let left = limit.saturating_duration_since(Instant::now());
-            if left.is_zero() && ready {
-                bail!("the job did not end in time");
-            }
-            if left.is_zero() {
-                bail!("the nested host did not come up within {} s", BOOT.as_secs());
+            match (left.is_zero(), ready) {
+                (false, _) => {}
+                (true, false) => {
+                    bail!("the nested host did not come up within {} s", BOOT.as_secs())
+                }
+                (true, true) if silent < deadline => break,
+                (true, true) => bail!("the job did not end in time"),
             }
             let mut still = Vec::new();
             for ((fd, is_log), readable) in open.iter().zip(readable(&open, left)?) {
@@ -278,6 +307,7 @@ impl<F: FnMut(&str)> Reading<F> {
             let word: Word = serde_json::from_slice(line)
                 .with_context(|| format!("understand {:?}", String::from_utf8_lossy(line)))?;
             let mut taken = end + 1;
+            self.heard = Instant::now();
             if self.outcome.ready.is_zero() {
                 self.outcome.ready = self.started.elapsed();
             }
@@ -290,7 +320,7 @@ impl<F: FnMut(&str)> Reading<F> {
                 Word::Facility { name, missing: Some(why) } => {
                     self.outcome.missing.push((name, why))
                 }
-                Word::Facility { .. } => {}
+                Word::Facility { .. } | Word::Alive {} => {}
                 Word::Program(ended) => {
                     (self.lines.on_line)(&ended.to_string());
                     self.outcome.programs.push(ended);
@@ -362,6 +392,7 @@ mod tests {
             outcome: Outcome::default(),
             failure: None,
             ended: false,
+            heard: Instant::now(),
         }
     }
 

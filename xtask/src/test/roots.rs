@@ -15,7 +15,8 @@ const RECIPE_VERSION: &str = "1";
 const BUSYBOX: &str = "/bin/busybox";
 const DEBIAN_RELEASE: &str = "bookworm";
 /// Beyond the minimal system, what the guest tests run in it.
-const DEBIAN_PACKAGES: &str = "iproute2,iputils-ping,procps,python3";
+const DEBIAN_PACKAGES: &str =
+    "iproute2,iputils-ping,nginx-light,procps,python3,redis-server,redis-tools";
 
 /// A root with a static busybox and a link for each of its commands.
 pub fn busybox() -> Result<PathBuf> {

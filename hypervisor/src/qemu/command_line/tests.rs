@@ -20,7 +20,11 @@ fn config(machine: MachineType) -> VmConfig {
         tsc_khz: Some(2_500_000),
         vsock: Some(Vsock { socket: null() }),
         shares: vec![Share { tag: "roots".into(), socket: null() }],
-        nics: vec![Nic { tap: null(), mac: MacAddress([2, 0, 0, 0, 0, 0xff]), vhost: None }],
+        nics: vec![Nic {
+            taps: vec![null()],
+            mac: MacAddress([2, 0, 0, 0, 0, 0xff]),
+            vhosts: Vec::new(),
+        }],
         ..VmConfig::new("kernel".into(), "initrd".into())
     }
 }
@@ -45,7 +49,7 @@ fn values<'a>(line: &'a [String], flag: &str) -> Vec<&'a str> {
 fn golden(machine: MachineType, accelerator: Accelerator) -> String {
     let mut config = VmConfig { accelerator, ..config(machine) };
     if accelerator == Accelerator::Kvm {
-        config.nics[0].vhost = Some(null());
+        config.nics[0].vhosts = vec![null()];
     }
     rendered(config).join(" ")
 }
@@ -125,6 +129,43 @@ fn huge_pages_come_from_the_hosts_pool() {
 }
 
 #[test]
+fn a_card_with_several_queues_has_a_descriptor_and_an_interrupt_for_each() {
+    let card = |machine, vhost: bool| {
+        let mut config = config(machine);
+        config.nics[0].taps.push(null());
+        if vhost {
+            config.accelerator = Accelerator::Kvm;
+            config.nics[0].vhosts = vec![null(), null()];
+        }
+        let line = rendered(config);
+        let last = |name| values(&line, name).last().map(ToString::to_string);
+        (last("-netdev").unwrap(), last("-device").unwrap())
+    };
+    let (tap, device) = card(MachineType::Microvm, false);
+    assert_eq!(tap, "tap,id=nic0,fds=9:10,vhost=off");
+    assert_eq!(device, "virtio-net-device,netdev=nic0,mac=02:00:00:00:00:ff,mq=on");
+    let (tap, device) = card(MachineType::Q35, true);
+    assert_eq!(tap, "tap,id=nic0,fds=9:10,vhost=on,vhostfds=11:12");
+    let pci = "virtio-net-pci,netdev=nic0,mac=02:00:00:00:00:ff,mq=on,vectors=6,romfile=";
+    assert_eq!(device, pci);
+}
+
+#[test]
+fn places_for_cards_are_functions_of_one_slot_and_on_pci_alone() {
+    let line = rendered(VmConfig { nic_ports: 2, ..config(MachineType::Q35) });
+    let devices = values(&line, "-device");
+    assert!(
+        devices.contains(&"pcie-root-port,id=port0,chassis=1,addr=1e.0,multifunction=on")
+            && devices.contains(&"pcie-root-port,id=port1,chassis=2,addr=1e.1"),
+        "{devices:?}"
+    );
+    for (machine, nic_ports) in [(MachineType::Microvm, 1), (MachineType::Q35, 9)] {
+        let refused = check(&VmConfig { nic_ports, ..config(machine) }).unwrap_err().to_string();
+        assert!(refused.contains("can't be added to a running"), "{refused}");
+    }
+}
+
+#[test]
 fn a_comma_in_a_value_adds_no_property() {
     let properties = Properties::new("x").with("tag", "a,readonly=on");
     assert_eq!(properties.0, "x,tag=a,,readonly=on");
@@ -156,7 +197,10 @@ fn what_the_machine_lacks_is_refused_by_name() {
     let odd = VmConfig { memory: MemoryMib(129), pages: Pages::Huge, ..config(MachineType::Q35) };
     assert!(refused(odd).starts_with("129 MiB of guest memory are no multiple of 2 MiB"));
     let mut emulated = config(MachineType::Q35);
-    emulated.nics[0].vhost = Some(null());
+    emulated.nics[0].vhosts = vec![null()];
     assert!(refused(emulated).starts_with("vhost-net"));
+    let mut uneven = VmConfig { accelerator: Accelerator::Kvm, ..config(MachineType::Q35) };
+    uneven.nics[0].vhosts = vec![null(), null()];
+    assert!(refused(uneven).starts_with("a card with 1 queues and 2 descriptors"));
     assert!(check(&config(MachineType::Microvm)).is_ok());
 }

@@ -22,7 +22,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
 };
 
 use rustix::{
@@ -34,14 +33,13 @@ use rustix::{
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
+use crate::crew::Crew;
+
 /// What one read or write moves where splice(2) can't.
 const BLOCK: usize = 64 * 1024;
 
 /// Most that one splice(2) moves; a pipe holds less.
 const SPLICE: usize = 1024 * 1024;
-
-/// The system calls of a flow need little, and every page of a monitor is there once a container.
-const STACK: usize = 64 * 1024;
 
 /// Wakes the main thread when a flow has news that it waits for.
 #[derive(Debug)]
@@ -155,6 +153,7 @@ pub enum Afterwards {
 
 /// Hands on what comes from the guest.
 pub fn from_guest(
+    crew: &Crew,
     stream: Arc<OwnedFd>,
     engine: Engine,
     afterwards: Afterwards,
@@ -163,7 +162,7 @@ pub fn from_guest(
     ioctl_fionbio(&stream, true)?;
     let progress = Arc::new(Progress::default());
     let theirs = Arc::clone(&progress);
-    spawn("from guest", move || {
+    crew.give(c"from guest", move || {
         pump(stream.as_fd(), engine.fd(), None, |bytes| {
             // Before `eager` is looked at: the main thread sets that first and then looks at the count.
             theirs.passed.fetch_add(bytes as u64, Ordering::SeqCst);
@@ -182,9 +181,14 @@ pub fn from_guest(
 }
 
 /// Hands on what the engine's end gives, until it ends, the guest wants no more, or `last` rings and nothing is left.
-pub fn to_guest(stream: Arc<OwnedFd>, afterwards: Afterwards, last: Arc<Bell>) -> io::Result<()> {
+pub fn to_guest(
+    crew: &Crew,
+    stream: Arc<OwnedFd>,
+    afterwards: Afterwards,
+    last: Arc<Bell>,
+) -> io::Result<()> {
     ioctl_fionbio(&stream, true)?;
-    spawn("to guest", move || {
+    crew.give(c"to guest", move || {
         let from = Engine::Stdin.fd();
         // A fifo that nobody has opened for writing yet reads as if it had ended.
         if wait_or_ring(from, &last) {
@@ -195,10 +199,6 @@ pub fn to_guest(stream: Arc<OwnedFd>, afterwards: Afterwards, last: Arc<Bell>) -
             Engine::Stdin.close();
         }
     })
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work).map(drop)
 }
 
 /// An error means that the peer has closed the stream already, which is what is wanted.

@@ -18,7 +18,6 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, mpsc},
-    thread,
     time::Duration,
 };
 
@@ -38,15 +37,13 @@ use rustix::{
 };
 
 use crate::{
+    crew::Crew,
     flow::Bell,
     relay::{BLOCK, Block, Relay, State},
 };
 
 /// Connections at once, waiting ones included: two descriptors each, of the 1024 that a process mostly may have.
 const MAX_CONNECTIONS: usize = 256;
-
-/// As of a flow: the system calls need little.
-const STACK: usize = 64 * 1024;
 
 /// What epoll gives at once.
 const EVENTS: usize = 64;
@@ -63,11 +60,11 @@ pub struct Localhost {
 
 impl Localhost {
     /// Starts to take connections; they are announced on `control`.
-    pub fn serve(listeners: Vec<OwnedFd>, control: OwnedFd) -> io::Result<Self> {
+    pub fn serve(crew: &Crew, listeners: Vec<OwnedFd>, control: OwnedFd) -> io::Result<Self> {
         let (answers, waiting) = mpsc::channel();
         let bell = Arc::new(Bell::new()?);
         let mut keeper = Keeper::new(listeners, control, (waiting, Arc::clone(&bell)))?;
-        thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(move || {
+        crew.give(c"localhost", move || {
             // Without it nobody is let in any more: the listeners are closed.
             keeper.run().ok();
         })?;

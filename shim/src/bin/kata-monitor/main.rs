@@ -21,6 +21,7 @@
 
 mod args;
 mod console;
+mod crew;
 mod flow;
 mod localhost;
 mod note;
@@ -64,6 +65,8 @@ enum SetupError {
     View(#[source] io::Error),
     #[error("cannot make a terminal and send it to the console socket")]
     Console(#[source] io::Error),
+    #[error("cannot start threads")]
+    Threads(#[source] io::Error),
     #[error("cannot prepare to wait for events")]
     Events(#[source] io::Error),
 }
@@ -116,9 +119,18 @@ fn set_up() -> Result<session::Session, SetupError> {
         signals,
         terminal: args.terminal || console_socket.is_some(),
         grace: args.grace(),
+        crew: crew::Crew::new(crew_for(&args)).map_err(SetupError::Threads)?,
         bell: Arc::new(flow::Bell::new().map_err(SetupError::Events)?),
         last_input: Arc::new(flow::Bell::new().map_err(SetupError::Events)?),
     })
+}
+
+/// A thread for each standard stream; that of a container may be told to serve the localhost and the resolver as well.
+fn crew_for(args: &Args) -> usize {
+    match args.exec {
+        Some(_) => 3,
+        None => 5,
+    }
 }
 
 fn take(what: &'static str, number: i32) -> Result<OwnedFd, SetupError> {

@@ -12,7 +12,6 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -26,20 +25,19 @@ use rustix::{
     },
 };
 
+use crate::crew::Crew;
+
 /// Questions that are out.
 const MAX_OUT: usize = 64;
 
 /// Docker's resolver asks others, each for so many seconds; who has asked us gives up about then, too.
 const PATIENCE: Duration = Duration::from_secs(12);
 
-/// The buffers below need more than a flow does.
-const STACK: usize = 64 * 1024;
-
 /// Most bytes of a message, with its length before it as on a connection.
 const LONGEST: usize = 2 + u16::MAX as usize;
 
 /// Asks for as long as the guest does.
-pub fn serve(stream: OwnedFd) -> io::Result<()> {
+pub fn serve(crew: &Crew, stream: OwnedFd) -> io::Result<()> {
     ioctl_fionbio(&stream, true)?;
     let mut desk = Desk {
         stream,
@@ -48,11 +46,10 @@ pub fn serve(stream: OwnedFd) -> io::Result<()> {
         out: Vec::new(),
         block: vec![0; LONGEST],
     };
-    let run = move || {
+    crew.give(c"resolver", move || {
         // Closing the stream tells the guest.
         desk.run().ok();
-    };
-    thread::Builder::new().name("resolver".into()).stack_size(STACK).spawn(run).map(drop)
+    })
 }
 
 struct Desk {

@@ -34,6 +34,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     console,
+    crew::Crew,
     flow::{self, Afterwards, Bell, Engine, Progress},
     localhost::Localhost,
     note, resolver,
@@ -105,6 +106,8 @@ pub struct Session {
     pub grace: Duration,
     /// Rung by flows.
     pub bell: Arc<Bell>,
+    /// Who does what takes time.
+    pub crew: Crew,
     /// Rung when no more input is to be waited for.
     pub last_input: Arc<Bell>,
 }
@@ -230,8 +233,8 @@ impl Session {
                 ToMonitor::Streams(kinds) => self.start_flows(state, &kinds, packet)?,
                 ToMonitor::Localhost {} => {
                     let control = self.control.try_clone().map_err(Lost::Flow)?;
-                    let served = Localhost::serve(packet.fds, control);
-                    state.localhost = Some(served.map_err(Lost::Flow)?);
+                    // Without it nobody is let in: the listeners are closed.
+                    state.localhost = Localhost::serve(&self.crew, packet.fds, control).ok();
                 }
                 ToMonitor::Dialled(number) => {
                     if let Some(localhost) = &state.localhost {
@@ -240,7 +243,8 @@ impl Session {
                 }
                 ToMonitor::Resolver {} => {
                     let stream = packet.fds.into_iter().next().ok_or(Lost::Streams)?;
-                    resolver::serve(stream).map_err(Lost::Flow)?;
+                    // Without it the guest is told by the end of the stream.
+                    resolver::serve(&self.crew, stream).ok();
                 }
                 ToMonitor::CloseStdin {} => self.last_input.ring(),
                 ToMonitor::End(end) => {
@@ -271,19 +275,22 @@ impl Session {
         let bell = || Arc::clone(&self.bell);
         match kind {
             Stream::Stdin => {
-                flow::to_guest(stream, Afterwards::Close, Arc::clone(&self.last_input))
+                flow::to_guest(&self.crew, stream, Afterwards::Close, Arc::clone(&self.last_input))
                     .map(|()| None)
             }
             Stream::Stdout => {
-                flow::from_guest(stream, Engine::Stdout, Afterwards::Close, bell()).map(Some)
+                flow::from_guest(&self.crew, stream, Engine::Stdout, Afterwards::Close, bell())
+                    .map(Some)
             }
             Stream::Stderr => {
-                flow::from_guest(stream, Engine::Stderr, Afterwards::Close, bell()).map(Some)
+                flow::from_guest(&self.crew, stream, Engine::Stderr, Afterwards::Close, bell())
+                    .map(Some)
             }
             Stream::Terminal => {
                 let last_input = Arc::clone(&self.last_input);
-                flow::to_guest(Arc::clone(&stream), Afterwards::Keep, last_input)?;
-                flow::from_guest(stream, Engine::Stdout, Afterwards::Keep, bell()).map(Some)
+                flow::to_guest(&self.crew, Arc::clone(&stream), Afterwards::Keep, last_input)?;
+                flow::from_guest(&self.crew, stream, Engine::Stdout, Afterwards::Keep, bell())
+                    .map(Some)
             }
         }
     }

@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_engine_tests::containerd::{Container, Containerd, Handler, KATA, Pod, RUNC, Task};
+use kata_engine_tests::containerd::{
+    Container, Containerd, Handler, KATA, Pod, RUNC, Task, processes,
+};
+use rustix::process::Pid;
 
 /// Commands in a row; the median counts.
 const EXECS: usize = 9;
@@ -46,7 +49,7 @@ fn main() {
             Some(("pods", count)) => {
                 let count: usize = count.parse().unwrap();
                 pods.extend((0..count).map(|_| running(&engine, KATA).0));
-                println!("{}", serde_json::to_string(&processes(&pods)).unwrap());
+                println!("{}", serde_json::to_string(&parts(&pods)).unwrap());
             }
             _ => panic!("unknown word {word:?}"),
         }
@@ -76,7 +79,7 @@ fn round(engine: &Containerd, handler: Handler) -> Vec<(String, f64)> {
         let task = Task::of(engine, &container.id);
         timed(|| assert_eq!(task.exec(&container.id, name, PROGRAM), 0))
     };
-    let vmm = processes(slice::from_ref(&pod)).remove("VMM").unwrap_or_default();
+    let vmm = parts(slice::from_ref(&pod)).remove("VMM").unwrap_or_default();
     let before = processor_time(&vmm);
     let paced = |number| {
         thread::sleep(PERIOD);
@@ -149,46 +152,25 @@ fn processor_time(pids: &[u32]) -> f64 {
 }
 
 /// The processes that pods consist of on the host, by name.
-fn processes(pods: &[Pod]) -> BTreeMap<String, Vec<u32>> {
-    let all = table();
-    let shims: Vec<u32> = all
-        .iter()
-        .filter(|one| {
-            one.line.contains("serve-engine") && pods.iter().any(|pod| one.line.contains(&pod.id))
-        })
-        .map(|one| one.pid)
-        .collect();
-    let mut named = BTreeMap::from([("shim".to_owned(), shims.clone())]);
-    let mut parents = shims;
+fn parts(pods: &[Pod]) -> BTreeMap<String, Vec<u32>> {
+    let number = |pid: Pid| pid.as_raw_nonzero().get().unsigned_abs();
+    let all = processes();
+    // A pod of runc's has none.
+    let is_shim =
+        |line: &str| line.contains("serve-engine") && pods.iter().any(|pod| line.contains(&pod.id));
+    let mut parents: Vec<Pid> =
+        all.iter().filter(|one| is_shim(&one.line)).map(|one| one.pid).collect();
+    let shims: Vec<u32> = parents.iter().copied().map(number).collect();
+    let mut named = BTreeMap::from([("shim".to_owned(), shims)]);
     while !parents.is_empty() {
-        let children: Vec<&Entry> =
-            all.iter().filter(|one| parents.contains(&one.parent)).collect();
+        let is_child = |parent: Option<Pid>| parent.is_some_and(|parent| parents.contains(&parent));
+        let children: Vec<_> = all.iter().filter(|one| is_child(one.parent)).collect();
         for child in &children {
             let name = child.name.trim_start_matches("kata-");
             let name = if name.starts_with("qemu") { "VMM" } else { name };
-            named.entry(name.to_owned()).or_default().push(child.pid);
+            named.entry(name.to_owned()).or_default().push(number(child.pid));
         }
         parents = children.iter().map(|child| child.pid).collect();
     }
     named
-}
-
-struct Entry {
-    pid: u32,
-    parent: u32,
-    name: String,
-    line: String,
-}
-
-fn table() -> Vec<Entry> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let entry = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let (before, rest) = stat.rsplit_once(") ")?;
-        let name = before.split_once('(')?.1.to_owned();
-        let parent = rest.split(' ').nth(1)?.parse().ok()?;
-        Some(Entry { pid, parent, name, line: String::from_utf8_lossy(&line).replace('\0', " ") })
-    };
-    entries.filter_map(|one| entry(one.file_name().to_str()?.parse().ok()?)).collect()
 }

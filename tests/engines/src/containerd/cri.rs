@@ -82,6 +82,13 @@ calls! {
     /// Goes on with a new log file.
     reopen_container_log: "ReopenContainerLog",
         ReopenContainerLogRequest => ReopenContainerLogResponse;
+    /// What all of it uses.
+    pod_sandbox_stats: "PodSandboxStats", PodSandboxStatsRequest => PodSandboxStatsResponse;
+    /// All containers that a filter lets through.
+    list_containers: "ListContainers", ListContainersRequest => ListContainersResponse;
+    /// What they use.
+    list_container_stats: "ListContainerStats",
+        ListContainerStatsRequest => ListContainerStatsResponse;
     /// What it uses.
     container_stats: "ContainerStats", ContainerStatsRequest => ContainerStatsResponse;
 }

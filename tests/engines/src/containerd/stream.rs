@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
@@ -123,6 +123,13 @@ impl Stream {
         let code = causes.into_iter().flatten().find(|cause| cause["reason"] == "ExitCode");
         let code = code.unwrap_or_else(|| panic!("{status}"));
         code["message"].as_str().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Stream {
+    /// Hangs up: the thread that takes frames has the connection open too.
+    fn drop(&mut self) {
+        self.socket.shutdown(Shutdown::Both).ok();
     }
 }
 

@@ -27,16 +27,8 @@ pub struct Task {
 impl Task {
     /// To the shim of a container of a pod.
     pub fn of(engine: &Containerd, container: &str) -> Self {
-        let bundle = format!("state/io.containerd.runtime.v2.task/k8s.io/{container}");
-        let bundle = engine.file(&bundle);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let address = fs::read_to_string(bundle.join("address")).unwrap();
-        let stream = UnixStream::connect(address.trim_start_matches("unix://")).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let guard = runtime.enter();
-        let client = TaskClient::new(Client::new(Socket::try_from(stream).unwrap()));
-        drop(guard);
-        Self { runtime, client }
+        let (runtime, client) = connect(engine, container);
+        Self { runtime, client: TaskClient::new(client) }
     }
 
     /// Runs a program in a container to its end, with all its output thrown away at this end: what an engine's probe asks
@@ -86,6 +78,21 @@ impl Task {
     }
 }
 
-fn deadline() -> context::Context {
+/// To the shim of a container, or of a pod, that an engine has started.
+pub(super) fn connect(engine: &Containerd, id: &str) -> (tokio::runtime::Runtime, Client) {
+    let bundles = ["io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"];
+    let address = |bundle| engine.file(&format!("state/{bundle}/k8s.io/{id}/address"));
+    let address = bundles.map(address).into_iter().find_map(|path| fs::read_to_string(path).ok());
+    let address = address.unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stream = UnixStream::connect(address.trim_start_matches("unix://")).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let guard = runtime.enter();
+    let client = Client::new(Socket::try_from(stream).unwrap());
+    drop(guard);
+    (runtime, client)
+}
+
+pub(super) fn deadline() -> context::Context {
     context::with_timeout(DEADLINE)
 }

@@ -2,16 +2,18 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use kata_guest_tests::{HostGroup, Root, Wire};
+use kata_guest_tests::{HostGroup, Kata, Root, Wire};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::rows::RECENT;
 
 const PROFILE: &str = include_str!("../oci_seccomp/docker.json");
 
 /// What a container needs on the host to ask for it.
 pub struct Surroundings {
-    /// runc here is of version 1.1: without time namespaces and id maps of mounts.
-    oracle: bool,
+    /// Whether what runc before [`RECENT`] refuses is asked for: time namespaces, id maps of mounts, flags of filters.
+    recent: bool,
     /// Whether what limits show can be compared: the guest's control groups are of version 2.
     limits: bool,
     wire: Wire,
@@ -19,13 +21,15 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    pub fn new(oracle: bool, wire: Wire) -> Self {
+    pub fn new(runtime: &Kata, wire: Wire) -> Self {
+        let oracle = runtime.is_oracle();
+        let recent = !oracle || runtime.version() >= RECENT;
         let directory = tempfile::tempdir().unwrap();
         for name in ["volume", "mapped"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         fs::write(directory.path().join("volume/file"), "from the host").unwrap();
-        Self { oracle, limits: !oracle || HostGroup::are_v2(), wire, directory }
+        Self { recent, limits: !oracle || HostGroup::are_v2(), wire, directory }
     }
 
     fn path(&self, name: &str) -> String {
@@ -92,11 +96,10 @@ pub fn first(config: &mut Value, around: &Surroundings) {
     linux["personality"] = json!({"domain": "LINUX32"});
     linux["devices"] = json!([{"path": "/dev/asked", "type": "c", "major": 10, "minor": 229,
         "fileMode": 0o640, "uid": 1000, "gid": 6}]);
-    let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "r"});
-    linux["resources"]["devices"].as_array_mut().unwrap().push(rule);
+    linux["resources"]["devices"] = json!([{"allow": false, "type": "a", "access": "rwm"},
+        {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "r"}]);
     linux["seccomp"] = seccomp();
-    if !around.oracle {
-        // runc 1.1 refuses to hear of flags.
+    if around.recent {
         linux["seccomp"]["flags"] =
             json!(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]);
     }
@@ -132,7 +135,7 @@ fn mounts(config: &mut Value, around: &Surroundings) {
         json!({"destination": "/asked/copied", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
         json!({"destination": "/asked/volume", "type": "bind", "source": around.path("volume"), "options": ["rbind", "ro"]}),
     ]);
-    if !around.oracle {
+    if around.recent {
         let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
         mounts.push(
             json!({"destination": "/asked/mapped", "type": "bind", "source": around.path("mapped"),
@@ -192,14 +195,17 @@ pub fn second(config: &mut Value, around: &Surroundings) {
     linux["gidMappings"] = map;
     let namespaces = linux["namespaces"].as_array_mut().unwrap();
     namespaces.push(json!({"type": "user"}));
-    if !around.oracle {
+    if around.recent {
         namespaces.push(json!({"type": "time"}));
         linux["timeOffsets"] = json!({"boottime": {"secs": 2_000_000},
             "monotonic": {"secs": 2_000_000, "nanosecs": 999_999_999}});
     }
     if around.limits {
-        linux["resources"]["cpu"] = json!({"idle": 1});
+        linux["resources"]["cpu"] = json!({"idle": 1, "period": 50_000});
     }
+    // In a user namespace runc shows the host's node, which has to be there.
+    linux["devices"] = json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]);
+    linux["resources"]["devices"] = json!([{"allow": true, "type": "a", "access": "rwm"}]);
     linux["seccomp"] = serde_json::from_str(PROFILE).unwrap();
     linux["seccomp"]["defaultErrnoRet"] = json!(99);
 }

@@ -92,6 +92,7 @@ see('node', lambda: '%o %d:%d' % (node.st_mode, os.major(node.st_rdev), os.minor
 see('node owner', lambda: '%d %d' % (node.st_uid, node.st_gid))
 see('node read', lambda: attempt('/dev/asked', os.O_RDONLY))
 see('node write', lambda: attempt('/dev/asked', os.O_WRONLY))
+see('log write', lambda: attempt('/dev/kmsg', os.O_WRONLY))
 
 see('mkdir', lambda: syscall(83, ctypes.c_char_p(b'/asked/new'), 0))
 see('getpriority 5', lambda: syscall(140, 5, 0))

@@ -6,6 +6,7 @@
 //!     asks and counts                                            serves
 //! ```
 
+mod pair;
 mod scene;
 mod way;
 
@@ -64,7 +65,8 @@ pub fn measure(stand: &Stand, rounds: usize, report: &mut Report) -> Result<()> 
         }
         all.push(round);
     }
-    note(&all, report)
+    note(&all, report)?;
+    pair::measure(stand, rounds, report)
 }
 
 /// The VMM's command line of a container with one link, which bare guests get too.
@@ -81,10 +83,17 @@ fn look_at_vmm(stand: &Stand) -> Result<VmmLine> {
 fn one(stand: &Stand, line: &VmmLine, way: Way) -> Result<Figures> {
     let scene = Scene::new(stand, way.is_addressed())?;
     let served = Served::start(stand, line, &scene, way)?;
+    let figures = carried(|words| scene.ask(words))?;
+    served.finish()?;
+    Ok(figures)
+}
+
+/// All kinds of traffic, as one end asks for them.
+fn carried(ask: impl Fn(&[&str]) -> Result<String>) -> Result<Figures> {
     let mut figures = Figures::new();
     for (family, address) in FAMILIES {
         for Traffic { name, kind, streams } in TRAFFIC {
-            let text = scene.ask(&["ask", address, kind, streams, MILLISECONDS])?;
+            let text = ask(&["ask", address, kind, streams, MILLISECONDS])?;
             let numbers: Vec<f64> = text
                 .split_whitespace()
                 .map(|number| number.parse().context("understand a figure"))
@@ -101,7 +110,6 @@ fn one(stand: &Stand, line: &VmmLine, way: Way) -> Result<Figures> {
             }
         }
     }
-    served.finish()?;
     Ok(figures)
 }
 
@@ -109,11 +117,7 @@ fn one(stand: &Stand, line: &VmmLine, way: Way) -> Result<Figures> {
 fn note(rounds: &[BTreeMap<Way, Figures>], report: &mut Report) -> Result<()> {
     let names = rounds.first().and_then(|round| round.get(&Way::Kata)).context("no rounds")?.keys();
     for name in names {
-        let (unit, is_time) = match name {
-            name if name.contains("round trip") => ("us", true),
-            name if name.contains("datagrams") => ("1/s", false),
-            _ => ("MB/s", false),
-        };
+        let (unit, is_time) = unit(name);
         let of = |way: Way| -> Result<Vec<f64>> {
             let figures = rounds.iter().map(|round| round.get(&way)?.get(name).copied());
             figures.collect::<Option<_>>().with_context(|| format!("no {name:?} of {way:?}"))
@@ -141,4 +145,13 @@ fn note(rounds: &[BTreeMap<Way, Figures>], report: &mut Report) -> Result<()> {
         report.add(format!("{name} over runc's"), "x", &over(Way::Runc)?);
     }
     Ok(())
+}
+
+/// What a figure is in, and whether it is a time.
+fn unit(name: &str) -> (&'static str, bool) {
+    match name {
+        name if name.contains("round trip") => ("us", true),
+        name if name.contains("datagrams") => ("1/s", false),
+        _ => ("MB/s", false),
+    }
 }

@@ -88,16 +88,29 @@ impl Scene {
 
     /// Puts a container into the pod's namespace; of Kata's it has a card for its link, and no spare one.
     pub fn enter(&self, spec: &mut Value) {
-        spec["annotations"]["io.katacontainers.network.spare_nics"] = json!("0");
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.retain(|namespace| namespace["type"] != "network");
-            namespaces.push(json!({ "type": "network", "path": self.path() }));
-        }
+        enter(&self.pod, spec);
+    }
+
+    /// The same for the peer's: another pod.
+    pub fn enter_as_peer(&self, spec: &mut Value) {
+        enter(&self.peer, spec);
     }
 
     fn path(&self) -> String {
-        format!("/run/netns/{}", self.pod)
+        path(&self.pod)
     }
+}
+
+fn enter(namespace: &str, spec: &mut Value) {
+    spec["annotations"]["io.katacontainers.network.spare_nics"] = json!("0");
+    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(json!({ "type": "network", "path": path(namespace) }));
+    }
+}
+
+fn path(namespace: &str) -> String {
+    format!("/run/netns/{namespace}")
 }
 
 impl Drop for Scene {

@@ -140,9 +140,9 @@ impl<'a> Served<'a> {
 }
 
 fn make_tap(scene: &Scene) -> Result<OwnedFd> {
-    let tap = scene.inside(|| tap::make(TAP))?;
+    let tap = scene.inside(|| tap::make(TAP, 1))?;
     scene.ip(&["link", "set", TAP, "up"])?;
-    Ok(tap.fd)
+    tap.queues.into_iter().next().context("a tap without queues")
 }
 
 fn make_macvtap(stand: &Stand, scene: &Scene, mac: &str) -> Result<OwnedFd> {

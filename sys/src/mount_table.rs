@@ -1,0 +1,75 @@
+//! What is mounted where the calling thread looks.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// Mount points, in the order in which they were mounted.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn points() -> io::Result<Vec<PathBuf>> {
+    // Threads may be in namespaces of their own.
+    Ok(parse(&fs::read("/proc/thread-self/mountinfo")?))
+}
+
+/// Whether anything is mounted below a directory, which may be a link.
+///
+/// # Errors
+/// When the directory can't be looked up, or as of [`points`].
+pub fn has_below(directory: &Path) -> io::Result<bool> {
+    let directory = fs::canonicalize(directory)?;
+    Ok(points()?.iter().any(|point| *point != directory && point.starts_with(&directory)))
+}
+
+fn parse(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(|field| PathBuf::from(OsStr::from_bytes(&unescape(field))))
+        .collect()
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits =
+            after.get(..3).filter(|_| *byte == b'\\').and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) => {
+                plain.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::{has_below, parse};
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        let points = parse(b"1 2 0:3 / /a\\040b rw - tmpfs t rw\n4 5 0:6 / /c rw - tmpfs t rw\n");
+        assert_eq!(points, [PathBuf::from("/a b"), PathBuf::from("/c")]);
+    }
+
+    #[test]
+    fn a_mount_point_is_not_below_itself() {
+        assert!(has_below(Path::new("/")).unwrap());
+        assert!(!has_below(Path::new("/proc/self/fd")).unwrap());
+        assert!(has_below(Path::new("/no/such")).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! Pods on a machine that has not memory for all of them.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use kata_engine_tests::containerd::{
+    Container, Containerd, KATA, Pod, Release, config, nothing_left, processes, resources, shim_of,
+};
+use kata_guest_tests::{HostGroup, cgroups_named, repetitions, unique};
+
+const MIB: u64 = 1024 * 1024;
+
+/// Less than any guest takes to come up, with its VMM.
+const TOO_LITTLE: u64 = 80 * MIB;
+
+/// A control group whose memory is short, gone when dropped.
+struct Scarce {
+    group: HostGroup,
+    name: String,
+}
+
+impl Scarce {
+    fn new() -> Self {
+        let name = unique("kata-scarce");
+        let group = HostGroup::new(&name);
+        fs::create_dir(group.directory("memory")).unwrap();
+        // Memory that is swapped out is none that was taken. A kernel may be without swap.
+        let swap = group.file("memory", ["memory.swappiness", "memory.swap.max"]);
+        if swap.exists() {
+            fs::write(swap, "0").unwrap();
+        }
+        Self { group, name }
+    }
+
+    /// Leaves it so much more than it has.
+    fn leave(&self, bytes: u64) {
+        let usage = self.group.read("memory", ["memory.usage_in_bytes", "memory.current"]);
+        let limit = usage.parse::<u64>().unwrap() + bytes;
+        let file = self.group.file("memory", ["memory.limit_in_bytes", "memory.max"]);
+        fs::write(file, limit.to_string()).unwrap();
+    }
+
+    /// Runs a pod in it.
+    fn run(&self, engine: &Containerd) -> Result<Pod, String> {
+        let mut config = config(engine);
+        let pod = config.metadata.name.clone();
+        config.linux.as_mut().unwrap().cgroup_parent = format!("/{}/{pod}", self.name);
+        Pod::run_with(engine, KATA, config).map_err(|status| status.message)
+    }
+
+    fn below(&self) -> Vec<String> {
+        let mut groups = cgroups_named(&self.name);
+        groups.retain(|path| !path.ends_with(&self.name));
+        groups
+    }
+}
+
+impl Drop for Scarce {
+    fn drop(&mut self) {
+        // What a failed test has left is left.
+        fs::remove_dir(self.group.directory("memory")).ok();
+    }
+}
+
+/// The sandbox that could not be made, as the engine names it.
+fn sandbox_of(message: &str) -> &str {
+    message.split('"').find(|word| word.len() == 64).unwrap()
+}
+
+#[test]
+fn pods_that_no_memory_is_left_for_fail_by_name_and_the_others_go_on() {
+    for release in Release::tried() {
+        let Some(engine) = Containerd::start_release(release) else { return };
+        short_of_memory(&engine);
+    }
+}
+
+fn short_of_memory(engine: &Containerd) {
+    let scarce = Scarce::new();
+    let old = scarce.run(engine).unwrap();
+    let container = old.start(old.script("exec sleep 1000"));
+    scarce.leave(TOO_LITTLE);
+    let (pods, at_a_time) = (repetitions(20), 5);
+    let left = AtomicUsize::new(pods);
+    let failures = Mutex::new(Vec::new());
+    let next = || left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+    thread::scope(|scope| {
+        for _ in 0..at_a_time.min(pods) {
+            scope.spawn(|| {
+                while next() {
+                    let failure = scarce.run(engine).map(|pod| pod.id).unwrap_err();
+                    failures.lock().unwrap().push(failure);
+                }
+            });
+        }
+    });
+    for failure in failures.into_inner().unwrap() {
+        assert!(failure.contains("the host was out of memory: "), "{failure}");
+        nothing_left(sandbox_of(&failure));
+    }
+    assert_eq!(container.output("echo still"), "still");
+    // Who runs is struck only when it takes what is not there, and its end is told as runc's would be.
+    scarce.leave(MIB);
+    let fill = "head -c 100000000 /dev/zero > /dev/shm/file";
+    container.try_exec(&["sh", "-c", fill], Duration::ZERO).ok();
+    let ended = container.ended();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+    old.remove();
+    nothing_left(&old.id);
+    assert_eq!(scarce.below(), Vec::<String>::new());
+}
+
+/// What the OOM killer goes by for the VMM and the proxy of a pod.
+fn scores(pod: &Pod) -> Vec<String> {
+    let shim = shim_of(&pod.id);
+    let of_vm = processes().into_iter().filter(|process| {
+        process.parent == Some(shim)
+            && ["qemu", "kata-proxy"].iter().any(|it| process.name.starts_with(it))
+    });
+    let score = |pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    of_vm.map(|process| score(process.pid.as_raw_nonzero()).trim().to_owned()).collect()
+}
+
+#[test]
+fn a_vm_is_spared_as_the_dearest_of_its_containers_is() {
+    let Some(engine) = Containerd::start() else { return };
+    let pod = Pod::run(&engine, KATA);
+    assert_eq!(scores(&pod), ["1000", "1000"]);
+    let start = |score: i64| -> Container<'_> {
+        let mut config = pod.script("exec sleep 1000");
+        resources(&mut config).oom_score_adj = score;
+        pod.start(config)
+    };
+    let cheap = start(700);
+    assert_eq!(scores(&pod), ["700", "700"]);
+    let dear = start(300);
+    assert_eq!(scores(&pod), ["300", "300"]);
+    assert_eq!(cheap.output("cat /proc/1/oom_score_adj"), "700");
+    dear.stop(0);
+    dear.remove();
+    assert_eq!(scores(&pod), ["700", "700"]);
+    pod.remove();
+}
