@@ -98,6 +98,7 @@ pub struct Process {
     /// The guest may have it on its books.
     in_guest: AtomicBool,
     killed: AtomicBool,
+    doomed: AtomicBool,
     deleted: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
 }
@@ -123,6 +124,7 @@ impl Process {
             handover: Mutex::default(),
             in_guest: AtomicBool::new(false),
             killed: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         }
@@ -207,6 +209,15 @@ impl Process {
     /// Somebody killed it whose guest would not.
     pub fn note_killed(&self) {
         self.killed.store(true, Ordering::Relaxed);
+    }
+
+    /// Somebody killed it while the guest was asked to run it.
+    pub fn note_doomed(&self) {
+        self.doomed.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::SeqCst)
     }
 
     /// Somebody kills it in order to delete it.

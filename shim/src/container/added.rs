@@ -78,6 +78,11 @@ impl Container {
         }
         process.advance(&[Phase::Starting], Phase::Running);
         tokio::spawn(self.clone().supervise(process.clone()));
+        if process.is_doomed()
+            && let Err(refusal) = self.ask_to_signal(process, SIGKILL, false).await
+        {
+            tracing::debug!(message = refusal.message, "kill a process that was killed early");
+        }
         Ok(())
     }
 

@@ -51,16 +51,19 @@ impl Container {
                 self.conclude(process, outcome).await;
                 Ok(())
             }
+            Phase::Starting if !process.is_init() && signal == SIGKILL => self.doom(process).await,
+            Phase::Starting if !process.is_init() => {
+                Err(Refusal::precondition("process is starting"))
+            }
             // A guest that does not come up answers no signal.
             Phase::Starting if signal == SIGKILL && self.role != Role::Member => {
                 self.sandbox.abort_boot();
                 Ok(())
             }
-            Phase::Starting if process.is_init() => {
+            Phase::Starting => {
                 self.early_signals.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
                 Ok(())
             }
-            Phase::Starting => Err(Refusal::precondition("process is starting")),
             Phase::Running if process.is_init() && self.role == Role::Pod => {
                 if !HARMLESS.contains(&signal) {
                     let outcome = Outcome::unstarted(signal_code(signal), Cause::Signaled, None);
@@ -82,6 +85,16 @@ impl Container {
             // Engines stop all that a container may have left: nothing is.
             Phase::Ending | Phase::Ended if all => Ok(()),
             Phase::Ending | Phase::Ended => Err(Refusal::not_found("container not running")),
+        }
+    }
+
+    /// Has an additional process that is being started killed as soon as it runs.
+    async fn doom(&self, process: &Process) -> Result<(), Refusal> {
+        process.note_doomed();
+        // It may run by now, and nobody look at the note again.
+        match process.phase() {
+            Phase::Running => self.ask_to_signal(process, SIGKILL, false).await,
+            _ => Ok(()),
         }
     }
 

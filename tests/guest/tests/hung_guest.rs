@@ -1,10 +1,14 @@
 //! A guest that hangs answers nobody: whoever asks hears which of all it is that hangs, soon, and what was given up does not run later.
 #![allow(clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// 30 s until an exec is given up, and as much again for a loaded machine; it was 120 s.
 const SOON: Duration = Duration::from_secs(60);
@@ -29,16 +33,51 @@ fn every_call_says_that_it_is_the_guest_and_an_exec_given_up_never_runs() {
     container.signal_host(HostProcess::Vmm, Signal::CONT);
     // Asked for later, so made later than what was given up.
     assert_eq!(container.exec(&["true"], b"").code, 0);
+    await_absence(&container, "sleep 2000");
+    a_pause_given_up_is_taken_back(&container);
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_starts_ends_alone() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
+    let container = Container::started(&kata, &bundle, "killed-early");
+    let shim = kata.host_pid(&container.id, "shimPid");
+    let descriptors = || fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+    let before = descriptors();
+    container.signal_host(HostProcess::Vmm, Signal::STOP);
+    let mut command = kata.command(&["exec", &container.id, "sleep", "3000"]);
+    let mut exec = command.stdin(Stdio::null()).spawn().unwrap();
+    // A connection, and the end of a monitor that came by it: the shim asks the guest.
+    let deadline = Instant::now() + SOON;
+    while descriptors() < before + 2 {
+        assert!(Instant::now() < deadline, "the shim hears nothing");
+    }
+    kill_process(only_child(exec.id()), Signal::KILL).unwrap();
+    container.signal_host(HostProcess::Vmm, Signal::CONT);
+    assert_eq!(exec.wait().unwrap().code(), Some(137));
+    assert_eq!(container.exec(&["true"], b"").code, 0);
+    assert_eq!(container.status(), "running");
+    await_absence(&container, "sleep 3000");
+}
+
+/// The child of a process that has one.
+fn only_child(pid: u32) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+}
+
+/// Waits until no process of the container has this command.
+fn await_absence(container: &Container, command: &str) {
     let deadline = Instant::now() + SOON;
     let runs_on = || {
         let listed = container.call(&["ps"]);
         assert_eq!(listed.code, 0, "{}", listed.stderr());
-        String::from_utf8_lossy(&listed.stdout).contains("sleep 2000")
+        String::from_utf8_lossy(&listed.stdout).contains(command)
     };
     while runs_on() {
-        assert!(Instant::now() < deadline, "what was given up runs on");
+        assert!(Instant::now() < deadline, "{command} runs on");
     }
-    a_pause_given_up_is_taken_back(&container);
 }
 
 fn a_pause_given_up_is_taken_back(container: &Container) {
