@@ -18,7 +18,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kata_engine_api::control::{Dial, ToShim};
@@ -47,6 +47,9 @@ const MAX_CONNECTIONS: usize = 256;
 
 /// What epoll gives at once.
 const EVENTS: usize = 64;
+
+/// So long nobody is taken when this process, or the host, has no descriptors or no memory.
+const REST: Duration = Duration::from_millis(100);
 
 /// Watched besides connections, whose data is their number and a bit for the guest's end.
 const BELL: u64 = u64::MAX;
@@ -85,6 +88,8 @@ struct Keeper {
     listeners: Vec<OwnedFd>,
     /// Whether the listeners are watched.
     listening: bool,
+    /// When there may be room again.
+    resting: Option<Instant>,
     control: OwnedFd,
     answers: mpsc::Receiver<(u64, Option<OwnedFd>)>,
     bell: Arc<Bell>,
@@ -112,6 +117,7 @@ impl Keeper {
             epoll,
             listeners,
             listening: true,
+            resting: None,
             control,
             answers,
             bell,
@@ -127,9 +133,12 @@ impl Keeper {
         let mut buffer = Vec::with_capacity(EVENTS);
         loop {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let timeout = if self.lively.is_empty() { None } else { Some(&now) };
+            let rest = self.resting.map(|until| until.saturating_duration_since(Instant::now()));
+            let rest = rest.and_then(|rest| Timespec::try_from(rest).ok());
+            let timeout = if self.lively.is_empty() { rest } else { Some(now) };
             buffer.clear();
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut buffer), timeout) {
+            let space = rustix::buffer::spare_capacity(&mut buffer);
+            match epoll::wait(&self.epoll, space, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -141,7 +150,9 @@ impl Keeper {
                 }
             }
             self.move_lively();
-            self.listen(self.waiting.len() + self.joined.len() < MAX_CONNECTIONS)?;
+            self.resting = self.resting.filter(|until| Instant::now() < *until);
+            let room = self.waiting.len() + self.joined.len() < MAX_CONNECTIONS;
+            self.listen(room && self.resting.is_none())?;
         }
     }
 
@@ -164,11 +175,9 @@ impl Keeper {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match accept_with(listener, flags) {
             Ok(client) => self.announce(client),
-            // No descriptors, or no memory, until a connection ends; without any, things are not going to get better.
-            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                if self.waiting.is_empty() && self.joined.is_empty() {
-                    return Err(error.into());
-                }
+            // No descriptors, or no memory: the listener would be heard at once again.
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                self.resting = Some(Instant::now() + REST);
                 return self.listen(false);
             }
             // The client is gone again.

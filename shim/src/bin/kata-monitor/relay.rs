@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown},
+    net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt::socket_error},
 };
 
 /// What one direction holds at most.
@@ -66,6 +66,8 @@ impl Relay {
         let down = self.to_client.advance(&self.stream, &self.client, self.to_guest.over, block);
         match (up, down) {
             (Err(_), _) | (_, Err(_)) => State::Reset,
+            // From a client that has said all nothing is read any more that would tell.
+            _ if self.to_guest.over && has_broken_off(&self.client) => State::Reset,
             _ if self.to_guest.over && self.to_client.over => State::Over,
             (Ok(false), Ok(false)) => State::Blocked,
             _ => State::Moving,
@@ -116,6 +118,11 @@ impl Flow {
     }
 }
 
+fn has_broken_off(socket: &OwnedFd) -> bool {
+    // A socket that can't be asked is of no use either.
+    !matches!(socket_error(socket), Ok(Ok(())))
+}
+
 /// Writes until all is written or nothing goes.
 fn write_some(to: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
     let mut written = 0;
@@ -134,8 +141,14 @@ fn write_some(to: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
 mod tests {
     use std::{
         io::{Read, Write},
-        net::Shutdown,
+        net::{Shutdown, TcpListener, TcpStream},
         os::unix::net::UnixStream,
+        time::Duration,
+    };
+
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        net::sockopt::set_socket_linger,
     };
 
     use super::{BLOCK, Relay, State};
@@ -206,5 +219,22 @@ mod tests {
         drop(guest);
         assert_eq!(run(&mut relay), State::Reset);
         drop(client);
+    }
+    #[test]
+    fn a_client_that_breaks_off_after_its_last_byte_is_a_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (inner_client, _) = listener.accept().unwrap();
+        let (_guest, inner_guest) = UnixStream::pair().unwrap();
+        inner_client.set_nonblocking(true).unwrap();
+        inner_guest.set_nonblocking(true).unwrap();
+        let mut relay = Relay::new(inner_client.into(), inner_guest.into());
+        client.shutdown(Shutdown::Write).unwrap();
+        poll(&mut [PollFd::new(&relay.client, PollFlags::IN)], None).unwrap();
+        assert_eq!(run(&mut relay), State::Blocked);
+        set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        drop(client);
+        poll(&mut [PollFd::new(&relay.client, PollFlags::empty())], None).unwrap();
+        assert_eq!(run(&mut relay), State::Reset);
     }
 }
