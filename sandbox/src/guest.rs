@@ -115,6 +115,10 @@ impl Switchboard {
                 }
                 Ok(Some((FromProxy::Ready {}, _))) => tracing::debug!("proxy is ready"),
                 Ok(None) => break,
+                // The guest sees the end of that stream.
+                Err(error) if error.is_of_one_packet() => {
+                    tracing::warn!(%error, "message of the proxy is lost");
+                }
                 Err(error) => {
                     tracing::warn!(%error, "message of the proxy");
                     break;

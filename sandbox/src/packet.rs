@@ -30,6 +30,18 @@ pub enum PacketError {
     Encode(#[source] serde_json::Error),
 }
 
+impl PacketError {
+    /// Whether only one packet was lost, with its descriptors, and the connection goes on.
+    pub fn is_of_one_packet(&self) -> bool {
+        match self {
+            Self::Message { .. } => true,
+            // It was cut short: this process has no room for its descriptors just now.
+            Self::Receive(error) => error.kind() == io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
+}
+
 /// One end of a SEQPACKET connection.
 #[derive(Debug)]
 pub struct PacketSocket {
@@ -67,7 +79,7 @@ impl PacketSocket {
     /// Receives one message and its descriptors; `None` when the peer has closed.
     ///
     /// # Errors
-    /// [`PacketError::Message`] for what is no `T`; the connection can go on after it.
+    /// [`PacketError`]; [`PacketError::Message`] for what is no `T`.
     pub async fn receive<T: DeserializeOwned>(
         &self,
     ) -> Result<Option<(T, Vec<OwnedFd>)>, PacketError> {
