@@ -74,6 +74,8 @@ struct Hotplug {
     leaving: BTreeMap<u32, CardAddress>,
     /// How many cards of a link the guest has let go of unasked.
     lost: BTreeMap<u32, u32>,
+    /// The link that a card could not be connected with, by the card's tap: it may be gone already.
+    unconnected: BTreeMap<u32, u32>,
 }
 
 /// The guest's counterpart of a namespace.
@@ -220,6 +222,7 @@ impl Mirror {
         self.failed.retain(|index, _| self.model.links.contains_key(index));
         self.hotplug.leaving.retain(|tap, _| self.model.links.contains_key(tap));
         self.hotplug.lost.retain(|index, _| self.model.links.contains_key(index));
+        self.hotplug.unconnected.retain(|_, index| self.model.links.contains_key(index));
         self.lose_cards(ports).await;
         self.free_cards().await?;
         self.give_cards(ports).await;
@@ -229,7 +232,13 @@ impl Mirror {
     /// Lets cards be that the guest has let go of although nobody has asked it to; their links are without one then.
     async fn lose_cards(&mut self, ports: &Ports) {
         let lost = |card: &Card| card.plugged.is_some_and(|plugged| !ports.has(plugged));
-        self.spares.retain(|card| !lost(card));
+        for card in self.spares.extract_if(.., |card| lost(card)) {
+            // That was why: the link is tried again, with another one.
+            if let Some(index) = self.hotplug.unconnected.remove(&card.tap) {
+                self.failed.remove(&index);
+                *self.hotplug.lost.entry(index).or_default() += 1;
+            }
+        }
         let links = self.passed.iter().filter(|(_, passed)| lost(&passed.card));
         for index in links.map(|(index, _)| *index).collect::<Vec<_>>() {
             if let Some(passed) = self.passed.remove(&index) {
@@ -301,10 +310,12 @@ impl Mirror {
         let Some(card) = self.card_for(link, ports).await? else { return Ok(()) };
         match self.wiring.connect(index, link, &card).await {
             Ok(wired) => {
+                self.hotplug.unconnected.remove(&card.tap);
                 self.passed.insert(index, Passed::new(card, wired, link.mtu));
                 Ok(())
             }
             Err(error) => {
+                self.hotplug.unconnected.insert(card.tap, index);
                 // The link may have gone again meanwhile; the card is as good as before.
                 if let Err(error) = self.wiring.clear(&card).await {
                     tracing::warn!(error = &error as &dyn Error, "make a card a spare again");
