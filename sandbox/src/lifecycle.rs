@@ -252,6 +252,21 @@ impl Sandbox {
         monitor: u32,
     ) -> Result<(), SandboxError> {
         group.must_be_free()?;
+        let made = self.make_member(id, (group, limits), monitor);
+        if made.is_err()
+            && let Err(error) = self.remove_member(id, group)
+        {
+            tracing::warn!(%error, id, "take back the control group of a container that could not be made");
+        }
+        made
+    }
+
+    fn make_member(
+        &self,
+        id: &str,
+        (group, limits): (&Group, &Limits),
+        monitor: u32,
+    ) -> Result<(), SandboxError> {
         for cgroup::Missing { path, own } in group.missing() {
             let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
             self.ledger.intend(&self.steps, &entry)?;
@@ -269,9 +284,11 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::Cgroup`].
     pub fn remove_member(&self, id: &str, group: &Group) -> Result<(), SandboxError> {
-        self.budget.release(id)?;
+        let released = self.budget.release(id);
         self.rank_without(id);
-        Ok(group.remove()?)
+        // Whatever became of the sum.
+        group.remove()?;
+        Ok(released?)
     }
 
     /// The tree that the guest will see.

@@ -12,7 +12,7 @@ use kata_engine_api::{
     timestamp::rfc3339,
 };
 
-use super::{Context, NOT_RUNNING, list::align, print, print_json_line};
+use super::{Context, NOT_RUNNING, has_stopped, list::align, print, print_json_line};
 use crate::{
     args::{ListFormat, Ps},
     failure::Failure,
@@ -37,7 +37,11 @@ impl Context<'_> {
             ListFormat::Json if processes.is_empty() => print("null\n"),
             ListFormat::Json => print_json_line(&host_pids(&processes)),
             ListFormat::Table if status == Status::Running && !processes.iter().any(is_told) => {
-                Err(Failure::GuestSilent { call: "ps" })
+                // It may have ended while the guest was asked.
+                match has_stopped(&dir) {
+                    true => print(&table(&[], SystemTime::now())),
+                    false => Err(Failure::GuestSilent { call: "ps" }),
+                }
             }
             ListFormat::Table => print(&table(&processes, SystemTime::now())),
         }

@@ -1,7 +1,7 @@
 //! Pods by CRI: what a kubelet relies on. Each claim holds for runc too, which tests the test.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use kata_engine_tests::containerd::{
     Containerd, Handler, KATA, Pod, RUNC, Release, config, resources,
@@ -263,6 +263,40 @@ fn usage_is_told_and_limits_are_changed() {
         let end =
             container.exec(&["sh", "-c", "x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo $?"]);
         assert_ne!(end.stdout, b"0\n");
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_container_that_the_host_grants_no_limit_for_leaves_no_group() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let parent = Path::new("/sys/fs/cgroup/cpu")
+            .join(pod.config.linux.cgroup_parent.trim_start_matches('/'));
+        if !parent.join("cpu.cfs_quota_us").exists() {
+            println!(
+                "SKIP: no control groups of version 1 with quotas, of which a child may have no larger one"
+            );
+            return pod.remove();
+        }
+        let groups = || {
+            let entries = fs::read_dir(&parent).unwrap().map(Result::unwrap);
+            let mut names: Vec<_> = entries.filter(|entry| entry.path().is_dir()).collect();
+            names.sort_by_key(fs::DirEntry::file_name);
+            names.iter().map(fs::DirEntry::file_name).collect::<Vec<_>>()
+        };
+        let before = groups();
+        fs::write(parent.join("cpu.cfs_quota_us"), "50000").unwrap();
+        let mut config = pod.script("exec sleep 1000");
+        let resources = resources(&mut config);
+        (resources.cpu_quota, resources.cpu_period) = (90_000, 100_000);
+        let container = pod.create(config).unwrap();
+        let refused = container.start().unwrap_err();
+        assert!(refused.message.contains("cpu.cfs_quota_us"), "{refused:?}");
+        assert_eq!(groups(), before);
+        container.remove();
+        let other = pod.start(pod.script("exec sleep 1000"));
+        assert_eq!(other.output("echo on"), "on");
         pod.remove();
     });
 }
