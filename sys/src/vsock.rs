@@ -1,11 +1,23 @@
 //! Stream sockets between a guest and its host (`AF_VSOCK`).
 
-use std::{io, mem::size_of, os::fd::AsRawFd, os::fd::OwnedFd};
+use std::{
+    io,
+    mem::size_of,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Context id of the host, as every guest sees it.
 pub const HOST_CID: u32 = 2;
+
+/// Longest that a connection may take to be made. The host answers at once, so what passes is time in which the VM, or the
+/// host's end of it, was stopped or got no processor: of that the kernel's own 2 s are soon used up.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Of `linux/vm_sockets.h`; its value is a `timeval`.
+const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
 
 /// Begins to connect to `port` of `cid`; the socket is non-blocking and close-on-exec.
 ///
@@ -16,6 +28,7 @@ pub const HOST_CID: u32 = 2;
 pub fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?;
+    be_patient(&socket)?;
     // SAFETY: sockaddr_vm is plain integers, for which all-zero is a valid value.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
     address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
@@ -36,4 +49,19 @@ pub fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
         error if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
         error => Err(error),
     }
+}
+
+fn be_patient(socket: &OwnedFd) -> io::Result<()> {
+    let limit = libc::timeval { tv_sec: PATIENCE.as_secs().cast_signed(), tv_usec: 0 };
+    // SAFETY: the value is initialised, outlives the call, and the length is its own.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            SO_VM_SOCKETS_CONNECT_TIMEOUT,
+            (&raw const limit).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
