@@ -3,7 +3,8 @@
 //! 1. the parent's death becomes ours;
 //! 2. new mount, network, IPC and UTS namespaces, still as root of the host: so no mount in them is locked;
 //! 3. the shared tree becomes `/`, and everything else is let go. It is a *slave* of the shim's: what is mounted into it
-//!    later appears here, and nothing goes the other way;
+//!    later appears here, and nothing goes the other way. The tmpfs itself, in which the shim makes places as the
+//!    host's root, is read-only here; what is attached to it is as it is;
 //! 4. a new user namespace with the same ids: what is root here has no power over the namespaces of step 2, and the
 //!    seven capabilities that it keeps count for files alone;
 //! 5. `no_new_privs`, and a filter that kills the process at the first system call that serving files and streams
@@ -142,6 +143,11 @@ fn copy_tree(tree: &OwnedFd) -> io::Result<OwnedFd> {
         ..MountAttributes::default()
     };
     mount_attr::change(&copy, attributes, Reach::Tree)?;
+    let read_only = MountAttributes {
+        set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()),
+        ..MountAttributes::default()
+    };
+    mount_attr::change(&copy, read_only, Reach::Mount)?;
     Ok(copy)
 }
 
@@ -173,3 +179,6 @@ fn drop_privileges() -> io::Result<()> {
     set_capabilities(None, sets)?;
     Ok(set_no_new_privs(true)?)
 }
+
+#[cfg(test)]
+mod tests;
