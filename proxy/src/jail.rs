@@ -26,7 +26,7 @@ use kata_sys::{
     user_namespace,
 };
 use rustix::{
-    fs::{CWD, Mode, OFlags, open},
+    fs::CWD,
     mount::{
         MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
         move_mount, open_tree, unmount,
@@ -124,9 +124,10 @@ fn raise_descriptors() -> io::Result<u64> {
     Ok(limit)
 }
 
+/// /proc/self/fd as a mount of its own, which nothing leads out of: the directory itself would lead to all of the host's /proc.
 fn open_proc() -> io::Result<File> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(open("/proc/self/fd", flags, Mode::empty())?.into())
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, "/proc/self/fd", flags)?.into())
 }
 
 /// A detached copy of the tree with all mounts in it, a slave of the original.

@@ -3,18 +3,21 @@
 use std::{
     fs::{self, File},
     io,
-    os::{fd::OwnedFd, unix::fs::symlink},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::symlink,
+    },
     path::Path,
     sync::mpsc,
 };
 
 use rustix::{
-    fs::{Mode, OFlags, open},
+    fs::{Mode, OFlags, fstat, open, openat},
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
     thread::UnshareFlags,
 };
 
-use super::{become_root, copy_tree};
+use super::{become_root, copy_tree, open_proc};
 
 /// Attaches a directory of the host as a volume of this number.
 type Attach<'a> = &'a dyn Fn(u32);
@@ -92,4 +95,24 @@ fn what_is_attached_before_and_later_can_be_written_to() {
         assert_eq!(fs::read("/volumes/0/file").unwrap(), b"x");
         fs::create_dir("/volumes/1/directory").unwrap();
     });
+}
+
+#[test]
+fn the_directory_of_descriptors_leads_to_descriptors_and_nowhere_else() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP not root");
+    }
+    let proc = open_proc().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let number = file.as_raw_fd().to_string();
+    jailed(|_| {
+        let opened = |path: &str| openat(&proc, path, OFlags::PATH, Mode::empty());
+        for path in ["../../sys", "../sys", "../../../etc", "../status"] {
+            assert_eq!(opened(path).unwrap_err(), rustix::io::Errno::NOENT, "{path}");
+        }
+        assert_eq!(fstat(opened("..").unwrap()).unwrap().st_ino, fstat(&proc).unwrap().st_ino);
+        let reopened = openat(&proc, &number, OFlags::RDWR, Mode::empty()).unwrap();
+        rustix::io::write(&reopened, b"x").unwrap();
+    });
+    assert_eq!(fs::read(file.path()).unwrap(), b"x");
 }
