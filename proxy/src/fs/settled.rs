@@ -4,6 +4,9 @@
 //! as long. And close(2) asks nothing of the host: the guest has written back by then, so that an error of a write is told; what a
 //! network file system would say to close(2) alone is not.
 //! Where others do, it asks for the size of a file that is a volume by itself whenever it uses it.
+//!
+//! And names are names: virtiofsd hands them to the host's kernel as they come, which takes `../x` for a path. No kernel sends such a
+//! one; `.` and `..` it would look up for NFS, which it may not serve (FUSE_EXPORT_SUPPORT is not offered).
 
 use std::{
     ffi::CStr,
@@ -69,6 +72,29 @@ macro_rules! hand_on {
     }
 }
 
+/// Hands calls on as they are, if these of their arguments are names.
+macro_rules! hand_on_if {
+    {
+        $([$($word:ident),*] fn $name:ident(
+            &self $(, $arg:ident: $type:ty)* $(,)?
+        ) -> $answer:ty;)*
+    } => {
+        $(fn $name(&self $(, $arg: $type)*) -> $answer {
+            $(must_be_name($word)?;)*
+            self.fs.$name($($arg),*)
+        })*
+    }
+}
+
+/// Refuses what names nothing in a directory.
+fn must_be_name(name: &CStr) -> io::Result<()> {
+    let name = name.to_bytes();
+    if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') {
+        return Err(rustix::io::Errno::INVAL.into());
+    }
+    Ok(())
+}
+
 impl FileSystem for Settled {
     type Inode = <PassthroughFs as FileSystem>::Inode;
     type Handle = <PassthroughFs as FileSystem>::Handle;
@@ -97,6 +123,7 @@ impl FileSystem for Settled {
     }
 
     fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry> {
+        must_be_name(name)?;
         let mut entry = self.fs.lookup(ctx, parent, name)?;
         if self.changes == Changes::Anybodys && self.singles.told(parent, name, &entry) {
             (entry.attr_timeout, entry.entry_timeout) = (Duration::ZERO, Duration::ZERO);
@@ -138,10 +165,8 @@ impl FileSystem for Settled {
         Ok((attr, self.kept(inode, usually)))
     }
 
-    hand_on! {
-        fn destroy(&self);
-        fn readlink(&self, ctx: Context, inode: Self::Inode) -> io::Result<Vec<u8>>;
-        fn symlink(
+    hand_on_if! {
+        [name] fn symlink(
             &self,
             ctx: Context,
             linkname: &CStr,
@@ -149,7 +174,7 @@ impl FileSystem for Settled {
             name: &CStr,
             extensions: Extensions,
         ) -> io::Result<Entry>;
-        fn mknod(
+        [name] fn mknod(
             &self,
             ctx: Context,
             inode: Self::Inode,
@@ -159,7 +184,7 @@ impl FileSystem for Settled {
             umask: u32,
             extensions: Extensions,
         ) -> io::Result<Entry>;
-        fn mkdir(
+        [name] fn mkdir(
             &self,
             ctx: Context,
             parent: Self::Inode,
@@ -168,9 +193,9 @@ impl FileSystem for Settled {
             umask: u32,
             extensions: Extensions,
         ) -> io::Result<Entry>;
-        fn unlink(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>;
-        fn rmdir(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>;
-        fn rename(
+        [name] fn unlink(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>;
+        [name] fn rmdir(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>;
+        [oldname, newname] fn rename(
             &self,
             ctx: Context,
             olddir: Self::Inode,
@@ -179,13 +204,10 @@ impl FileSystem for Settled {
             newname: &CStr,
             flags: u32,
         ) -> io::Result<()>;
-        fn link(
+        [newname] fn link(
             &self, ctx: Context, inode: Self::Inode, newparent: Self::Inode, newname: &CStr
         ) -> io::Result<Entry>;
-        fn open(
-            &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32
-        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
-        fn create(
+        [name] fn create(
             &self,
             ctx: Context,
             parent: Self::Inode,
@@ -196,6 +218,17 @@ impl FileSystem for Settled {
             umask: u32,
             extensions: Extensions,
         ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)>;
+    }
+
+    hand_on! {
+        fn destroy(&self);
+        fn readlink(&self, ctx: Context, inode: Self::Inode) -> io::Result<Vec<u8>>;
+        fn opendir(
+            &self, ctx: Context, inode: Self::Inode, flags: u32
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
+        fn open(
+            &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
         fn read<W: ZeroCopyWriter>(
             &self,
             ctx: Context,
@@ -259,9 +292,6 @@ impl FileSystem for Settled {
             &self, ctx: Context, inode: Self::Inode, size: u32
         ) -> io::Result<ListxattrReply>;
         fn removexattr(&self, ctx: Context, inode: Self::Inode, name: &CStr) -> io::Result<()>;
-        fn opendir(
-            &self, ctx: Context, inode: Self::Inode, flags: u32
-        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
         fn readdir(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, size: u32, offset: u64
         ) -> io::Result<Self::DirIter>;
@@ -300,53 +330,4 @@ impl SerializableFileSystem for Settled {
 }
 
 #[cfg(test)]
-mod tests {
-    use virtiofsd::{
-        filesystem::{Context, FileSystem, FsOptions},
-        passthrough::{Config, PassthroughFs},
-    };
-
-    use super::{Changes, Settled};
-
-    /// What the guest is told of links, and the answer to a close of what was never open.
-    fn promises(changes: Changes) -> (bool, Option<i32>) {
-        let tree = std::env::temp_dir().to_str().unwrap().to_owned();
-        let fs = PassthroughFs::new(Config { root_dir: tree, ..Config::default() }).unwrap();
-        let settled = Settled::new(fs, changes);
-        let options = settled.init(FsOptions::all()).unwrap();
-        let context = Context { uid: 0.into(), gid: 0.into(), pid: 0 };
-        let flushed = settled.flush(context, 1, 7, 0).unwrap_err();
-        (options.contains(FsOptions::CACHE_SYMLINKS), flushed.raw_os_error())
-    }
-
-    #[test]
-    fn links_are_kept_and_closes_not_asked_for_only_where_nobody_else_changes_anything() {
-        assert_eq!(promises(Changes::Guests), (true, Some(libc::ENOSYS)));
-        assert_eq!(promises(Changes::Anybodys), (false, Some(libc::EBADF)));
-    }
-
-    #[test]
-    fn what_a_file_that_is_a_volume_is_like_is_not_kept() {
-        let tree = tempfile::tempdir().unwrap();
-        std::fs::write(tree.path().join("0"), "").unwrap();
-        std::fs::create_dir(tree.path().join("1")).unwrap();
-        std::fs::write(tree.path().join("1/in"), "").unwrap();
-        let root_dir = tree.path().to_str().unwrap().to_owned();
-        let fs = PassthroughFs::new(Config { root_dir, ..Config::default() }).unwrap();
-        let settled = Settled::new(fs, Changes::Anybodys);
-        settled.init(FsOptions::empty()).unwrap();
-        let context = || Context { uid: 0.into(), gid: 0.into(), pid: 0 };
-        let kept = |parent, name| {
-            let entry = settled.lookup(context(), parent, name).unwrap();
-            let (_, later) = settled.getattr(context(), entry.inode, None).unwrap();
-            assert_eq!((entry.attr_timeout, entry.entry_timeout), (later, later));
-            (entry.inode, !later.is_zero())
-        };
-        let (directory, directory_is_kept) = kept(1, c"1");
-        assert!(directory_is_kept && kept(directory, c"in").1);
-        let (file, file_is_kept) = kept(1, c"0");
-        assert!(!file_is_kept);
-        settled.forget(context(), file, 1);
-        assert!(!settled.singles.has(file), "forgotten, and known all the same");
-    }
-}
+mod tests;

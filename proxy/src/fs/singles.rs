@@ -13,7 +13,8 @@ use virtiofsd::{filesystem::Entry, fuse};
 
 /// The inode that the guest was told of last for each of these files.
 ///
-/// By names, which are the host's: a guest that looks up and forgets for ever gets no more of them.
+/// By names, which are the host's: a guest that looks up and forgets for ever gets no more of them. Each is a volume's number: whoever
+/// calls has refused the paths that lead there, and where volumes are attached a guest makes no names of its own.
 #[derive(Debug, Default)]
 pub struct Singles(Mutex<HashMap<CString, u64>>);
 
@@ -35,6 +36,12 @@ impl Singles {
     /// The guest forgets an inode; if that is for a part of the times that it was told, it is late by a second from now on.
     pub fn forgotten(&self, inode: u64) {
         self.inodes().retain(|_, single| *single != inode);
+    }
+
+    /// How many are known.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.inodes().len()
     }
 
     fn inodes(&self) -> MutexGuard<'_, HashMap<CString, u64>> {
