@@ -16,7 +16,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap, mmap::NewBitmap};
 use crate::{
     config::Config,
     control::{Control, Message},
-    fs::{Limits, Share, ShareError, pressure::Pressure},
+    fs::{Share, ShareError, pressure::Pressure},
     vsock::{backend::VsockBackend, muxer::Identity},
 };
 
@@ -80,9 +80,6 @@ pub enum ServeError {
     Ready(#[source] io::Error),
 }
 
-/// One in so many descriptors is not the guest's to fill with inodes: sockets of connections, and requests under way.
-const RESERVED_SHARE: u64 = 8;
-
 /// How long what a guest has sent may outlive its VMM: a reader that is alive takes 256 KiB in a fraction of it, and the
 /// sandbox's end has to be known within a second.
 const DRAIN: Duration = Duration::from_millis(800);
@@ -101,13 +98,10 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
         let message = Message::InodePressure { open, limit };
         reporter.send(&message, &[]).unwrap_or_else(|cause| tracing::debug!(%cause, "pressure"));
     });
-    let limits = Limits {
-        thread_pool_size: config.thread_pool_size,
-        guest_fds: tree.descriptors - tree.descriptors / RESERVED_SHARE,
-    };
     let shares = [(Share::Roots, sockets.roots), (Share::Volumes, sockets.volumes)];
     for ((share, listener), proc_self_fd) in shares.into_iter().zip(tree.proc_self_fd) {
-        let backend = share.backend(&tree.path, proc_self_fd, &limits, pressure.clone())?;
+        let backend =
+            share.backend(&tree.path, proc_self_fd, config.thread_pool_size, pressure.clone())?;
         let daemon = daemon(share.tag(), Arc::clone(&backend))?;
         backend
             .register(&daemon)

@@ -67,15 +67,6 @@ const ATTRIBUTE_MAP: &str = "/prefix/all/trusted./user.virtiofs./ \
                              /bad/client/user.virtiofs.// \
                              /ok/all///";
 
-/// What all shares have in common.
-#[derive(Debug)]
-pub struct Limits {
-    /// Threads that serve one share.
-    pub thread_pool_size: usize,
-    /// Descriptors that the guest may hold in one share.
-    pub guest_fds: u64,
-}
-
 impl Share {
     /// The tag that the guest mounts.
     pub fn tag(self) -> &'static str {
@@ -87,7 +78,8 @@ impl Share {
 
     /// The device that serves the share's half of `tree`.
     ///
-    /// `proc_self_fd` is the directory of that name: there is no /proc where the proxy ends up.
+    /// `proc_self_fd` is the directory of that name: there is no /proc where the proxy ends up. `threads` are those that serve
+    /// requests besides the one that takes them.
     ///
     /// # Errors
     /// [`ShareError`].
@@ -95,7 +87,7 @@ impl Share {
         self,
         tree: &str,
         proc_self_fd: File,
-        limits: &Limits,
+        threads: usize,
         pressure: Pressure,
     ) -> Result<ShareBackend, ShareError> {
         let tag = self.tag();
@@ -103,16 +95,16 @@ impl Share {
         let config = passthrough::Config {
             root_dir: path.clone(),
             proc_sfd_rawfd: Some(proc_self_fd),
-            guest_fd_limit: limits.guest_fds,
+            guest_fd_limit: pressure.guests(),
             xattrmap: Some(XattrMap::try_from(ATTRIBUTE_MAP).map_err(ShareError::AttributeMap)?),
             ..self.caching()
         };
         let fs =
             PassthroughFs::new(config).map_err(|source| ShareError::Open { tag, path, source })?;
         let device = VhostUserFsBackendBuilder::default()
-            .set_thread_pool_size(limits.thread_pool_size)
+            .set_thread_pool_size(threads)
             .set_tag(Some(tag.to_owned()))
-            .build(Settled::new(fs, self.changes()))
+            .build(Settled::new(fs, self.changes(), pressure.clone()))
             .map_err(|source| ShareError::Device { tag, source })?;
         let backend = PressureBackend::new(device, pressure);
         Ok(Arc::new(backend.map_err(|source| ShareError::Timer { tag, source })?))

@@ -6,7 +6,8 @@
 //!
 //! A guest that is told needs a moment, and goes on opening meanwhile. At 80 % its requests are *held* in their queue, while
 //! what gives inodes back (FORGET) comes through the other queue. They go on when enough has come back, or after
-//! [`PATIENCE`]: then the guest cannot or will not let go, gets ENFILE in time, and is not held again before it has.
+//! [`PATIENCE`]: then the guest cannot or will not let go, gets ENFILE in time, and is not held again before it has. The rest
+//! ([`RESERVED`]) is never the guest's, whichever share it asks by: streams need descriptors, and so do requests under way.
 
 use std::{
     fs::File,
@@ -18,9 +19,13 @@ use std::{
     },
 };
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
+use rustix::{
+    io::fcntl_dupfd_cloexec,
+    stdio::stderr,
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
 };
 use vhost::vhost_user::{
     Backend,
@@ -42,6 +47,9 @@ type Memory = GuestMemoryAtomic<vm_memory::GuestMemoryMmap<Bitmap>>;
 
 /// Descriptors that are looked at to see whether the guest has let go.
 const SAMPLES: u64 = 32;
+
+/// One in so many descriptors is not the guest's to hold.
+const RESERVED: u64 = 8;
 
 /// How long requests are held: dropping 15,000 names took a guest 0.2 s under TCG.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -85,6 +93,18 @@ impl Pressure {
         }
     }
 
+    /// True when the guest may hold one thing more: the next descriptor is none of the last.
+    pub fn has_room(&self) -> bool {
+        let most = self.guests();
+        // Which of them is the next is only asked for when one so high is open at all.
+        !is_open(most) || next().is_some_and(|next| next < most)
+    }
+
+    /// Descriptors that the guest may hold.
+    pub fn guests(&self) -> u64 {
+        self.limit - self.limit / RESERVED
+    }
+
     /// True when requests should wait for the guest to let go.
     fn must_hold(&self) -> bool {
         self.reported.load(Ordering::Relaxed)
@@ -101,6 +121,12 @@ impl Pressure {
     fn sample(&self, high: u64) -> u64 {
         (1..=SAMPLES).map(|sample| u64::from(is_open(high * sample / SAMPLES))).sum()
     }
+}
+
+/// The number of the next descriptor: the lowest that is free.
+fn next() -> Option<u64> {
+    let next = fcntl_dupfd_cloexec(stderr(), 0).ok()?;
+    u64::try_from(next.as_raw_fd()).ok()
 }
 
 fn is_open(descriptor: u64) -> bool {

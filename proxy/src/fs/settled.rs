@@ -7,6 +7,9 @@
 //!
 //! And names are names: virtiofsd hands them to the host's kernel as they come, which takes `../x` for a path. No kernel sends such a
 //! one; `.` and `..` it would look up for NFS, which it may not serve (FUSE_EXPORT_SUPPORT is not offered).
+//!
+//! What a guest holds takes descriptors, which all shares draw on, and the streams too: what would take one more is refused with ENFILE
+//! while there is no room for it ([`Pressure::has_room`]).
 
 use std::{
     ffi::CStr,
@@ -26,7 +29,7 @@ use virtiofsd::{
     passthrough::PassthroughFs,
 };
 
-use super::singles::Singles;
+use super::{pressure::Pressure, singles::Singles};
 
 /// What the guest may take for granted of a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +44,18 @@ pub enum Changes {
 pub struct Settled {
     fs: PassthroughFs,
     changes: Changes,
+    pressure: Pressure,
     singles: Singles,
 }
 
 impl Settled {
-    /// What `fs` serves is changed by `changes`.
-    pub fn new(fs: PassthroughFs, changes: Changes) -> Self {
-        Self { fs, changes, singles: Singles::default() }
+    /// What `fs` serves is changed by `changes`; its descriptors are among those of `pressure`.
+    pub fn new(fs: PassthroughFs, changes: Changes, pressure: Pressure) -> Self {
+        Self { fs, changes, pressure, singles: Singles::default() }
+    }
+
+    fn must_have_room(&self) -> io::Result<()> {
+        if self.pressure.has_room() { Ok(()) } else { Err(rustix::io::Errno::NFILE.into()) }
     }
 
     /// For how long the guest may keep what it is told of an inode, which is `usually` for others.
@@ -72,15 +80,16 @@ macro_rules! hand_on {
     }
 }
 
-/// Hands calls on as they are, if these of their arguments are names.
+/// Hands calls on as they are, if these of their arguments are names, and after this check.
 macro_rules! hand_on_if {
     {
-        $([$($word:ident),*] fn $name:ident(
+        $([$($word:ident),* $(; $check:ident)?] fn $name:ident(
             &self $(, $arg:ident: $type:ty)* $(,)?
         ) -> $answer:ty;)*
     } => {
         $(fn $name(&self $(, $arg: $type)*) -> $answer {
             $(must_be_name($word)?;)*
+            $(self.$check()?;)?
             self.fs.$name($($arg),*)
         })*
     }
@@ -124,6 +133,7 @@ impl FileSystem for Settled {
 
     fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry> {
         must_be_name(name)?;
+        self.must_have_room()?;
         let mut entry = self.fs.lookup(ctx, parent, name)?;
         if self.changes == Changes::Anybodys && self.singles.told(parent, name, &entry) {
             (entry.attr_timeout, entry.entry_timeout) = (Duration::ZERO, Duration::ZERO);
@@ -166,7 +176,7 @@ impl FileSystem for Settled {
     }
 
     hand_on_if! {
-        [name] fn symlink(
+        [name; must_have_room] fn symlink(
             &self,
             ctx: Context,
             linkname: &CStr,
@@ -174,7 +184,7 @@ impl FileSystem for Settled {
             name: &CStr,
             extensions: Extensions,
         ) -> io::Result<Entry>;
-        [name] fn mknod(
+        [name; must_have_room] fn mknod(
             &self,
             ctx: Context,
             inode: Self::Inode,
@@ -184,7 +194,7 @@ impl FileSystem for Settled {
             umask: u32,
             extensions: Extensions,
         ) -> io::Result<Entry>;
-        [name] fn mkdir(
+        [name; must_have_room] fn mkdir(
             &self,
             ctx: Context,
             parent: Self::Inode,
@@ -204,10 +214,10 @@ impl FileSystem for Settled {
             newname: &CStr,
             flags: u32,
         ) -> io::Result<()>;
-        [newname] fn link(
+        [newname; must_have_room] fn link(
             &self, ctx: Context, inode: Self::Inode, newparent: Self::Inode, newname: &CStr
         ) -> io::Result<Entry>;
-        [name] fn create(
+        [name; must_have_room] fn create(
             &self,
             ctx: Context,
             parent: Self::Inode,
@@ -218,17 +228,17 @@ impl FileSystem for Settled {
             umask: u32,
             extensions: Extensions,
         ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)>;
+        [; must_have_room] fn open(
+            &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
+        [; must_have_room] fn opendir(
+            &self, ctx: Context, inode: Self::Inode, flags: u32
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
     }
 
     hand_on! {
         fn destroy(&self);
         fn readlink(&self, ctx: Context, inode: Self::Inode) -> io::Result<Vec<u8>>;
-        fn opendir(
-            &self, ctx: Context, inode: Self::Inode, flags: u32
-        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
-        fn open(
-            &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32
-        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
         fn read<W: ZeroCopyWriter>(
             &self,
             ctx: Context,

@@ -1,6 +1,12 @@
 //! What the guest is told, what it is refused, and what it may hold.
 
-use std::{ffi::CStr, fs, io, path::Path};
+use std::{
+    ffi::{CStr, CString},
+    fs::{self, File},
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use virtiofsd::{
     filesystem::{Context, Extensions, FileSystem, FsOptions},
@@ -8,15 +14,26 @@ use virtiofsd::{
 };
 
 use super::{Changes, Settled};
+use crate::fs::pressure::Pressure;
+
+/// Descriptors of a process, where they are few.
+const LIMIT: u64 = 256;
+
+/// Descriptors that no test has.
+const MANY: u64 = 1 << 20;
 
 fn context() -> Context {
     Context { uid: 0.into(), gid: 0.into(), pid: 0 }
 }
 
 fn settled(tree: &Path, changes: Changes) -> Settled {
+    pressed(tree, changes, Pressure::new(MANY, |_, _| {}))
+}
+
+fn pressed(tree: &Path, changes: Changes, pressure: Pressure) -> Settled {
     let root_dir = tree.to_str().unwrap().to_owned();
-    let fs = PassthroughFs::new(Config { root_dir, ..Config::default() }).unwrap();
-    let settled = Settled::new(fs, changes);
+    let config = Config { root_dir, guest_fd_limit: MANY, ..Config::default() };
+    let settled = Settled::new(PassthroughFs::new(config).unwrap(), changes, pressure);
     settled.init(FsOptions::empty()).unwrap();
     settled
 }
@@ -25,7 +42,7 @@ fn settled(tree: &Path, changes: Changes) -> Settled {
 fn promises(changes: Changes) -> (bool, Option<i32>) {
     let tree = std::env::temp_dir().to_str().unwrap().to_owned();
     let fs = PassthroughFs::new(Config { root_dir: tree, ..Config::default() }).unwrap();
-    let settled = Settled::new(fs, changes);
+    let settled = Settled::new(fs, changes, Pressure::new(MANY, |_, _| {}));
     let options = settled.init(FsOptions::all()).unwrap();
     let flushed = settled.flush(context(), 1, 7, 0).unwrap_err();
     assert!(!options.contains(FsOptions::EXPORT_SUPPORT), "then `.` is a name");
@@ -36,6 +53,35 @@ fn promises(changes: Changes) -> (bool, Option<i32>) {
 fn links_are_kept_and_closes_not_asked_for_only_where_nobody_else_changes_anything() {
     assert_eq!(promises(Changes::Guests), (true, Some(libc::ENOSYS)));
     assert_eq!(promises(Changes::Anybodys), (false, Some(libc::EBADF)));
+}
+
+#[test]
+fn two_shares_together_leave_descriptors() {
+    crate::alone("fs::settled::tests::two_shares_together_leave_descriptors", || {
+        let tree = tempfile::tempdir().unwrap();
+        (0..LIMIT).for_each(|n| fs::write(tree.path().join(n.to_string()), "").unwrap());
+        let pressure = Pressure::new(LIMIT, |_, _| {});
+        let shares = [Changes::Guests, Changes::Anybodys]
+            .map(|changes| pressed(tree.path(), changes, pressure.clone()));
+        let look_up = |share: &Settled, n: u64| {
+            let name = CString::new(n.to_string()).unwrap();
+            share.lookup(context(), 1, &name).map(|entry| entry.inode)
+        };
+        let full = |attempt: io::Result<()>| {
+            assert_eq!(attempt.unwrap_err().raw_os_error(), Some(libc::ENFILE));
+        };
+        let held: Vec<u64> = (0..LIMIT).map_while(|n| look_up(&shares[0], n).ok()).collect();
+        assert!(held.len() > 200, "{}", held.len());
+        for share in &shares {
+            full(look_up(share, LIMIT - 1).map(drop));
+            full(share.opendir(context(), 1, 0).map(drop));
+        }
+        let streams: Vec<_> = (0..LIMIT / 10).map(|_| File::open("/dev/null").unwrap()).collect();
+        assert!(streams.iter().all(|file| u64::try_from(file.as_raw_fd()).unwrap() < LIMIT));
+        drop(streams);
+        shares[0].forget(context(), held[7], 1);
+        look_up(&shares[1], 0).unwrap();
+    });
 }
 
 #[test]
