@@ -17,6 +17,7 @@ pub mod control;
 pub mod fs;
 pub mod jail;
 pub mod serve;
+pub mod vring;
 pub mod vsock;
 
 /// Runs a test in a process of its own, where nothing else opens anything; `name` is its path. Its panics are the test's.

@@ -21,10 +21,11 @@ use vmm_sys_util::epoll::EventSet;
 use super::{
     device::{self, BrokenQueue, Progress},
     muxer::{Announcer, Identity, Muxer},
-    vring::Vring,
 };
+use crate::vring;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+type Vring = vring::Vring<Memory>;
 
 /// Queues that the back end serves; the third one, for events, stays with the VMM.
 const QUEUES: usize = 2;

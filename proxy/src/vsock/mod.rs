@@ -12,7 +12,6 @@
 //! | [`connection`] | the state machine of one connection |
 //! | [`muxer`] | all connections, their turns and their bounds |
 //! | [`device`] | the two queues |
-//! | [`vring`] | a queue that loses no kick |
 //! | [`backend`] | the vhost-user face |
 
 pub mod backend;
@@ -23,7 +22,6 @@ pub mod credit;
 pub mod device;
 pub mod header;
 pub mod muxer;
-pub mod vring;
 
 #[cfg(test)]
 mod tests;

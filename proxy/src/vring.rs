@@ -8,32 +8,37 @@ use std::{fs::File, io};
 
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-
-type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+use vm_memory::GuestAddressSpace;
 
 /// The vhost-user crate's queue, but for the kick.
 #[derive(Clone)]
-pub struct Vring(VringMutex<Memory>);
+pub struct Vring<M: GuestAddressSpace>(VringMutex<M>);
 
-impl<'a> VringStateGuard<'a, Memory> for Vring {
-    type G = <VringMutex<Memory> as VringStateGuard<'a, Memory>>::G;
+impl<M: GuestAddressSpace> Vring<M> {
+    /// The crate's own, for whom takes no other.
+    pub fn bare(&self) -> VringMutex<M> {
+        self.0.clone()
+    }
 }
 
-impl<'a> VringStateMutGuard<'a, Memory> for Vring {
-    type G = <VringMutex<Memory> as VringStateMutGuard<'a, Memory>>::G;
+impl<'a, M: 'a + GuestAddressSpace> VringStateGuard<'a, M> for Vring<M> {
+    type G = <VringMutex<M> as VringStateGuard<'a, M>>::G;
 }
 
-impl VringT<Memory> for Vring {
-    fn new(memory: Memory, max_queue_size: u16) -> Result<Self, Error> {
+impl<'a, M: 'a + GuestAddressSpace> VringStateMutGuard<'a, M> for Vring<M> {
+    type G = <VringMutex<M> as VringStateMutGuard<'a, M>>::G;
+}
+
+impl<M: 'static + GuestAddressSpace> VringT<M> for Vring<M> {
+    fn new(memory: M, max_queue_size: u16) -> Result<Self, Error> {
         VringMutex::new(memory, max_queue_size).map(Self)
     }
 
-    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, M>>::G {
         self.0.get_ref()
     }
 
-    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, M>>::G {
         self.0.get_mut()
     }
 
