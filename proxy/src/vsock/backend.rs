@@ -58,6 +58,8 @@ struct State<A> {
     muxer: Muxer<A>,
     memory: Option<Memory>,
     broken: [bool; QUEUES],
+    /// The queues, once there was something in one of them.
+    vrings: Vec<Vring>,
     /// Who waits for the last byte to be handed out.
     drained: Option<mpsc::Sender<()>>,
 }
@@ -76,6 +78,7 @@ impl<A: Announcer + 'static> VsockBackend<A> {
                 muxer,
                 memory: None,
                 broken: [false; QUEUES],
+                vrings: Vec::new(),
                 drained: None,
             }),
             again: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -97,11 +100,15 @@ impl<A: Announcer + 'static> VsockBackend<A> {
         Ok(())
     }
 
-    /// Waits until the host has taken what the guest had sent, but no longer than `limit`.
+    /// Waits until the host has taken what the guest had sent, but no longer than `limit`. To be called when the guest has ended: what it
+    /// sent last may still be in its queue.
     pub fn drain(&self, limit: Duration) {
         let (drained, waiter) = mpsc::channel();
         {
             let mut state = self.lock();
+            let vrings = state.vrings.clone();
+            // A queue is no longer than what one pass takes.
+            state.pass(&vrings);
             if !state.muxer.has_backlog() {
                 return;
             }
@@ -118,6 +125,9 @@ impl<A: Announcer + 'static> VsockBackend<A> {
 
     fn run(&self, vrings: &[Vring]) -> io::Result<()> {
         let mut state = self.lock();
+        if state.vrings.is_empty() {
+            state.vrings = vrings.to_vec();
+        }
         for _ in 0..ROUNDS {
             if !state.pass(vrings) {
                 return Ok(());

@@ -1,5 +1,6 @@
 //! The device from both ends: a guest that writes rings into memory, and a host that holds the Unix sockets.
 
+mod ends;
 mod hostile;
 mod rig;
 mod streams;

@@ -125,6 +125,12 @@ impl Rig {
 
     /// Sends bytes as one chain, cut into descriptors of the given lengths; the last takes the rest.
     pub fn send_cut(&mut self, bytes: &[u8], cuts: &[usize]) {
+        self.lay_cut(bytes, cuts);
+        device::transmit(&mut self.muxer, &mut self.transmit, &self.memory).unwrap();
+    }
+
+    /// Lays such a chain into the queue, where nobody looks at it yet.
+    pub fn lay_cut(&mut self, bytes: &[u8], cuts: &[usize]) {
         self.memory.write_slice(bytes, GuestAddress(TRANSMIT.buffers)).unwrap();
         let (mut at, mut index) = (0, 0);
         for cut in cuts.iter().take(usize::from(QUEUE_SIZE) - 1) {
@@ -139,7 +145,6 @@ impl Rig {
         let mut sent = self.sent;
         self.offer(TRANSMIT, &mut sent, 0);
         self.sent = sent;
-        device::transmit(&mut self.muxer, &mut self.transmit, &self.memory).unwrap();
     }
 
     /// Sends a packet of one connection.
@@ -148,10 +153,12 @@ impl Rig {
     }
 
     pub fn send_header(&mut self, header: &Header, payload: &[u8]) {
-        let header = Header { len: payload.len() as u32, ..*header };
-        let mut bytes = header.encode().to_vec();
-        bytes.extend_from_slice(payload);
-        self.send_cut(&bytes, &[HEADER_LEN]);
+        self.send_cut(&packet(header, payload), &[HEADER_LEN]);
+    }
+
+    /// Lays a packet of one connection into the queue, where nobody looks at it yet.
+    pub fn lay(&mut self, guest_port: u32, op: Op, payload: &[u8]) {
+        self.lay_cut(&packet(&header(guest_port, op), payload), &[HEADER_LEN]);
     }
 
     /// Opens a connection and returns the host's end of it.
@@ -205,6 +212,11 @@ impl Rig {
         assert_eq!(header.len as usize, payload.len());
         (header, payload)
     }
+}
+
+fn packet(header: &Header, payload: &[u8]) -> Vec<u8> {
+    let header = Header { len: payload.len() as u32, ..*header };
+    [&header.encode()[..], payload].concat()
 }
 
 /// A header as Linux would send it, with plenty of room on the guest's side.
