@@ -219,6 +219,20 @@ fn compile(
     Ok(SeccompFilter::new(rules, otherwise, listed, ARCHITECTURE)?.try_into()?)
 }
 
+/// Runs `inside` in a thread whose calls of this number fail with this error.
+#[cfg(test)]
+pub(crate) fn without<T: Send>(call: i64, errno: i32, inside: impl FnOnce() -> T + Send) -> T {
+    let refusal = SeccompAction::Errno(errno.unsigned_abs());
+    let calls = BTreeMap::from([(call, Vec::new())]);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            apply_filter(&compile(calls, SeccompAction::Allow, refusal).unwrap()).unwrap();
+            inside()
+        });
+        thread.join().unwrap()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use seccompiler::SeccompAction;

@@ -11,7 +11,13 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
+};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringT};
 use virtio_queue::QueueT;
@@ -38,6 +44,10 @@ const MAX_QUEUE_SIZE: usize = 1024;
 /// Event numbers behind those of the queues and of the crate's exit event.
 const HOST_EVENT: u16 = 3;
 const AGAIN_EVENT: u16 = 4;
+const RETRY_EVENT: u16 = 5;
+
+/// How long a host without memory is left alone.
+const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Passes over both queues before other events are looked at.
 const ROUNDS: usize = 8;
@@ -52,6 +62,7 @@ pub struct VsockBackend<A> {
     guest_cid: u64,
     state: Mutex<State<A>>,
     again: OwnedFd,
+    retry: OwnedFd,
 }
 
 struct State<A> {
@@ -82,6 +93,10 @@ impl<A: Announcer + 'static> VsockBackend<A> {
                 drained: None,
             }),
             again: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            retry: timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )?,
         }))
     }
 
@@ -96,6 +111,8 @@ impl<A: Announcer + 'static> VsockBackend<A> {
             handler.register_listener(events, EventSet::IN, u64::from(HOST_EVENT))?;
             let again = self.again.as_raw_fd();
             handler.register_listener(again, EventSet::IN, u64::from(AGAIN_EVENT))?;
+            let retry = self.retry.as_raw_fd();
+            handler.register_listener(retry, EventSet::IN, u64::from(RETRY_EVENT))?;
         }
         Ok(())
     }
@@ -128,12 +145,14 @@ impl<A: Announcer + 'static> VsockBackend<A> {
         if state.vrings.is_empty() {
             state.vrings = vrings.to_vec();
         }
-        for _ in 0..ROUNDS {
-            if !state.pass(vrings) {
-                return Ok(());
-            }
+        let done = (0..ROUNDS).any(|_| !state.pass(vrings));
+        if state.muxer.is_starved() {
+            let once = Itimerspec { it_interval: Timespec::default(), it_value: RETRY };
+            timerfd_settime(&self.retry, TimerfdTimerFlags::empty(), &once)?;
         }
-        rustix::io::write(&self.again, &1_u64.to_ne_bytes())?;
+        if !done {
+            rustix::io::write(&self.again, &1_u64.to_ne_bytes())?;
+        }
         Ok(())
     }
 }
@@ -141,11 +160,15 @@ impl<A: Announcer + 'static> VsockBackend<A> {
 impl<A: Announcer> State<A> {
     fn on_host_events(&mut self) -> io::Result<()> {
         self.muxer.on_host_events()?;
+        self.tell_drained();
+        Ok(())
+    }
+
+    fn tell_drained(&mut self) {
         if self.drained.is_some() && !self.muxer.has_backlog() {
             // Wakes the waiter: nothing is ever sent.
             self.drained = None;
         }
-        Ok(())
     }
 
     /// One pass over both queues; true when there is more to do right now.
@@ -197,6 +220,12 @@ fn report(index: usize, cause: &BrokenQueue) -> Progress {
     Progress::default()
 }
 
+/// Only this thread reads it; should it be empty, nothing is lost.
+fn take(event: &OwnedFd) {
+    let mut count = [0; 8];
+    rustix::io::read(event, &mut count).unwrap_or_default();
+}
+
 impl<A: Announcer + 'static> VhostUserBackend for VsockBackend<A> {
     type Bitmap = ();
     type Vring = Vring;
@@ -246,10 +275,12 @@ impl<A: Announcer + 'static> VhostUserBackend for VsockBackend<A> {
     ) -> io::Result<()> {
         match device_event {
             HOST_EVENT => self.lock().on_host_events()?,
-            AGAIN_EVENT => {
-                // Only this thread reads it; should it be empty, nothing is lost.
-                let mut count = [0; 8];
-                rustix::io::read(&self.again, &mut count).unwrap_or_default();
+            AGAIN_EVENT => take(&self.again),
+            RETRY_EVENT => {
+                take(&self.retry);
+                let mut state = self.lock();
+                state.muxer.retry();
+                state.tell_drained();
             }
             _ => {}
         }

@@ -52,11 +52,8 @@ impl Backlog {
         }
     }
 
-    /// Sends as much as the socket takes and returns how much that was; never blocks.
-    ///
-    /// # Errors
-    /// Those of sendmsg(2) but for `WouldBlock`, which is a short count.
-    pub fn flush(&mut self, socket: impl AsFd) -> io::Result<usize> {
+    /// Sends as much as the socket takes and returns how much that was, and why it was no more; never blocks.
+    pub fn flush(&mut self, socket: impl AsFd) -> (usize, io::Result<()>) {
         let mut flushed = 0;
         while self.len > 0 {
             let (first, second) = self.waiting();
@@ -67,12 +64,11 @@ impl Backlog {
                     flushed += sent;
                     self.consume(sent);
                 }
-                Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(cause) => return Err(cause.into()),
+                Err(cause) => return (flushed, Err(cause.into())),
             }
         }
-        Ok(flushed)
+        (flushed, Ok(()))
     }
 
     /// Forgets everything and returns how much that was.
@@ -136,7 +132,7 @@ mod tests {
                 backlog.append(&[a.into(), b.into()], skip);
                 assert_eq!(backlog.len(), model.len());
                 if take % 2 == 0 {
-                    let flushed = backlog.flush(&near).unwrap();
+                    let flushed = backlog.flush(&near).0;
                     let mut got = vec![0; flushed];
                     far.read_exact(&mut got).unwrap();
                     let wanted: Vec<u8> = model.drain(..).collect();

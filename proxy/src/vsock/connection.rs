@@ -16,7 +16,8 @@
 //! the guest resets or closes right after (Draining): it was acknowledged.
 //!
 //! Readiness of the Unix socket comes edge-triggered: `readable` and `writable` mean "as far as is known" and fall only
-//! on `EAGAIN` (or a short read, which on a stream says the same).
+//! on `EAGAIN` (or a short read, which on a stream says the same). A host without memory (`ENOBUFS`) makes them fall too, but tells of no
+//! edge when it has some again: such a connection is *starved*, and tried again after a while.
 
 use std::{
     io,
@@ -98,6 +99,7 @@ pub struct Connection {
     owes_credit: bool,
     asked_credit: bool,
     burst: usize,
+    starved: bool,
 }
 
 impl Connection {
@@ -124,6 +126,7 @@ impl Connection {
             owes_credit: false,
             asked_credit: false,
             burst: MIN_BURST,
+            starved: false,
         }
     }
 
@@ -140,6 +143,17 @@ impl Connection {
     /// True when bytes of the guest wait for the host side.
     pub fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
+    }
+
+    /// True when the host had no memory for what it was to take or give.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Tries again what the host had no memory for.
+    pub fn retry(&mut self) -> Verdict {
+        (self.starved, self.readable, self.writable) = (false, true, true);
+        self.settle()
     }
 
     /// The host side has been given its end.
@@ -241,6 +255,7 @@ impl Connection {
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Err(cause) if is_scarcity(&cause) => (self.starved, self.readable) = (true, false),
             // The peer closed with bytes of ours unread.
             Err(_) => self.on_host_end(),
         }
@@ -286,9 +301,7 @@ impl Connection {
         if !self.host_ended.receive && self.backlog.is_empty() && self.writable {
             match guest_memory::send(&self.socket, payload) {
                 Ok(sent) => return sent,
-                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => self.stop_delivery(),
+                Err(cause) => self.on_refusal(&cause),
             }
         }
         if self.host_ended.receive { len } else { 0 }
@@ -298,12 +311,20 @@ impl Connection {
         if self.backlog.is_empty() || !self.writable {
             return;
         }
-        match self.backlog.flush(&self.socket) {
-            Ok(flushed) => {
-                self.inbound.forward(flushed);
-                self.writable = self.backlog.is_empty();
-            }
-            Err(_) => self.stop_delivery(),
+        let (flushed, outcome) = self.backlog.flush(&self.socket);
+        self.inbound.forward(flushed);
+        if let Err(cause) = outcome {
+            self.on_refusal(&cause);
+        }
+    }
+
+    /// The Unix socket has not taken what it was given.
+    fn on_refusal(&mut self, cause: &io::Error) {
+        match cause.kind() {
+            io::ErrorKind::WouldBlock => self.writable = false,
+            io::ErrorKind::Interrupted => {}
+            _ if is_scarcity(cause) => (self.starved, self.writable) = (true, false),
+            _ => self.stop_delivery(),
         }
     }
 
@@ -381,4 +402,9 @@ impl Connection {
             fwd_cnt,
         }
     }
+}
+
+/// No end, but the host's want of memory.
+fn is_scarcity(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }

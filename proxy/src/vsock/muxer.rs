@@ -83,6 +83,8 @@ pub struct Muxer<A> {
     resets: VecDeque<Header>,
     offers: VecDeque<Offer>,
     granted: usize,
+    /// The host had no memory for what some connection was to pass on.
+    starved: bool,
 }
 
 /// Token of the announcer's socket; slots are counted from 0 and never come near it.
@@ -112,6 +114,7 @@ impl<A: Announcer> Muxer<A> {
             resets: VecDeque::new(),
             offers: VecDeque::new(),
             granted: 0,
+            starved: false,
         })
     }
 
@@ -149,6 +152,22 @@ impl<A: Announcer> Muxer<A> {
     pub fn has_backlog(&self) -> bool {
         let mut connections = self.slots.iter().filter_map(|slot| slot.connection.as_ref());
         connections.any(Connection::has_backlog)
+    }
+
+    /// True when something is to be [tried again](Self::retry) after a while.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Tries again what the host had no memory for.
+    pub fn retry(&mut self) {
+        self.starved = false;
+        for index in 0..self.slots.len() {
+            if let Some(connection) = self.connection(index).filter(|each| each.is_starved()) {
+                let verdict = connection.retry();
+                self.apply(index, verdict);
+            }
+        }
     }
 
     /// Takes a packet of the guest; `payload` is as long as its header says.
@@ -301,6 +320,7 @@ impl<A: Announcer> Muxer<A> {
     }
 
     fn apply(&mut self, index: usize, verdict: Verdict) {
+        self.starved |= self.slots[index].connection.as_ref().is_some_and(Connection::is_starved);
         match verdict {
             Verdict::Keep => self.queue(index),
             Verdict::Remove => self.remove(index),
@@ -323,6 +343,7 @@ impl<A: Announcer> Muxer<A> {
                 let Some(connection) = self.slots[index].connection.as_mut() else { return };
                 let key = connection.key();
                 let verdict = connection.detach();
+                self.starved |= connection.is_starved();
                 self.forget(key, index);
                 if verdict == Verdict::Remove {
                     self.remove(index);

@@ -1,13 +1,19 @@
-//! The back end with queues of a VMM's, up to the VMM's end.
+//! The back end with queues of a VMM's, up to the VMM's end; and what is not an end.
 
-use std::{io::Read, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::Duration,
+};
 
 use vhost_user_backend::{VhostUserBackend, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use super::rig::{GUEST_CID, Host, Layout, PORT, QUEUE_SIZE, RECEIVE, Rig, TRANSMIT};
+use super::rig::{GUEST_CID, Host, Layout, PORT, QUEUE_SIZE, RECEIVE, Rig, TRANSMIT, operations};
 use crate::{
+    jail::filter,
     vring::Vring,
     vsock::{backend::VsockBackend, header::Op, muxer::Identity},
 };
@@ -47,4 +53,28 @@ fn what_is_in_the_queue_when_the_vmm_ends_is_delivered() {
     let mut words = [0; 14];
     host.read_exact(&mut words).unwrap();
     assert_eq!(&words, b"the last words");
+}
+
+#[test]
+fn a_host_without_memory_is_no_host_that_is_gone() {
+    let mut rig = Rig::new();
+    let mut host = rig.connect(7);
+    host.set_nonblocking(true).unwrap();
+    for (call, errno) in [(libc::SYS_sendmsg, libc::ENOBUFS), (libc::SYS_recvmsg, libc::ENOMEM)] {
+        host.write_all(b"to the guest").unwrap();
+        filter::without(call, errno, || {
+            rig.send(7, Op::Data, b"one ");
+            rig.send(7, Op::Data, b"two");
+            assert!(operations(&rig.packets()).iter().all(|op| *op == Op::Data));
+        });
+        assert!(rig.muxer.is_starved());
+        rig.muxer.retry();
+        assert!(!rig.muxer.is_starved());
+        let mut words = [0; 7];
+        host.read_exact(&mut words).unwrap();
+        assert_eq!(&words, b"one two");
+        rig.packets();
+    }
+    rig.send(7, Op::CreditRequest, &[]);
+    assert_eq!(rig.packets()[0].0.fwd_cnt, 14);
 }
