@@ -8,6 +8,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 mod exec;
+mod line;
 mod update;
 
 use kata_store::Reference;
@@ -21,6 +22,7 @@ use crate::{id::ContainerId, journal::Format, sandbox_dir::DEFAULT_ROOT};
     version = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"),
     disable_help_subcommand = true,
     disable_version_flag = true,
+    args_override_self = true,
     after_help = "Examples:
   kata-runtime check                                   can this host run it, and what to do if not
   kata-runtime run --rootfs ./debian -- uname -a       a command in a root directory
@@ -37,6 +39,13 @@ pub struct Cli {
     pub version: (),
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses a line, whose first word is the program's name, as runc would read it.
+    pub fn parse_line(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(line::read(words))
+    }
 }
 
 /// What holds for every command; engines put it first.

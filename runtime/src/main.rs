@@ -34,7 +34,7 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::{Parser, error::ErrorKind};
+use clap::error::ErrorKind;
 
 use crate::{args::Cli, commands::Context, failure::one_line, journal::Journal};
 
@@ -42,7 +42,7 @@ use crate::{args::Cli, commands::Context, failure::one_line, journal::Journal};
 const EXEC_FAILED: u8 = 255;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_line(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return answer(&error),
     };
@@ -119,7 +119,7 @@ mod tests {
     use crate::args::Command;
 
     fn said(line: &str) -> String {
-        mistake(&Cli::try_parse_from(line.split(' ')).unwrap_err().to_string())
+        mistake(&Cli::parse_line(line.split(' ').map(Into::into)).unwrap_err().to_string())
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
             "help run",
         ] {
             let words = std::iter::once("kata-runtime").chain(line.split_whitespace());
-            if let Err(error) = Cli::try_parse_from(words) {
+            if let Err(error) = Cli::parse_line(words.map(Into::into)) {
                 panic!("{line}: {error}");
             }
         }
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn the_help_of_what_can_not_be_done_is_no_success() {
         for line in ["kata-runtime checkpoint --help", "kata-runtime restore --bundle b -d c1"] {
-            let parsed = Cli::try_parse_from(line.split(' ')).unwrap();
+            let parsed = Cli::parse_line(line.split(' ').map(Into::into)).unwrap();
             assert!(matches!(parsed.command, Command::Checkpoint(_) | Command::Restore(_)));
         }
     }
