@@ -53,7 +53,12 @@ impl<'a> Line<'a> {
         if let Some(verb) = verb {
             self.command = verb;
         } else if has_tail {
-            rest.for_each(|word| self.push(word));
+            // What follows is another program's, whatever it looks like.
+            let mut tail = rest.peekable();
+            if tail.peek().is_some_and(|word| word != "--") {
+                self.push("--".into());
+            }
+            tail.for_each(|word| self.push(word));
         }
     }
 
@@ -220,6 +225,44 @@ mod tests {
         assert!(kill.all);
         assert!(parsed("--debug=maybe list").is_err());
         assert!(parsed("list --quiet=").is_err());
+    }
+
+    #[test]
+    fn what_follows_the_id_is_the_program_s() {
+        for (line, words) in [
+            ("ps c1 -f", &["-f"][..]),
+            (
+                "ps -f json c1 --format x --root y -- -ef",
+                &["--format", "x", "--root", "y", "--", "-ef"],
+            ),
+            ("ps c1", &[]),
+            ("ps c1 -- -ef", &["-ef"]),
+        ] {
+            let Command::Ps(ps) = parsed(line).unwrap().command else { panic!("no ps") };
+            assert_eq!(
+                (ps.id.as_str(), ps.ps_options),
+                ("c1", words.iter().map(Into::into).collect()),
+                "{line}"
+            );
+        }
+        for (line, words) in [
+            ("exec c1 -t", &["-t"][..]),
+            ("exec -t c1 ls -t -- --debug", &["ls", "-t", "--", "--debug"]),
+            ("exec c1 -- ls -- x", &["ls", "--", "x"]),
+            ("exec -- c1 ls", &["ls"]),
+        ] {
+            let Command::Exec(exec) = parsed(line).unwrap().command else { panic!("no exec") };
+            assert_eq!((exec.id.as_str(), exec.tty), ("c1", line.contains("-t c1")), "{line}");
+            assert_eq!(exec.command, words, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_value_may_begin_with_a_dash() {
+        let line = "exec -e -A=1 --env -B=2 --cwd -x c1 env";
+        let Command::Exec(exec) = parsed(line).unwrap().command else { panic!("no exec") };
+        assert_eq!(exec.env, ["-A=1", "-B=2"]);
+        assert_eq!(exec.cwd.unwrap(), "-x");
     }
 
     #[test]
