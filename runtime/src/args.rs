@@ -41,13 +41,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-impl Cli {
-    /// Parses a line, whose first word is the program's name, as runc would read it.
-    pub fn parse_line(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(line::read(words))
-    }
-}
-
 /// What holds for every command; engines put it first.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "For every command")]
@@ -486,6 +479,7 @@ pub struct Report {
 }
 
 pub use exec::Exec;
+pub use line::{Line, read};
 pub use update::Update;
 
 pub use crate::words::{Bytes, Cpus, VolumeWord};

@@ -32,19 +32,25 @@ mod signal;
 mod terminal;
 mod words;
 
-use std::process::ExitCode;
+use std::{ffi::OsStr, path::Path, process::ExitCode};
 
-use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum, error::ErrorKind};
 
-use crate::{args::Cli, commands::Context, failure::one_line, journal::Journal};
+use crate::{
+    args::{Cli, Line},
+    commands::Context,
+    failure::one_line,
+    journal::{Format, Journal},
+};
 
 /// What runc's `exec` ends with when there is no process that could have ended.
 const EXEC_FAILED: u8 = 255;
 
 fn main() -> ExitCode {
-    let cli = match Cli::parse_line(std::env::args_os()) {
+    let line = args::read(std::env::args_os());
+    let cli = match Cli::try_parse_from(&line.words) {
         Ok(cli) => cli,
-        Err(error) => return answer(&error),
+        Err(error) => return answer(&error, &line),
     };
     let journal =
         match Journal::open(cli.global.log.as_deref(), cli.global.log_format, cli.global.debug) {
@@ -75,7 +81,7 @@ fn main() -> ExitCode {
 }
 
 /// What the parser has to say: help and the version as they are, a mistake on one line.
-fn answer(error: &clap::Error) -> ExitCode {
+fn answer(error: &clap::Error, line: &Line) -> ExitCode {
     let several_lines = [
         ErrorKind::DisplayHelp,
         ErrorKind::DisplayVersion,
@@ -85,9 +91,17 @@ fn answer(error: &clap::Error) -> ExitCode {
         // Nobody may be reading.
         error.print().ok();
     } else {
-        Journal::default().error(&mistake(&error.to_string()));
+        journal_of(line).error(&mistake(&error.to_string()));
     }
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Where engines look for what is wrong, as far as the line tells.
+fn journal_of(line: &Line) -> Journal {
+    let format = line.log_format.as_deref().and_then(OsStr::to_str);
+    let format = format.and_then(|word| Format::from_str(word, false).ok()).unwrap_or_default();
+    // What can't be opened is the lesser mistake.
+    Journal::open(line.log.as_deref().map(Path::new), format, false).unwrap_or_default()
 }
 
 /// The parser's message without its usage.
@@ -116,10 +130,14 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::{Cli, mistake};
-    use crate::args::Command;
+    use crate::args::{Command, read};
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(read(line.split_whitespace().map(Into::into)).words)
+    }
 
     fn said(line: &str) -> String {
-        mistake(&Cli::parse_line(line.split(' ').map(Into::into)).unwrap_err().to_string())
+        mistake(&parsed(line).unwrap_err().to_string())
     }
 
     #[test]
@@ -155,8 +173,7 @@ mod tests {
             "features",
             "help run",
         ] {
-            let words = std::iter::once("kata-runtime").chain(line.split_whitespace());
-            if let Err(error) = Cli::parse_line(words.map(Into::into)) {
+            if let Err(error) = parsed(&format!("kata-runtime {line}")) {
                 panic!("{line}: {error}");
             }
         }
@@ -165,7 +182,7 @@ mod tests {
     #[test]
     fn the_help_of_what_can_not_be_done_is_no_success() {
         for line in ["kata-runtime checkpoint --help", "kata-runtime restore --bundle b -d c1"] {
-            let parsed = Cli::parse_line(line.split(' ').map(Into::into)).unwrap();
+            let parsed = parsed(line).unwrap();
             assert!(matches!(parsed.command, Command::Checkpoint(_) | Command::Restore(_)));
         }
     }

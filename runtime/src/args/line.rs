@@ -4,6 +4,7 @@
 //! `--debug=false`, and an option of several letters one dash.
 
 use std::{
+    collections::HashMap,
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
 };
@@ -12,29 +13,46 @@ use clap::{Arg, ArgAction, Command, CommandFactory, Id};
 
 use super::Cli;
 
-/// What clap is to parse; the first word is the program's name.
-pub fn read(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// A line that was read.
+#[derive(Debug, Default)]
+pub struct Line {
+    /// What clap is to parse; the first word is the program's name.
+    pub words: Vec<OsString>,
+    /// `--log` as it was typed, whatever else is wrong with the line.
+    pub log: Option<OsString>,
+    /// The same of `--log-format`.
+    pub log_format: Option<OsString>,
+}
+
+/// Reads a line; the first word is the program's name.
+pub fn read(words: impl IntoIterator<Item = OsString>) -> Line {
     let mut cli = Cli::command();
     // Hands the options that hold for every command down to each.
     cli.build();
-    let mut line = Line { command: &cli, words: Vec::new() };
+    let mut reader = Reader { command: &cli, values: HashMap::new(), words: Vec::new() };
     let mut rest = words.into_iter();
-    line.words.extend(rest.next().map(|program| (None, program)));
+    rest.next().into_iter().for_each(|program| reader.push(program));
     while let Some(word) = rest.next() {
-        line.take(word, &mut rest);
+        reader.take(word, &mut rest);
     }
-    line.words.into_iter().map(|(_, word)| word).collect()
+    Line {
+        log: reader.values.remove("log"),
+        log_format: reader.values.remove("log_format"),
+        words: reader.words.into_iter().map(|(_, word)| word).collect(),
+    }
 }
 
 /// What is read so far.
-struct Line<'a> {
+struct Reader<'a> {
     /// Whose options come next.
     command: &'a Command,
+    /// The last of each option.
+    values: HashMap<Id, OsString>,
     /// Each with the flag that it sets.
     words: Vec<(Option<Id>, OsString)>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> Reader<'a> {
     fn take(&mut self, word: OsString, rest: &mut impl Iterator<Item = OsString>) {
         match word.as_bytes() {
             b"--" => {
@@ -82,7 +100,8 @@ impl<'a> Line<'a> {
                 if let Some(value) = value.or_else(|| rest.next()) {
                     // In one word, whatever the value begins with.
                     spelled.push("=");
-                    spelled.push(value);
+                    spelled.push(&value);
+                    self.values.insert(option.get_id().clone(), value);
                 }
                 self.push(spelled);
             }
@@ -162,11 +181,20 @@ fn truth(word: &OsStr) -> Option<bool> {
 mod tests {
     use std::ffi::OsString;
 
-    use super::super::{Cli, Command};
+    use clap::Parser;
+
+    use super::{
+        super::{Cli, Command},
+        Line,
+    };
+
+    fn read(line: &str) -> Line {
+        let words = std::iter::once("kata-runtime").chain(line.split(' '));
+        super::read(words.map(OsString::from))
+    }
 
     fn parsed(line: &str) -> Result<Cli, clap::Error> {
-        let words = std::iter::once("kata-runtime").chain(line.split(' '));
-        Cli::parse_line(words.map(OsString::from))
+        Cli::try_parse_from(read(line).words)
     }
 
     #[test]
@@ -271,6 +299,26 @@ mod tests {
         let Command::Run(run) = parsed(line).unwrap().command else { panic!("no run") };
         assert_eq!(run.rootfs.unwrap().to_str(), Some("--debug=1"));
         assert_eq!(run.command, ["ls", "--debug=1", "-rm=false"]);
+    }
+
+    #[test]
+    fn the_log_is_known_whatever_else_is_wrong() {
+        for line in [
+            "--log F --log-format json state a/b",
+            "--nosuch --log=F --log-format=json state",
+            "--log x --log F --log-format json strat c1",
+            "-log F -log-format json",
+            "state a/b --log F --log-format json",
+        ] {
+            let read = read(line);
+            assert_eq!(
+                (read.log, read.log_format),
+                (Some("F".into()), Some("json".into())),
+                "{line}"
+            );
+        }
+        assert_eq!(read("exec c1 x --log F").log, None);
+        assert_eq!(read("--root --log F").log, None);
     }
 
     #[test]

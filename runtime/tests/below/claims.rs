@@ -96,6 +96,7 @@ pub fn all() -> ExitCode {
         ("a_pid_file_that_cannot_be_written_undoes_the_create", unwritable_pid_file),
         ("a_start_that_fails_leaves_nothing_of_run", a_start_that_fails_leaves_nothing_of_run),
         ("force_deletes_what_runs", force_deletes_what_runs),
+        ("the_log_has_what_the_parser_finds", the_log_has_what_the_parser_finds),
     ];
     for (name, claim) in claims {
         claim();
@@ -189,4 +190,18 @@ fn force_deletes_what_runs() {
     assert_eq!(host.status("c1").as_deref(), Some("running"));
     assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
     host.assert_nothing_is_left();
+}
+
+fn the_log_has_what_the_parser_finds() {
+    let host = Host::new(&["/program"]);
+    for words in [&["state", "a/b"][..], &["strat", "c1"], &["--nosuch", "list"]] {
+        let mut line = vec!["--log", "log", "--log-format", "json"];
+        line.extend(words);
+        let (code, complaint) = host.told(&line);
+        let text = fs::read_to_string(host.path("log")).unwrap();
+        let logged: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &logged["level"]), (1, &"error".into()));
+        assert_eq!(complaint, format!("kata-runtime: {}\n", logged["msg"].as_str().unwrap()));
+        fs::remove_file(host.path("log")).unwrap();
+    }
 }
