@@ -51,7 +51,7 @@ pub struct Global {
     /// File to append warnings and errors to, besides stderr
     #[arg(long, global = true, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Form of the lines in --log; engines read the JSON
+    /// Form of the lines in --log, or on stderr; engines read JSON
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
     /// Say also what is done, step by step

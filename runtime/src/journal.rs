@@ -48,6 +48,11 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// One on stderr alone.
+    pub fn on_stderr(format: Format) -> Self {
+        Self { format, ..Self::default() }
+    }
+
     /// Opens the log file, if one is asked for.
     pub fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<Self, Failure> {
         let open = |path: &Path| {
@@ -73,12 +78,13 @@ impl Journal {
         self.write(Level::Warning, message);
     }
 
-    /// Tells of the failure that ends the command.
+    /// Tells of the failure that ends the command: stderr has it in every case, in the form that is asked for where it
+    /// is the log.
     pub fn error(&self, message: &str) {
+        self.write(Level::Error, message);
         if self.file.is_some() {
-            self.write(Level::Error, message);
+            say(message);
         }
-        say(message);
     }
 
     fn write(&self, level: Level, message: &str) {
@@ -89,8 +95,8 @@ impl Journal {
                 // There is nowhere else to tell that the log is full.
                 file.write_all(line().as_bytes()).ok();
             }
-            // Whoever asks for the steps wants to know when they were.
-            None if level == Level::Debug => put(&line()),
+            // Whoever asks for the steps wants to know when they were, and whoever asks for JSON reads lines of it.
+            None if level == Level::Debug || self.format == Format::Json => put(&line()),
             None => say(message),
         }
     }

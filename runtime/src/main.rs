@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         match Journal::open(cli.global.log.as_deref(), cli.global.log_format, cli.global.debug) {
             Ok(journal) => journal,
             Err(failure) => {
-                Journal::default().error(&failure.line());
+                Journal::on_stderr(cli.global.log_format).error(&failure.line());
                 return ExitCode::from(failure.exit_code());
             }
         };
@@ -101,7 +101,8 @@ fn journal_of(line: &Line) -> Journal {
     let format = line.log_format.as_deref().and_then(OsStr::to_str);
     let format = format.and_then(|word| Format::from_str(word, false).ok()).unwrap_or_default();
     // What can't be opened is the lesser mistake.
-    Journal::open(line.log.as_deref().map(Path::new), format, false).unwrap_or_default()
+    Journal::open(line.log.as_deref().map(Path::new), format, false)
+        .unwrap_or_else(|_| Journal::on_stderr(format))
 }
 
 /// The parser's message without its usage.

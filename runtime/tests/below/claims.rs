@@ -97,6 +97,7 @@ pub fn all() -> ExitCode {
         ("a_start_that_fails_leaves_nothing_of_run", a_start_that_fails_leaves_nothing_of_run),
         ("force_deletes_what_runs", force_deletes_what_runs),
         ("the_log_has_what_the_parser_finds", the_log_has_what_the_parser_finds),
+        ("without_a_log_the_lines_of_json_are_on_stderr", json_on_stderr),
     ];
     for (name, claim) in claims {
         claim();
@@ -203,5 +204,17 @@ fn the_log_has_what_the_parser_finds() {
         assert_eq!((code, &logged["level"]), (1, &"error".into()));
         assert_eq!(complaint, format!("kata-runtime: {}\n", logged["msg"].as_str().unwrap()));
         fs::remove_file(host.path("log")).unwrap();
+    }
+}
+
+fn json_on_stderr() {
+    let host = Host::new(&["/program"]);
+    for words in [&["state", "c1"][..], &["state", "a/b"], &["--log", "no/such/dir/log", "list"]] {
+        let mut line = vec!["--log-format", "json"];
+        line.extend(words);
+        let (code, complaint) = host.told(&line);
+        let told: serde_json::Value = serde_json::from_str(&complaint).unwrap();
+        assert_eq!((code, &told["level"]), (1, &"error".into()), "{complaint}");
+        assert_eq!(complaint.lines().count(), 1);
     }
 }
