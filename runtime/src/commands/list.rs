@@ -1,5 +1,7 @@
 //! `list`: every container of this root, the ones whose shim is gone too.
 
+use std::collections::BTreeMap;
+
 use kata_engine_api::record::{Record, Status};
 use serde::Serialize;
 
@@ -19,6 +21,8 @@ struct Row {
     bundle: String,
     rootfs: String,
     created: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
     owner: String,
 }
 
@@ -54,6 +58,7 @@ fn row(record: Record) -> Row {
         bundle: record.bundle,
         rootfs: record.rootfs,
         created: record.created,
+        annotations: record.annotations,
     }
 }
 
@@ -83,7 +88,7 @@ pub(super) fn align<const N: usize>(lines: &[[String; N]]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kata_engine_api::record::Status;
+    use kata_engine_api::record::{Record, Status};
 
     use super::{row, table};
     use crate::commands::state::tests::record;
@@ -96,5 +101,16 @@ mod tests {
             "ID   PID   STATUS    BUNDLE   CREATED                OWNER\n\
              c1   0     stopped   /b       1970-01-01T00:00:00Z   root\n"
         );
+    }
+
+    #[test]
+    fn the_fields_are_runc_s_in_runc_s_order() {
+        let listed = |record| serde_json::to_string(&row(record)).unwrap();
+        let text = r#"{"ociVersion":"1.0.2","id":"c1","pid":0,"status":"stopped","bundle":"/b","rootfs":"/b/rootfs","#
+            .to_owned()
+            + r#""created":"1970-01-01T00:00:00Z","annotations":{"a":"b"},"owner":"root"}"#;
+        assert_eq!(listed(record(Status::Stopped)), text);
+        let bare = Record { annotations: Default::default(), ..record(Status::Stopped) };
+        assert_eq!(listed(bare), text.replace(r#""annotations":{"a":"b"},"#, ""));
     }
 }
