@@ -1,6 +1,6 @@
 //! `events`: what a container uses, now or again and again, in runc's form.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
 use kata_engine_api::{
     containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2},
@@ -10,7 +10,7 @@ use protobuf::Message;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Context, NOT_RUNNING, print};
+use super::{Context, NOT_RUNNING, print_on};
 use crate::{
     args::Events,
     counters,
@@ -26,14 +26,15 @@ impl Context<'_> {
         let id = typed.id.as_str();
         self.with_shim(&typed.id, NOT_RUNNING, async |shim| {
             if typed.stats {
-                return tell(id, "stats", Some(statistics(shim).await?));
+                return tell(id, "stats", Some(statistics(shim).await?)).map(drop);
             }
             follow(shim, id, typed.interval).await
         })
     }
 }
 
-/// Tells statistics at each interval, at once each time that the OOM killer has struck, and last of all the end.
+/// Tells statistics at each interval, at once each time that the OOM killer has struck, and last of all the end. Without a
+/// reader it has nobody to tell, and is done.
 async fn follow(shim: &ShimClient, id: &str, interval: Duration) -> Result<(), Failure> {
     let mut ticks = tokio::time::interval(interval);
     // The first is at once, and runc waits for its first, too.
@@ -47,29 +48,33 @@ async fn follow(shim: &ShimClient, id: &str, interval: Duration) -> Result<(), F
                 turn = &mut turn => break turn?,
                 _ = ticks.tick() => {
                     let answer = shim.statistics().await?;
-                    tell(id, "stats", Some(complete(shim, &answer).await?))?;
+                    if tell(id, "stats", Some(complete(shim, &answer).await?))?.is_break() {
+                        return Ok(());
+                    }
                 }
             }
         };
         let ended = match turn {
             Turn::OomKills(kills) => {
-                tell_oom(id, &mut told, kills)?;
+                if tell_oom(id, &mut told, kills)?.is_break() {
+                    return Ok(());
+                }
                 continue;
             }
             Turn::Ended(ended) => ended,
         };
         // Its last statistics have the strike that ended it.
         if let Ok(answer) = shim.statistics().await {
-            tell_oom(id, &mut told, oom_kills(&answer))?;
+            tell_oom(id, &mut told, oom_kills(&answer)).map(drop)?;
         }
-        return ended.map_or(Ok(()), |ended| tell(id, "exit", Some(exit_view(&ended))));
+        return ended.map_or(Ok(()), |ended| tell(id, "exit", Some(exit_view(&ended))).map(drop));
     }
 }
 
 /// One event for whatever the OOM killer has done since the last: the count is a guest's, who may say what it likes.
-fn tell_oom(id: &str, told: &mut u64, kills: u64) -> Result<(), Failure> {
+fn tell_oom(id: &str, told: &mut u64, kills: u64) -> Result<ControlFlow<()>, Failure> {
     if kills <= *told {
-        return Ok(());
+        return Ok(ControlFlow::Continue(()));
     }
     *told = kills;
     tell(id, "oom", None)
@@ -107,8 +112,8 @@ struct Event<'a> {
     data: Option<Value>,
 }
 
-fn tell(id: &str, kind: &str, data: Option<Value>) -> Result<(), Failure> {
-    print(&line(&Event { kind, id, data })?)
+fn tell(id: &str, kind: &str, data: Option<Value>) -> Result<ControlFlow<()>, Failure> {
+    print_on(&line(&Event { kind, id, data })?)
 }
 
 fn line(event: &Event<'_>) -> Result<String, Failure> {

@@ -3,8 +3,11 @@
 use std::{
     env,
     fs::{self, File},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
 };
 
 /// A prefix with the real command line, a bundle, and an empty state directory.
@@ -96,6 +99,7 @@ pub fn all() -> ExitCode {
         ("a_pid_file_that_cannot_be_written_undoes_the_create", unwritable_pid_file),
         ("a_start_that_fails_leaves_nothing_of_run", a_start_that_fails_leaves_nothing_of_run),
         ("force_deletes_what_runs", force_deletes_what_runs),
+        ("events_end_with_their_reader", events_end_with_their_reader),
         ("the_log_has_what_the_parser_finds", the_log_has_what_the_parser_finds),
         ("without_a_log_the_lines_of_json_are_on_stderr", json_on_stderr),
     ];
@@ -189,6 +193,25 @@ fn force_deletes_what_runs() {
     let host = Host::new(&["/program", "wait"]);
     assert_eq!(host.told(&["run", "-d", "-b", "b", "c1"]), (0, String::new()));
     assert_eq!(host.status("c1").as_deref(), Some("running"));
+    assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
+    host.assert_nothing_is_left();
+}
+
+fn events_end_with_their_reader() {
+    let host = Host::new(&["/program", "wait"]);
+    assert_eq!(host.told(&["run", "-d", "-b", "b", "c1"]), (0, String::new()));
+    let mut events = host.command(&["events", "--interval", "50ms", "c1"]);
+    let mut events = events.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(events.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains(r#""type":"stats""#), "{line}");
+    // The next one has nobody to go to.
+    let ended = (0..200).find_map(|_| {
+        thread::sleep(Duration::from_millis(50));
+        events.try_wait().unwrap()
+    });
+    events.kill().ok();
+    assert_eq!(ended.map(|status| status.code()), Some(Some(0)));
     assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
     host.assert_nothing_is_left();
 }

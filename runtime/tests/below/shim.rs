@@ -17,6 +17,7 @@ use std::{
 use async_trait::async_trait;
 use kata_engine_api::{
     containerd::{
+        any::Any,
         empty::Empty,
         task,
         task_ttrpc::{Task, create_task},
@@ -194,6 +195,29 @@ impl Task for Service {
         }
         self.0.end(128 + u8::try_from(request.signal).unwrap());
         Ok(Empty::new())
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        _: task::ConnectRequest,
+    ) -> ttrpc::Result<task::ConnectResponse> {
+        let container = self.0.container.lock().unwrap();
+        let Some(Container { record, .. }) = container.as_ref() else {
+            let status = ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no container");
+            return Err(ttrpc::Error::RpcStatus(status));
+        };
+        let (shim_pid, task_pid) = (record.shim_pid, record.pid);
+        Ok(task::ConnectResponse { shim_pid, task_pid, ..Default::default() })
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        _: task::StatsRequest,
+    ) -> ttrpc::Result<task::StatsResponse> {
+        let nothing = Any { type_url: "cgroups.v2.Metrics".to_owned(), ..Default::default() };
+        Ok(task::StatsResponse { stats: Some(nothing).into(), ..Default::default() })
     }
 
     async fn wait(
