@@ -6,29 +6,30 @@ use std::{
 };
 
 use kata_sys::{
+    signal_number::SignalNumber,
     signals::SignalFd,
     spawn::{Child, Exit},
     watch::watch,
 };
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::Signal;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::failure::Failure;
 
-/// What people and service managers send to a program that runs in their foreground. The rest keeps its meaning for us.
-const FORWARDED: [Signal; 8] = [
-    Signal::HUP,
-    Signal::INT,
-    Signal::QUIT,
-    Signal::TERM,
-    Signal::USR1,
-    Signal::USR2,
-    Signal::ALARM,
-    Signal::CONT,
-];
+/// What is passed on, as runc does: what the monitor takes, but for what is about us (SIGCHLD, SIGPIPE), about the terminal
+/// that we share with it (a key stops both, and the kernel tells each of a new size), or is a fault of our own.
+fn forwarded() -> impl Iterator<Item = i32> {
+    let own = [Signal::CHILD, Signal::PIPE, Signal::URG];
+    let terminal = [Signal::TSTP, Signal::TTIN, Signal::TTOU, Signal::WINCH];
+    let faults = [Signal::ILL, Signal::TRAP, Signal::BUS, Signal::FPE, Signal::SEGV, Signal::SYS];
+    let kept = own.into_iter().chain(terminal).chain(faults).map(Signal::as_raw);
+    let kept: Vec<i32> = kept.collect();
+    (1..=64).filter(move |signal| !kept.contains(signal))
+}
 
 /// Those that ask for an end.
-const INTERRUPTS: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+const INTERRUPTS: [i32; 4] =
+    [Signal::HUP.as_raw(), Signal::INT.as_raw(), Signal::QUIT.as_raw(), Signal::TERM.as_raw()];
 
 /// Blocked signals, to be taken before anything is made that a signal could orphan.
 pub struct Signals(SignalFd);
@@ -36,9 +37,7 @@ pub struct Signals(SignalFd);
 impl Signals {
     /// From here on no forwarded signal ends this process.
     pub fn take() -> Result<Self, Failure> {
-        SignalFd::block(FORWARDED.map(Signal::as_raw))
-            .map(Self)
-            .map_err(Failure::host("take signals"))
+        SignalFd::block(forwarded()).map(Self).map_err(Failure::host("take signals"))
     }
 }
 
@@ -88,11 +87,8 @@ impl<'a> Foreground<'a> {
         let failed = || Failure::host("wait for the container");
         loop {
             if let Some(received) = self.signals.0.next().map_err(failed())? {
-                let signal = Signal::from_named_raw(received.signal);
-                if let Some(signal) = signal {
-                    self.forward(signal);
-                    return Ok(Event::Signal(signal));
-                }
+                self.forward(received.signal);
+                return Ok(Event::Signal(received.signal));
             }
             if let Some(exit) = self.monitor.try_wait().map_err(failed())? {
                 return Ok(Event::Ended(code(exit)));
@@ -106,9 +102,10 @@ impl<'a> Foreground<'a> {
 
     /// On a hangup the kernel tells every process of the terminal's foreground, the monitor too where it shares ours;
     /// where it does not, nobody else tells it: a second SIGHUP does no harm.
-    fn forward(&self, signal: Signal) {
+    fn forward(&self, signal: i32) {
+        let signal = u32::try_from(signal).ok().and_then(SignalNumber::parse);
         // An end that was not noticed yet is noticed next.
-        pidfd_send_signal(&self.monitor.pidfd, signal).ok();
+        signal.and_then(|signal| signal.send(&self.monitor.pidfd).ok());
     }
 }
 
@@ -117,8 +114,8 @@ impl<'a> Foreground<'a> {
 pub enum Event {
     /// It ended with this code.
     Ended(u8),
-    /// This signal came, and was passed on.
-    Signal(Signal),
+    /// The signal of this number came, and was passed on.
+    Signal(i32),
 }
 
 /// Exit code of a shell for an end.
@@ -134,7 +131,20 @@ pub fn code(exit: Exit) -> u8 {
 mod tests {
     use kata_sys::spawn::Exit;
 
-    use super::code;
+    use super::{code, forwarded};
+
+    #[test]
+    fn what_stops_a_job_and_what_is_our_own_fault_is_ours() {
+        let forwarded: Vec<i32> = forwarded().collect();
+        // HUP, INT, QUIT, ABRT, USR1, USR2, ALRM, TERM, STKFLT, CONT, XCPU, XFSZ, VTALRM, PROF, IO, PWR.
+        for signal in [1, 2, 3, 6, 10, 12, 14, 15, 16, 18, 24, 25, 26, 27, 29, 30, 34, 37, 64] {
+            assert!(forwarded.contains(&signal), "{signal}");
+        }
+        // ILL, TRAP, BUS, FPE, SEGV, PIPE, CHLD, TSTP, TTIN, TTOU, URG, WINCH, SYS.
+        for signal in [4, 5, 7, 8, 11, 13, 17, 20, 21, 22, 23, 28, 31] {
+            assert!(!forwarded.contains(&signal), "{signal}");
+        }
+    }
 
     #[test]
     fn ends_have_the_codes_of_shells() {

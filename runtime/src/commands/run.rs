@@ -107,7 +107,7 @@ impl Context<'_> {
                             started?;
                             self.until_end(created, &monitor).await?
                         }
-                        Err(_) => return Err(Failure::Interrupted(signal.as_raw())),
+                        Err(_) => return Err(Failure::Interrupted(signal)),
                     },
                     Event::Ended(code) => {
                         if let Ok(started) = timeout(ANSWER, start).await {
