@@ -33,7 +33,9 @@ pub(super) fn docker(etc: &Path, runtime: &Path, uninstall: bool) -> Result<Vec<
         let known = text.as_deref().map(|text| has_kata(&path, text)).transpose()?;
         let mut changes = Vec::new();
         match text {
-            Some(text) if known == Some(false) => changes.push(Change::write(kept, text)),
+            Some(text) if known == Some(false) => {
+                changes.push(Change::copy(kept, text, path.clone()));
+            }
             _ => {}
         }
         let current = known == Some(true) && read(&path)?.is_some_and(|text| same(&text, &wanted));
@@ -101,7 +103,7 @@ pub(super) fn is_installed(etc: &Path) -> Result<bool, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
     use super::docker;
 
@@ -144,6 +146,22 @@ mod tests {
         assert_eq!(files(etc.path()), before);
         apply(etc.path(), true);
         assert_eq!(files(etc.path()), before);
+    }
+
+    #[test]
+    fn what_nobody_else_may_read_stays_so() {
+        let etc = tempfile::tempdir().unwrap();
+        fs::create_dir(etc.path().join("docker")).unwrap();
+        let path = etc.path().join("docker/daemon.json");
+        fs::write(&path, "{\"proxies\": {}}").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        for uninstall in [false, false, true] {
+            apply(etc.path(), uninstall);
+            for entry in fs::read_dir(etc.path().join("docker")).unwrap() {
+                let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
+            }
+        }
     }
 
     #[test]
