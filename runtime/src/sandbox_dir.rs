@@ -68,10 +68,15 @@ impl Root {
     pub fn open(&self, id: &ContainerId) -> Result<SandboxDir, Failure> {
         match SandboxDir::at(self.0.join(id.as_str())) {
             Err(Failure::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(Failure::Unknown { id: id.to_string(), root: self.0.clone() })
+                Err(self.unknown(id))
             }
             opened => opened,
         }
+    }
+
+    /// That there is no such sandbox here.
+    pub fn unknown(&self, id: &ContainerId) -> Failure {
+        Failure::Unknown { id: id.to_string(), root: self.0.clone() }
     }
 
     /// Takes the default root away when no sandbox is left: a machine is as it was before. One that was named stays.

@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use kata_engine_api::handover::{Exec as ExecRequest, FailureKind, Request, TerminalSize};
+use kata_engine_api::handover::{Exec as ExecRequest, Request, TerminalSize};
 use serde_json::Value;
 
-use super::{Context, create::refuse, has_stopped};
+use super::{Context, create::refuse, has_stopped, state::being_created};
 use crate::{
     args::Exec,
     create::{Console, Told},
@@ -105,11 +105,7 @@ fn abandon(monitor: &Monitor) {
 }
 
 fn bundle_of(dir: &SandboxDir, id: &ContainerId) -> Result<String, Failure> {
-    let record = dir.record()?.ok_or_else(|| Failure::Refused {
-        kind: FailureKind::FailedPrecondition,
-        message: format!("container not running: {id} is still being created"),
-    })?;
-    Ok(record.bundle)
+    Ok(dir.record()?.ok_or_else(|| being_created(id))?.bundle)
 }
 
 /// The size that a process file gives to a terminal that nobody sees yet.

@@ -2,16 +2,19 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use kata_engine_api::record::{Ended, Record, Status};
+use kata_engine_api::{
+    handover::FailureKind,
+    record::{Ended, Record, Status},
+};
 use serde::Serialize;
 
-use super::{Context, print_json};
+use super::{Context, NOT_RUNNING, print_json};
 use crate::{
     failure::Failure,
     id::ContainerId,
     offline,
     sandbox_dir::SandboxDir,
-    shim_client::{IMPATIENCE, ShimClient, block_on},
+    shim_client::{IMPATIENCE, ShimClient, block_on, is_there},
 };
 
 /// The shim hears of an end a moment after whoever waits for the monitor; more than a moment is another problem.
@@ -65,18 +68,30 @@ impl Context<'_> {
 
     /// The truth about a container: the shim's record while there is a shim, else what can be found out.
     fn known(&self, dir: &SandboxDir, id: &ContainerId) -> Result<Known, Failure> {
+        let was_recorded = dir.record()?.is_some();
         match block_on(live_record(dir, id)) {
-            Ok(Some(record)) => Ok(Known { record, unresponsive: false }),
+            Ok(Live::Record(record)) => Ok(Known { record: *record, unresponsive: false }),
+            Ok(Live::NoRecord) if was_recorded || dir.is_gone() => Err(self.root.unknown(id)),
+            Ok(Live::NoRecord) => Err(being_created(id)),
             Err(Failure::Unresponsive { id }) => {
                 let record = dir.record()?.ok_or(Failure::Unresponsive { id })?;
                 Ok(Known { record, unresponsive: true })
             }
-            Ok(None) => {
-                let record = offline::state(&self.prefix, dir)?;
-                Ok(Known { record, unresponsive: false })
-            }
+            Ok(Live::Gone) => match offline::state(&self.prefix, dir)? {
+                // The shim was not gone, but not there yet.
+                _ if !was_recorded && is_there(dir) => Err(being_created(id)),
+                record => Ok(Known { record, unresponsive: false }),
+            },
             Err(failure) => Err(failure),
         }
+    }
+}
+
+/// Who has a shim and no record has not been created: whether it ever will be is not known.
+pub(super) fn being_created(id: &ContainerId) -> Failure {
+    Failure::Refused {
+        kind: FailureKind::FailedPrecondition,
+        message: format!("{NOT_RUNNING}: {id} is still being created"),
     }
 }
 
@@ -87,18 +102,31 @@ struct Known {
     unresponsive: bool,
 }
 
+/// What a live shim knows.
+enum Live {
+    /// There is no shim.
+    Gone,
+    /// It has not been given a container yet.
+    NoRecord,
+    /// What it has recorded.
+    Record(Box<Record>),
+}
+
 /// The record of a shim that answers.
-async fn live_record(dir: &SandboxDir, id: &ContainerId) -> Result<Option<Record>, Failure> {
-    let Some(shim) = ShimClient::find(dir, id, IMPATIENCE).await? else { return Ok(None) };
-    let record = dir.record()?;
-    if !record.as_ref().is_some_and(has_unnoticed_end) {
-        return Ok(record);
+async fn live_record(dir: &SandboxDir, id: &ContainerId) -> Result<Live, Failure> {
+    let Some(shim) = ShimClient::find(dir, id, IMPATIENCE).await? else { return Ok(Live::Gone) };
+    let Some(record) = dir.record()? else { return Ok(Live::NoRecord) };
+    if !has_unnoticed_end(&record) {
+        return Ok(Live::Record(Box::new(record)));
     }
     match tokio::time::timeout(MOMENT, shim.wait()).await {
         // Whoever took the call was about to end itself.
-        Ok(Err(_)) => Ok(None),
+        Ok(Err(_)) => Ok(Live::Gone),
         // Whether it has noticed by then or not: the record is what it knows.
-        Ok(Ok(_)) | Err(_) => dir.record(),
+        Ok(Ok(_)) | Err(_) => {
+            let record = dir.record()?.map(Box::new);
+            Ok(record.map_or(Live::NoRecord, Live::Record))
+        }
     }
 }
 

@@ -104,6 +104,14 @@ impl Host {
     }
 }
 
+/// Waits for what comes within moments; the bound only catches what never does.
+fn until(mut holds: impl FnMut() -> bool) {
+    assert!((0..1000).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        holds()
+    }));
+}
+
 pub fn all() -> ExitCode {
     let claims: &[(&str, fn())] = &[
         ("the_exit_code_of_run_is_the_command_s", the_exit_code_of_run_is_the_command_s),
@@ -115,6 +123,7 @@ pub fn all() -> ExitCode {
         ("a_start_that_fails_leaves_nothing_of_run", a_start_that_fails_leaves_nothing_of_run),
         ("force_deletes_what_runs", force_deletes_what_runs),
         ("events_end_with_their_reader", events_end_with_their_reader),
+        ("a_container_that_is_being_created_has_not_stopped", being_created),
         ("the_log_has_what_the_parser_finds", the_log_has_what_the_parser_finds),
         ("without_a_log_the_lines_of_json_are_on_stderr", json_on_stderr),
     ];
@@ -230,6 +239,24 @@ fn events_end_with_their_reader() {
     });
     events.kill().ok();
     assert_eq!(ended.map(|status| status.code()), Some(Some(0)));
+    assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
+    host.assert_nothing_is_left();
+}
+
+fn being_created() {
+    let host = Host::new(&["/program", "wait"]).mood("waits");
+    let mut create = host.spawn(&["create", "-b", "b", "c1"]);
+    let words = "container not running: c1 is still being created";
+    until(|| host.told(&["state", "c1"]).1.contains(words));
+    for line in [&["state", "c1"][..], &["ps", "c1"], &["exec", "c1", "true"]] {
+        let (_, complaint) = host.told(line);
+        assert!(complaint.contains(words), "{complaint}");
+    }
+    assert_eq!(host.run(&["list", "--format", "json"]), (0, "[]\n".to_owned()));
+    assert!(fs::read_to_string(host.path("err")).unwrap().contains(words));
+    fs::write(host.path("p/mood"), "").unwrap();
+    assert!(create.wait().unwrap().success());
+    assert_eq!(host.status("c1").as_deref(), Some("created"));
     assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
     host.assert_nothing_is_left();
 }

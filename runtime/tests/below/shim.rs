@@ -1,5 +1,5 @@
 //! A shim without a VM. A container of `exit N` ends when it is started, one of `wait` when it is signalled; the file
-//! `mood` in the prefix makes it refuse or die.
+//! `mood` in the prefix makes it refuse, die, or wait until it is in another mood.
 
 use std::{
     env, fs,
@@ -12,6 +12,7 @@ use std::{
     process::ExitCode,
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -51,6 +52,9 @@ pub fn main() -> ExitCode {
         "offline" => {
             if words[1] == "delete" {
                 fs::remove_dir_all(&words[3]).unwrap();
+            } else if words[1] == "state" {
+                // What is there has a shim that lives: nobody may ask.
+                std::process::exit(3);
             }
         }
         other => panic!("{other}"),
@@ -94,7 +98,11 @@ impl Sandbox {
         // Control, config, root, network: the spec has no volumes.
         assert_eq!((packet.fds.len(), create.network_namespace), (4, true));
         let prefix = env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
-        let answer = match fs::read_to_string(prefix.join("mood")).unwrap_or_default().as_str() {
+        let mood = || fs::read_to_string(prefix.join("mood")).unwrap_or_default();
+        while mood() == "waits" {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let answer = match mood().as_str() {
             "dies" => std::process::exit(3),
             "refuses" => Answer::Error(Failure {
                 kind: FailureKind::CommandNotExecutable,
