@@ -318,6 +318,10 @@ impl Drop for Undo<'_> {
             pidfd_send_signal(process, Signal::KILL).ok();
             waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED).ok();
         }
+        // Whoever has deleted it meanwhile has done all of this, and what has its path and id now is another container's.
+        if self.dir.is_gone() {
+            return;
+        }
         if self.dir.path.join("ledger").exists() {
             offline::delete(self.creation.prefix, self.dir).ok();
         }

@@ -124,6 +124,7 @@ pub fn all() -> ExitCode {
         ("force_deletes_what_runs", force_deletes_what_runs),
         ("events_end_with_their_reader", events_end_with_their_reader),
         ("a_container_that_is_being_created_has_not_stopped", being_created),
+        ("a_create_that_fails_late_spares_the_next_of_its_id", spares_the_next),
         ("the_log_has_what_the_parser_finds", the_log_has_what_the_parser_finds),
         ("without_a_log_the_lines_of_json_are_on_stderr", json_on_stderr),
     ];
@@ -256,6 +257,36 @@ fn being_created() {
     assert!(fs::read_to_string(host.path("err")).unwrap().contains(words));
     fs::write(host.path("p/mood"), "").unwrap();
     assert!(create.wait().unwrap().success());
+    assert_eq!(host.status("c1").as_deref(), Some("created"));
+    assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
+    host.assert_nothing_is_left();
+}
+
+fn spares_the_next() {
+    let host = Host::new(&["/program", "wait"]);
+    let text = fs::read(host.path("b/config.json")).unwrap();
+    let mut spec: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    spec["root"]["path"] = host.path("b/rootfs").to_str().unwrap().into();
+    fs::create_dir(host.path("b2")).unwrap();
+    fs::write(host.path("b2/config.json"), spec.to_string()).unwrap();
+    let [hooked, go] = ["hooked", "go"].map(|name| host.path(name));
+    let script = format!(
+        ">{}; until [ -e {} ]; do sleep 0.05; done; exit 1",
+        hooked.display(),
+        go.display()
+    );
+    spec["hooks"]["createRuntime"] =
+        serde_json::json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    fs::write(host.path("b/config.json"), spec.to_string()).unwrap();
+
+    let mut create = host.spawn(&["create", "-b", "b", "c1"]);
+    until(|| hooked.exists());
+    // As a delete that does not wait for the hook.
+    fs::remove_dir_all(host.path("root/c1")).unwrap();
+    assert_eq!(host.told(&["create", "-b", "b2", "c1"]), (0, String::new()));
+    fs::write(host.path("root/c1/ledger"), "").unwrap();
+    fs::write(go, "").unwrap();
+    assert_eq!(create.wait().unwrap().code(), Some(1));
     assert_eq!(host.status("c1").as_deref(), Some("created"));
     assert_eq!(host.told(&["delete", "--force", "c1"]), (0, String::new()));
     host.assert_nothing_is_left();
