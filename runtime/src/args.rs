@@ -193,7 +193,7 @@ pub struct Install {
 
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Time between two, as in 500ms, 5s or 1m
+    /// Time between two, as in 500ms, 5s or 1m30s
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::words::interval)]
     pub interval: Duration,
     /// Show once what the container uses, and exit
@@ -349,7 +349,7 @@ pub struct MadeUp {
     /// Make the root read-only
     #[arg(long, requires = "made-up")]
     pub read_only: bool,
-    /// Memory limit: bytes, or with K, M or G
+    /// Memory limit: bytes, or with K to P, as in 1.5G
     #[arg(long, short, value_name = "SIZE", requires = "made-up")]
     pub memory: Option<Bytes>,
     /// CPU time limit, in CPUs, as in 1.5

@@ -31,7 +31,7 @@ impl FromStr for UserIds {
     }
 }
 
-/// A size: bytes, or KiB, MiB or GiB with a letter.
+/// A size: bytes, or KiB to PiB with a letter, and parts of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -39,20 +39,41 @@ impl FromStr for Bytes {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
-        let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit: u64 = match word[digits.len()..].to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "k" | "kb" | "kib" => 1 << 10,
-            "m" | "mb" | "mib" => 1 << 20,
-            "g" | "gb" | "gib" => 1 << 30,
-            unit => return Err(format!("{unit:?} is not a unit: K, M or G")),
+        let number = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = word[number.len()..].to_ascii_lowercase();
+        let power = match unit.as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "ki" | "kib" => 1,
+            "m" | "mb" | "mi" | "mib" => 2,
+            "g" | "gb" | "gi" | "gib" => 3,
+            "t" | "tb" | "ti" | "tib" => 4,
+            "p" | "pb" | "pi" | "pib" => 5,
+            unit => return Err(format!("{unit:?} is not a unit: K, M, G, T or P")),
         };
-        let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        let bytes = scaled(number.strip_suffix(' ').unwrap_or(number), 1 << (10 * power));
         bytes
-            .filter(|bytes| i64::try_from(*bytes).is_ok())
+            .and_then(|bytes| i64::try_from(bytes).ok())
+            .and_then(|bytes| u64::try_from(bytes).ok())
             .map(Self)
             .ok_or_else(|| format!("{word:?} is not a size"))
     }
+}
+
+/// So many units, of which a part may be asked for, too: `1.5`.
+fn scaled(number: &str, unit: u128) -> Option<u128> {
+    // Beyond that no unit has parts.
+    const MOST_DIGITS: usize = 18;
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(part) || whole.len() + part.len() == 0 {
+        return None;
+    }
+    let value = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse().ok() };
+    let part = &part[..part.len().min(MOST_DIGITS)];
+    let of_part = (1..=part.len()).try_fold(1_u128, |all, _| all.checked_mul(10))?;
+    let whole: u128 = value(whole)?;
+    let part: u128 = value(part)?;
+    whole.checked_mul(unit)?.checked_add(part.checked_mul(unit)? / of_part)
 }
 
 /// CPU time, as so many microseconds of each [`Cpus::PERIOD`].
@@ -101,21 +122,36 @@ impl FromStr for Limit {
     }
 }
 
-/// A time between two events: a number with ms, s or m.
+/// A time between two events, as Go writes durations: numbers with `ns`, `us`, `ms`, `s`, `m` or `h`, one after the other.
 pub fn interval(word: &str) -> Result<Duration, String> {
-    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &word[digits.len()..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    match number {
-        Some(milliseconds @ 1..) => Ok(Duration::from_millis(milliseconds)),
-        _ => Err(format!("{word:?} is not a time like 500ms, 5s or 1m")),
+    nanoseconds(word)
+        .and_then(|all| u64::try_from(all).ok())
+        .filter(|all| *all > 0)
+        .map(Duration::from_nanos)
+        .ok_or_else(|| format!("{word:?} is not a time like 500ms, 5s or 1m30s"))
+}
+
+fn nanoseconds(word: &str) -> Option<u128> {
+    let is_of_number = |c: char| c.is_ascii_digit() || c == '.';
+    let (mut all, mut rest) = (0_u128, word);
+    while !rest.is_empty() {
+        let end = rest.find(|c| !is_of_number(c))?;
+        let (number, after) = rest.split_at(end);
+        let (unit, next) = after.split_at(after.find(is_of_number).unwrap_or(after.len()));
+        let unit = match unit {
+            "ns" => 1,
+            // The letter of its own, and the Greek one.
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60 * 1_000_000_000,
+            "h" => 3600 * 1_000_000_000,
+            _ => return None,
+        };
+        all = all.checked_add(scaled(number, unit)?)?;
+        rest = next;
     }
+    Some(all)
 }
 
 /// `SOURCE:TARGET[:ro|rw]`.
@@ -147,7 +183,9 @@ impl FromStr for VolumeWord {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, Cpus, UserIds, VolumeWord};
+    use std::time::Duration;
+
+    use super::{Bytes, Cpus, UserIds, VolumeWord, interval};
 
     #[test]
     fn users_are_numbers() {
@@ -163,8 +201,53 @@ mod tests {
         assert_eq!("1024".parse(), Ok(Bytes(1024)));
         assert_eq!("64M".parse(), Ok(Bytes(64 << 20)));
         assert_eq!("2GiB".parse(), Ok(Bytes(2 << 30)));
-        for word in ["", "M", "-1", "1.5G", "1T", "99999999999G", "18446744073709551615", "é"] {
+        assert_eq!("1.5G".parse(), Ok(Bytes(3 << 29)));
+        assert_eq!(".5k".parse(), Ok(Bytes(512)));
+        assert_eq!("0.1M".parse(), Ok(Bytes(104_857)));
+        assert_eq!("1 t".parse(), Ok(Bytes(1 << 40)));
+        assert_eq!("2PB".parse(), Ok(Bytes(2 << 50)));
+        assert_eq!("7.999999999999999999999b".parse(), Ok(Bytes(7)));
+        for word in [
+            "",
+            "M",
+            ".",
+            ".G",
+            "-1",
+            "+1",
+            "1.2.3G",
+            "1E",
+            "1e3",
+            "1iB",
+            "1 0",
+            "9999P",
+            "99999999999G",
+            "18446744073709551615",
+            "é",
+            "1é",
+        ] {
             assert!(word.parse::<Bytes>().is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn times_may_have_several_parts() {
+        for (word, milliseconds) in [
+            ("500ms", 500),
+            ("5s", 5_000),
+            ("1m30s", 90_000),
+            ("1.5s", 1_500),
+            (".5m", 30_000),
+            ("1h1m1s500ms", 3_661_500),
+            ("2000us", 2),
+            ("3000µs", 3),
+            ("1000000ns", 1),
+        ] {
+            assert_eq!(interval(word), Ok(Duration::from_millis(milliseconds)), "{word}");
+        }
+        for word in
+            ["", "0s", "90", "1d", "1m 30s", "1m30", "-1s", "s", ".s", "1..5s", "99999999999h"]
+        {
+            assert!(interval(word).is_err(), "{word}");
         }
     }
 

@@ -13,6 +13,40 @@ use clap::{Arg, ArgAction, Command, CommandFactory, Id};
 
 use super::Cli;
 
+/// Options of runc for which an empty word is as good as none: engines and scripts fill them in from what they have.
+const MAY_BE_EMPTY: [&str; 30] = [
+    "log",
+    "log_format",
+    "criu",
+    "rootless",
+    "bundle",
+    "console_socket",
+    "pid_file",
+    "pidfd_socket",
+    "process",
+    "cwd",
+    "user",
+    "apparmor",
+    "process_label",
+    "resources",
+    "memory",
+    "memory_reservation",
+    "memory_swap",
+    "kernel_memory",
+    "kernel_memory_tcp",
+    "cpu_share",
+    "cpu_quota",
+    "cpu_period",
+    "cpu_burst",
+    "cpu_idle",
+    "cpu_rt_period",
+    "cpu_rt_runtime",
+    "cpuset_cpus",
+    "cpuset_mems",
+    "l3_cache_schema",
+    "mem_bw_schema",
+];
+
 /// A line that was read.
 #[derive(Debug, Default)]
 pub struct Line {
@@ -48,7 +82,7 @@ struct Reader<'a> {
     command: &'a Command,
     /// The last of each option.
     values: HashMap<Id, OsString>,
-    /// Each with the flag that it sets.
+    /// Each with the option that it is.
     words: Vec<(Option<Id>, OsString)>,
 }
 
@@ -96,17 +130,28 @@ impl<'a> Reader<'a> {
                 }
             },
             ArgAction::Set | ArgAction::Append if self.takes_next(option) => {
-                let mut spelled = spelled(option);
-                if let Some(value) = value.or_else(|| rest.next()) {
-                    // In one word, whatever the value begins with.
-                    spelled.push("=");
-                    spelled.push(&value);
-                    self.values.insert(option.get_id().clone(), value);
-                }
-                self.push(spelled);
+                let value = value.or_else(|| rest.next());
+                self.take_value(option, value);
             }
             _ => self.push(word),
         }
+    }
+
+    fn take_value(&mut self, option: &Arg, value: Option<OsString>) {
+        let id = option.get_id();
+        let mut spelled = spelled(option);
+        // The parser says what is wrong where there is none.
+        if let Some(value) = value {
+            if value.is_empty() && MAY_BE_EMPTY.contains(&id.as_str()) {
+                self.values.remove(id);
+                return self.words.retain(|(other, _)| other.as_ref() != Some(id));
+            }
+            // In one word, whatever the value begins with.
+            spelled.push("=");
+            spelled.push(&value);
+            self.values.insert(id.clone(), value);
+        }
+        self.words.push((Some(id.clone()), spelled));
     }
 
     /// Flags of one letter each, of which the last may be an option; or what nobody knows.
@@ -181,7 +226,7 @@ fn truth(word: &OsStr) -> Option<bool> {
 mod tests {
     use std::ffi::OsString;
 
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::{
         super::{Cli, Command},
@@ -319,6 +364,49 @@ mod tests {
         }
         assert_eq!(read("exec c1 x --log F").log, None);
         assert_eq!(read("--root --log F").log, None);
+    }
+
+    #[test]
+    fn an_empty_word_is_as_good_as_none() {
+        let line = "--log= --log-format= --criu= --log x --log= update --memory= --cpu-period= --cpu-quota= --cpuset-cpus= -r= c1";
+        let cli = parsed(line).unwrap();
+        assert_eq!((cli.global.log, cli.global.log_format), (None, crate::journal::Format::Text));
+        let Command::Update(update) = cli.command else { panic!("no update") };
+        assert!(
+            update.memory.is_none() && update.cpu_period.is_none() && update.cpu_quota.is_none()
+        );
+        assert!(update.cpuset_cpus.is_none() && update.resources.is_none());
+        let words =
+            ["x", "exec", "--user", "1", "--user", "", "--cwd", "", "-e", "", "-p", "", "c1", ""];
+        let read = super::read(words.map(OsString::from));
+        let Command::Exec(exec) = Cli::try_parse_from(read.words).unwrap().command else {
+            panic!("no exec")
+        };
+        assert!(exec.user.is_none() && exec.cwd.is_none() && exec.process.is_none());
+        assert_eq!((exec.env, exec.command), (vec![String::new()], vec![String::new()]));
+        let Command::Create(create) =
+            parsed("create -b a --bundle= --pid-file= c1").unwrap().command
+        else {
+            panic!("no create")
+        };
+        assert_eq!((create.creating.bundle.to_str(), create.creating.pid_file), (Some("."), None));
+        for line in
+            ["list --format=", "events --interval= c1", "update --pids-limit= c1", "--root= list"]
+        {
+            assert!(parsed(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_empty_is_an_option_of_somebody() {
+        let mut cli = Cli::command();
+        cli.build();
+        for name in super::MAY_BE_EMPTY {
+            let has = |command: &clap::Command| {
+                command.get_arguments().any(|option| option.get_id() == name)
+            };
+            assert!(has(&cli) || cli.get_subcommands().any(has), "{name}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{id::ContainerId, words::Limit};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is not named stays. Sizes are bytes, or with K, M or G; -1 is no limit. Memory and CPUs are those that the VM has:
+    after_help = "What is not named stays. Sizes are bytes, or with K to P; -1 is no limit. Memory and CPUs are those that the VM has:
 a limit above them is taken, with a warning. --cpu-rt-period, --cpu-rt-runtime, --l3-cache-schema and --mem-bw-schema
 are refused.
 
