@@ -3,11 +3,13 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::net::UnixListener,
     process::{Command, Stdio},
 };
 
 use kata_guest_tests::{Bundle, Container, Kata, busybox, run};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 const FOREVER: &[&str] = &["sleep", "1000"];
@@ -238,6 +240,33 @@ fn a_stream_that_leads_nowhere_is_dev_null_inside_too() {
         let done = command.output().unwrap();
         assert!(done.status.success(), "{done:?}");
         assert_eq!(String::from_utf8_lossy(&done.stdout), "1:3\n1:3\n");
+    });
+}
+
+/// Tells of signals, the last of which has no name.
+const LISTENER: &str = "for s in ABRT XCPU VTALRM PWR 37; do trap \"echo heard $s\" $s; done; trap 'exit 7' TERM; \
+                        echo ready; while :; do read -t 1 line; done";
+
+/// Sends them to a command that stands before that in the foreground, and asserts that it hears each.
+fn assert_hears(mut command: Command) {
+    let mut caller = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(caller.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(told.next().as_deref(), Some("ready"), "{command:?}");
+    for signal in ["ABRT", "XCPU", "VTALRM", "PWR", "37"] {
+        let sent = Command::new("kill").args(["-s", signal, &caller.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        assert_eq!(told.next(), Some(format!("heard {signal}")), "{command:?}");
+    }
+    kill_process(Pid::from_child(&caller), Signal::TERM).unwrap();
+    assert_eq!(caller.wait().unwrap().code(), Some(7), "{command:?}");
+}
+
+#[test]
+fn whatever_signal_run_and_exec_get_the_process_gets() {
+    on_both(|runtime, _, container| {
+        assert_hears(exec(runtime, &[], (container, &["sh", "-c", LISTENER])));
+        let bundle = Bundle::new(runtime, busybox().unwrap(), &["sh", "-c", LISTENER]);
+        assert_hears(runtime.command(&["run", "--bundle", bundle.path(), "listening"]));
     });
 }
 

@@ -48,7 +48,10 @@ const NEVER: &[Row] = &[
     row(&["resume", "ID"], 1, NOWHERE, ""),
     row(&["ps", "ID"], 1, NOWHERE, ""),
     row(&["ps", "--format", "json", "ID"], 1, NOWHERE, ""),
+    row(&["delete", "--force", "--force=false", "ID"], 1, NOWHERE, ""),
+    row(&["--root", "/nonexistent", "--debug=maybe", "state", "ID"], 1, "", ""),
     row(&["list", "--quiet"], 0, "", ""),
+    row(&["list", "--format", "json", "--format=table", "-q=true"], 0, "", ""),
     row(&["list", "--format", "xml"], 1, "invalid format option", ""),
 ];
 
@@ -83,6 +86,28 @@ const RUNNING: &[Row] = &[
     row(&["exec", "ID", "sh", "-c", "exit 254"], 254, "", "running"),
     row(&["exec", "ID", "nope"], 255, NO_PROGRAM, "running"),
     row(&["exec", "--detach", "ID", "nope"], 255, NO_PROGRAM, "running"),
+    row(&["exec", "-t", "-t=false", "-e", "-A=1", "--user", "", "ID", "true"], 0, "", "running"),
+    row(&["exec", "--user", "77", "--user=0", "--pid-file", "", "ID", "true"], 0, "", "running"),
+    row(
+        &["--log-format", "text", "--log-format", "json", "--log", "", "state", "ID"],
+        0,
+        "",
+        "running",
+    ),
+    row(&["--log-format", "json", "pause", "--", "none"], 1, "{\"level\":\"error\",", "running"),
+    row(
+        &["-debug=false", "--systemd-cgroup=0", "kill", "--all=false", "ID", "0"],
+        0,
+        "",
+        "running",
+    ),
+    row(
+        &["update", "--memory", "", "--cpu-period", "", "--pids-limit", "99", "ID"],
+        0,
+        "",
+        "running",
+    ),
+    row(&["update", "--memory", "0.5G", "--memory=64.5M", "ID"], 0, "", "running"),
     row(&["exec", "ID"], 255, "process args cannot be empty", "running"),
     row(&["resume", "ID"], 1, NOT_PAUSED, "running"),
     row(&["ps", "ID"], 0, "", "running"),
@@ -164,6 +189,19 @@ fn go_through(runtime: &Kata, bundle: &Bundle, (id, rows): (&str, &[Row])) {
 #[test]
 fn nobody_knows_a_container_that_was_never_created() {
     on_both(|runtime, bundle| go_through(runtime, bundle, ("never", NEVER)));
+}
+
+#[test]
+fn a_list_has_the_annotations() {
+    on_both(|runtime, _| {
+        let mut bundle = Bundle::new(runtime, busybox().unwrap(), &["true"]);
+        bundle.config["annotations"] = serde_json::json!({ "org.example.a": "b" });
+        bundle.write();
+        let _container = Container::create(runtime, &bundle, "annotated");
+        let listed = runtime.call(&["list", "--format", "json"]);
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+        assert_eq!(listed[0]["annotations"]["org.example.a"], "b", "{listed}");
+    });
 }
 
 #[test]
