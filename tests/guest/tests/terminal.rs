@@ -227,7 +227,7 @@ fn exec_at_a_terminal_has_one() {
     let container = Container::started(&kata, &bundle, "exec-tty");
     let mut terminal = Terminal::open();
     terminal.resize(11, 44);
-    let script = "trap 'stty size' WINCH; stty size; until read line; do :; done; exit 7";
+    let script = "trap 'stty size' WINCH; stty size; until read -t 1 line; do :; done; exit 7";
     terminal.start(&kata.command(&["exec", "-t", &container.id, "sh", "-c", script]));
     terminal.screen.until_has("11 44");
     terminal.resize(12, 55);
@@ -259,8 +259,7 @@ fn at_console_socket(runtime: &Kata, script: &str, claim: impl FnOnce(&Container
 #[test]
 fn a_console_socket_gets_the_terminal() {
     let Some(kata) = Kata::installed() else { return };
-    let script =
-        "trap 'stty size' WINCH; stty size; until read line; do :; done; echo g''ot $line; exit 9";
+    let script = "trap 'stty size' WINCH; stty size; until read -t 1 line; do :; done; echo g''ot $line; exit 9";
     for runtime in [&Kata::oracle(), &kata] {
         at_console_socket(runtime, script, |container, terminal| {
             terminal.screen.until_has("21 73");
