@@ -4,10 +4,13 @@
 //! sandbox, or the loss of a monitor.
 
 mod added;
+#[cfg(test)]
+mod fake_agent;
 mod guest;
 mod links;
 mod localhost;
 mod monitored;
+mod obedience;
 mod oom;
 mod resolver;
 mod resources;
@@ -241,7 +244,9 @@ impl Container {
             Err(refusal) => {
                 let (code, cause) = match refusal.kind {
                     // It was wanted so.
-                    _ if self.sandbox.was_aborted() => (LOST, Cause::KilledBeforeStart),
+                    _ if self.sandbox.was_aborted() || self.init.is_doomed() => {
+                        (LOST, Cause::KilledBeforeStart)
+                    }
                     FailureKind::CommandNotFound => (127, Cause::Exited),
                     FailureKind::CommandNotExecutable => (126, Cause::Exited),
                     _ => (LOST, Cause::BootFailed),

@@ -167,6 +167,11 @@ impl Process {
         }
     }
 
+    /// How the agent is to know its container.
+    pub fn container_reference(&self) -> agent::ContainerRef {
+        agent::ContainerRef { container_id: self.container_id.clone(), ..Default::default() }
+    }
+
     pub fn size(&self) -> Option<TerminalSize> {
         *self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }

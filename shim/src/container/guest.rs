@@ -6,7 +6,7 @@ use kata_engine_api::record::Cause;
 use kata_protocol::agent;
 use kata_sandbox::{agent::AgentError, lifecycle::Boot};
 
-use super::{Container, Role, new_token};
+use super::{Container, Role, new_token, obedience};
 use crate::{
     failure::Refusal,
     process::{LOST, Outcome, Phase},
@@ -24,6 +24,9 @@ impl Container {
                 if !*entered {
                     self.enter().await?;
                     *entered = true;
+                }
+                if self.init.is_doomed() {
+                    return Err(Refusal::precondition("the container was killed before its start"));
                 }
                 self.let_go().await
             }
@@ -83,15 +86,7 @@ impl Container {
 
     /// Lets its program run.
     async fn let_go(&self) -> Result<(), Refusal> {
-        let agent = self.sandbox.agent()?;
-        if let Err(error) = agent.start_container(&self.reference()).await {
-            // Its init has ended, or is ending, since it could not execute its program.
-            if let Err(error) = agent.wait_process(&self.init.reference()).await {
-                tracing::debug!(%error, "wait for an init that did not start");
-            }
-            return Err(error.into());
-        }
-        Ok(())
+        Ok(obedience::run(&self.sandbox.agent()?, &self.init).await?)
     }
 
     async fn boot(
@@ -141,8 +136,7 @@ impl Container {
     }
 
     pub(super) fn reference(&self) -> agent::ContainerRef {
-        let container_id = self.init.container_id.clone();
-        agent::ContainerRef { container_id, ..Default::default() }
+        self.init.container_reference()
     }
 
     /// Has the guest end what is left of the container and write its files back to the host.

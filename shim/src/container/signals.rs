@@ -51,12 +51,16 @@ impl Container {
                 self.conclude(process, outcome).await;
                 Ok(())
             }
-            Phase::Starting if !process.is_init() && signal == SIGKILL => self.doom(process).await,
+            Phase::Starting
+                if signal == SIGKILL && (!process.is_init() || self.role == Role::Member) =>
+            {
+                self.doom(process).await
+            }
             Phase::Starting if !process.is_init() => {
                 Err(Refusal::precondition("process is starting"))
             }
             // A guest that does not come up answers no signal.
-            Phase::Starting if signal == SIGKILL && self.role != Role::Member => {
+            Phase::Starting if signal == SIGKILL => {
                 self.sandbox.abort_boot();
                 Ok(())
             }
@@ -88,14 +92,15 @@ impl Container {
         }
     }
 
-    /// Has an additional process that is being started killed as soon as it runs.
+    /// Has a process that is being started killed as soon as the guest has it. What it does before its program runs may take as
+    /// long as its hooks like.
     async fn doom(&self, process: &Process) -> Result<(), Refusal> {
         process.note_doomed();
-        // It may run by now, and nobody look at the note again.
-        match process.phase() {
-            Phase::Running => self.ask_to_signal(process, SIGKILL, false).await,
-            _ => Ok(()),
-        }
+        let init = process.is_init();
+        // Whoever starts it has looked at the note by then, and does not look again.
+        let is_there =
+            if init { self.guest_pid().is_some() } else { process.phase() == Phase::Running };
+        if is_there { self.ask_to_signal(process, SIGKILL, init).await } else { Ok(()) }
     }
 
     /// Has the guest kill an init, and does without the guest if it does not.
@@ -202,18 +207,10 @@ mod tests {
 
     use kata_engine_api::record::{Cause, Ended};
     use kata_sandbox::loss::Loss;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use tokio::time::Instant;
 
     use super::{SIGKILL, SIGTERM, STUBBORN, end_within};
-    use crate::{monitor::Monitor, process::Process};
-
-    fn init() -> Process {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, _) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        Process::new("c", "", Monitor::new(ours, 1).unwrap(), None)
-    }
+    use crate::container::fake_agent::init;
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_obeys_no_signal_is_not_waited_for_longer() {
