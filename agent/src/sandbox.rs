@@ -81,12 +81,32 @@ impl Sandbox {
             }
         };
         let created = self.create_reserved(&id, request.spec, request.root, &request.stdio).await;
-        let mut containers = self.containers();
-        match &created {
-            Ok(container) => containers.insert(id, Some(container.clone())),
-            Err(_) => containers.remove(&id),
-        };
-        created
+        let wanted = self.settle(&id, created.as_ref().ok());
+        let container = created?;
+        if !wanted {
+            container.signal_all(SignalNumber::KILL)?;
+            self.discard(&container).await;
+            return Err(Failure {
+                kind: FailureKind::State,
+                message: format!("container {id} is no longer wanted"),
+            });
+        }
+        Ok(container)
+    }
+
+    /// Puts what was made into its place, or gives that up; false when somebody has deleted it meanwhile.
+    fn settle(&self, id: &str, made: Option<&Arc<Container>>) -> bool {
+        match (self.containers().entry(id.to_owned()), made) {
+            (Entry::Occupied(mut entry), Some(container)) if entry.get().is_none() => {
+                entry.insert(Some(container.clone()));
+                true
+            }
+            (Entry::Occupied(entry), None) if entry.get().is_none() => {
+                entry.remove();
+                true
+            }
+            _ => false,
+        }
     }
 
     async fn create_reserved(
@@ -104,8 +124,19 @@ impl Sandbox {
     /// Takes back a container whose start has failed; its init is ending or has ended.
     pub async fn discard(&self, container: &Container) {
         container.init().wait().await;
-        // What is left of it stays until the guest's end, which is near: the host has been told of the failure.
-        self.delete(&container.id, "").await.ok();
+        // What is left of it stays until the guest's end: the host has been told of the failure.
+        if container.delete().await.is_ok() {
+            self.forget(container);
+        }
+    }
+
+    /// Frees the place of a container, if it has one.
+    fn forget(&self, container: &Container) {
+        let mut containers = self.containers();
+        let there = containers.get(&container.id).and_then(Option::as_deref);
+        if there.is_some_and(|there| std::ptr::eq(there, container)) {
+            containers.remove(&container.id);
+        }
     }
 
     /// A container by its id.
@@ -121,15 +152,30 @@ impl Sandbox {
         self.container(container_id)?.process(exec_id)
     }
 
-    /// Frees the record of a process that has ended; with init's, the container.
+    /// Frees the record of a process that has ended; with init's, the container. One that is still being made is ended as soon
+    /// as it is there.
     pub async fn delete(&self, container_id: &str, exec_id: &str) -> Result<(), Failure> {
+        if exec_id.is_empty() && self.give_up(container_id) {
+            return Ok(());
+        }
         let container = self.container(container_id)?;
         if !exec_id.is_empty() {
             return container.delete_added(exec_id);
         }
         container.delete().await?;
-        self.containers().remove(container_id);
+        self.forget(&container);
         Ok(())
+    }
+
+    /// Frees the place of a container that is still being made; says whether there is one.
+    fn give_up(&self, container_id: &str) -> bool {
+        match self.containers().entry(container_id.to_owned()) {
+            Entry::Occupied(entry) if entry.get().is_none() => {
+                entry.remove();
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Kills every process of every container, and writes back to the host what the guest caches of its files.

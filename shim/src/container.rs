@@ -229,6 +229,7 @@ impl Container {
         match self.bring_up().await {
             Ok(()) => {
                 if !self.init.advance(&[Phase::Starting], Phase::Running) {
+                    self.end_in_guest().await;
                     return Err(Refusal::precondition("container ended while it was started"));
                 }
                 // Before anything can fail: whatever happens from here on, its end is seen.
@@ -364,7 +365,8 @@ impl Container {
             return;
         }
         let outcome = process.known_better(outcome);
-        if process.is_init() {
+        // A guest that does not obey writes nothing back either.
+        if process.is_init() && self.end_in_guest().await {
             // Engines ask what it has used after its end, too. It is asked for first: the agent does one thing at a time.
             let last = async {
                 if let Err(refusal) = self.ask_for_statistics().await {

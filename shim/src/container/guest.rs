@@ -25,7 +25,9 @@ impl Container {
                     self.enter().await?;
                     *entered = true;
                 }
-                if self.init.is_doomed() {
+                if self.init.is_doomed() || self.init.phase() != Phase::Starting {
+                    // Who ended it did so when the guest may not have had it.
+                    self.end_in_guest().await;
                     return Err(Refusal::precondition("the container was killed before its start"));
                 }
                 self.let_go().await
@@ -76,12 +78,32 @@ impl Container {
             copy.write(&agent).await.map_err(|e| Refusal::internal(&e))?;
         }
         let request = self.request()?;
+        self.init.note_in_guest(true);
         let made = agent.create_container(&request).await;
-        if made.is_err() {
+        if let Err(error) = &made {
             self.forget_streams(&request);
+            // What the guest refuses is not there; what it does not answer to may come to be.
+            self.init.note_in_guest(!matches!(error, AgentError::Refused { .. }));
         }
-        self.guest_pid.store(made?.guest_pid, Ordering::Relaxed);
-        self.bring_processors_up().await
+        let guest_pid = made?.guest_pid;
+        if let Err(refusal) = self.bring_processors_up().await {
+            if let Err(error) = obedience::put_away(&agent, &self.init).await {
+                tracing::warn!(%error, "take a container back from the guest");
+            }
+            return Err(refusal);
+        }
+        self.guest_pid.store(guest_pid, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Has the guest end a member whose end the host has decided, if it may be there; says whether the guest does what it is told.
+    pub(super) async fn end_in_guest(&self) -> bool {
+        match self.sandbox.agent() {
+            Ok(agent) if self.role == Role::Member && self.init.is_in_guest() => {
+                obedience::end(&agent, &self.init).await
+            }
+            _ => true,
+        }
     }
 
     /// Lets its program run.
@@ -153,10 +175,8 @@ impl Container {
     /// Takes everything away that the guest, the shared tree and the host's groups have of a member.
     pub async fn leave(&self) -> Result<(), Refusal> {
         if let Ok(agent) = self.sandbox.agent() {
-            match agent.delete_process(&self.init.reference()).await {
-                // One that never was in the guest, too.
-                Ok(_) | Err(AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. }) => {}
-                Err(error) => tracing::warn!(%error, "delete a container in the guest"),
+            if let Err(error) = obedience::put_away(&agent, &self.init).await {
+                tracing::warn!(%error, "delete a container in the guest");
             }
             for copy in &self.copies {
                 if let Err(error) = copy.remove(&agent).await {

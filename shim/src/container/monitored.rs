@@ -55,11 +55,7 @@ impl Container {
             Phase::Ending | Phase::Ended => {}
             phase if process.is_init() => {
                 tracing::warn!("monitor is gone, so its container is killed");
-                if self.role == Role::Member {
-                    if let Err(refusal) = self.ask_to_signal(process, SIGKILL, true).await {
-                        tracing::debug!(message = refusal.message, "kill what has no monitor");
-                    }
-                } else if phase == Phase::Starting {
+                if phase == Phase::Starting && self.role != Role::Member {
                     self.sandbox.abort_boot();
                 }
                 let mut outcome = Outcome::unstarted(LOST, Cause::MonitorKilled, None);

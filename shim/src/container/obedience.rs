@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use kata_protocol::agent;
 use kata_sandbox::agent::{Agent, AgentError};
 use tokio::time::timeout;
+use ttrpc::Code;
 
 use crate::process::{Process, SIGKILL};
 
-/// An init that could not execute its program is ending when the guest says so.
+/// An init that was killed, or that could not execute its program, is ending when the guest says so.
 const LAST_BREATH: Duration = Duration::from_secs(10);
 
 /// Has the guest let the program of a container run that it has made.
@@ -21,10 +22,7 @@ pub(super) async fn run(agent: &Agent, init: &Arc<Process>) -> Result<(), AgentE
     };
     if matches!(error, AgentError::Refused { .. }) {
         // Its init has ended, or is ending, since it could not execute its program.
-        let ended = timeout(LAST_BREATH, agent.wait_process(&init.reference())).await;
-        if !matches!(ended, Ok(Ok(_))) {
-            tracing::debug!(?ended, "wait for an init that did not start");
-        }
+        await_end(agent, init).await;
     } else {
         // The guest goes on with it, when it can; nobody waits for that.
         let (agent, init) = (agent.clone(), init.clone());
@@ -33,8 +31,62 @@ pub(super) async fn run(agent: &Agent, init: &Arc<Process>) -> Result<(), AgentE
     Err(error)
 }
 
-/// Has the guest kill all that is in a container. One that it does not have needs that no more.
-pub(super) async fn kill_all(agent: &Agent, init: &Process) {
+/// Has the guest end a container whose end the host has decided; says whether it may have.
+pub(super) async fn end(agent: &Agent, init: &Process) -> bool {
+    kill_all(agent, init).await && await_end(agent, init).await
+}
+
+/// Has the guest forget a container, and end it first if it has not ended there.
+///
+/// # Errors
+/// [`AgentError`].
+pub(super) async fn put_away(agent: &Agent, init: &Arc<Process>) -> Result<(), AgentError> {
+    let reference = init.reference();
+    let mut answer = agent.delete_process(&reference).await;
+    if matches!(answer, Err(AgentError::Refused { code: Code::FAILED_PRECONDITION, .. })) {
+        tracing::warn!(id = init.container_id, "the guest has not ended the container yet");
+        end(agent, init).await;
+        answer = agent.delete_process(&reference).await;
+    }
+    match answer {
+        // One that never was in the guest, too.
+        Ok(_) | Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Ok(()),
+        Err(error) => {
+            tokio::spawn(disown(agent.clone(), init.clone()));
+            Err(error)
+        }
+    }
+}
+
+/// The same of a guest that hangs: it does so when it goes on, and nobody waits for that.
+async fn disown(agent: Agent, init: Arc<Process>) {
+    let reference = init.reference();
+    let (_, ended) = tokio::join!(kill_all(&agent, &init), agent.wait_process(&reference));
+    if ended.is_ok()
+        && let Err(error) = agent.delete_process(&reference).await
+    {
+        tracing::debug!(%error, "forget a container that was given up");
+    }
+}
+
+/// Waits until the guest says that a process has ended, which it is about to; says whether it has.
+async fn await_end(agent: &Agent, init: &Process) -> bool {
+    match timeout(LAST_BREATH, agent.wait_process(&init.reference())).await {
+        Ok(Ok(_)) => {
+            init.note_in_guest(false);
+            true
+        }
+        // Not there any more.
+        Ok(Err(AgentError::Refused { .. })) => true,
+        silence => {
+            tracing::debug!(?silence, "wait for an init that is ending");
+            false
+        }
+    }
+}
+
+/// Has the guest kill all that is in a container; says whether it has. One that it does not have needs that no more.
+async fn kill_all(agent: &Agent, init: &Process) -> bool {
     let kill = agent::SignalProcessRequest {
         process: Some(init.reference()).into(),
         signal: SIGKILL,
@@ -42,8 +94,11 @@ pub(super) async fn kill_all(agent: &Agent, init: &Process) {
         ..Default::default()
     };
     match agent.signal_process(&kill).await {
-        Ok(_) | Err(AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. }) => {}
-        Err(error) => tracing::warn!(%error, "kill a container in the guest"),
+        Ok(_) | Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => true,
+        Err(error) => {
+            tracing::debug!(%error, "kill a container in the guest");
+            false
+        }
     }
 }
 
@@ -55,7 +110,7 @@ mod tests {
     use tokio::time::{Instant, timeout};
     use ttrpc::Code;
 
-    use super::{LAST_BREATH, run};
+    use super::{LAST_BREATH, put_away, run};
     use crate::container::fake_agent::{FakeAgent, init, refusal};
 
     /// tokio's clock ticks in milliseconds.
@@ -79,5 +134,13 @@ mod tests {
         assert!(matches!(error, AgentError::Refused { .. }), "{error}");
         assert!(begun.elapsed() <= LAST_BREATH + TICKS, "{:?}", begun.elapsed());
         assert_eq!(connected.fake.calls(), ["start_container", "wait_process"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_that_runs_on_in_its_guest_is_ended_before_it_is_forgotten() {
+        let connected = FakeAgent::connected(None).await;
+        put_away(&connected.agent, &init()).await.unwrap();
+        let calls = ["delete_process", "signal_process", "wait_process", "delete_process"];
+        assert_eq!(connected.fake.calls(), calls);
     }
 }
