@@ -10,7 +10,7 @@
 //! never booted again.
 //!
 //! One task, [`Sandbox::watch`], sees VMM and proxy die, decides on the loss and kills the other. Nobody else
-//! decides it. Lock order: none is held while another is taken.
+//! decides it. Lock order: the turn to boot before `live`; besides none is held while another is taken.
 
 mod ending;
 mod links;
@@ -88,6 +88,8 @@ pub enum SandboxError {
     BootTimeout { limit: Duration, console: String },
     #[error("the sandbox is not running")]
     NotRunning,
+    #[error("the sandbox was booted already")]
+    BootedAlready,
     #[error("the sandbox is not running: {}", .0.describe())]
     Lost(Loss),
     #[error("killed while the VM booted")]
@@ -158,6 +160,8 @@ pub struct Facts {
 #[derive(Default)]
 struct Live {
     agent: Option<Agent>,
+    /// A boot was begun, whatever became of it.
+    boot_begun: bool,
     vm: Option<Vm>,
     proxy: Option<Arc<Child>>,
     facts: Facts,
@@ -191,6 +195,7 @@ pub struct Sandbox {
     nonce: [u8; 32],
     agent_waiting: Mutex<Option<tokio::sync::oneshot::Receiver<AgentConnection>>>,
     live: Mutex<Live>,
+    booting: tokio::sync::Mutex<()>,
     loss: watch::Sender<Option<Loss>>,
 }
 
@@ -237,6 +242,7 @@ impl Sandbox {
             nonce,
             agent_waiting: Mutex::new(Some(agent_waiting)),
             live: Mutex::default(),
+            booting: tokio::sync::Mutex::default(),
             loss: watch::Sender::new(None),
         }))
     }
@@ -360,11 +366,20 @@ impl Sandbox {
         facts
     }
 
-    /// Boots the VM, with its first container if there is one.
+    /// Waits until nobody else boots the VM. Whoever holds the answer may find out whether it runs, and boot it if not.
+    pub async fn turn_to_boot(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.booting.lock().await
+    }
+
+    /// Boots the VM, with its first container if there is one. It does so once.
     ///
     /// # Errors
-    /// [`SandboxError`]; the sandbox is lost then.
+    /// [`SandboxError`]; the sandbox is lost then. A second boot is refused, and what became of the first stands.
     pub async fn boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
+        if std::mem::replace(&mut self.live().boot_begun, true) {
+            self.agent()?;
+            return Err(SandboxError::BootedAlready);
+        }
         let booted = self.try_boot(boot).await;
         if booted.is_err() {
             let step = self.steps.last();

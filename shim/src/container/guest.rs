@@ -66,10 +66,8 @@ impl Container {
 
     /// Has the guest make it; its program waits.
     async fn enter(self: &Arc<Self>) -> Result<(), Refusal> {
-        if self.sandbox.agent().is_err() {
-            // Also a group of containers without one that stands for the sandbox: the first to start boots it.
-            self.boot(None).await?;
-        }
+        // Also a group of containers without one that stands for the sandbox: the first to start boots it.
+        self.boot(None).await?;
         let agent = self.sandbox.agent()?;
         if self.shares_pids {
             agent.hold_pids(&agent::Empty::new()).await?;
@@ -111,10 +109,15 @@ impl Container {
         Ok(obedience::run(&self.sandbox.agent()?, &self.init).await?)
     }
 
+    /// Boots the guest, unless it runs: whoever comes while another boots it waits, and finds it running or lost.
     async fn boot(
         self: &Arc<Self>,
         first: Option<agent::CreateContainerRequest>,
     ) -> Result<(), Refusal> {
+        let _turn = self.sandbox.turn_to_boot().await;
+        if first.is_none() && self.sandbox.agent().is_ok() {
+            return Ok(());
+        }
         let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
         let resolver = self.expect_resolver()?;
         let booted = self
