@@ -141,6 +141,8 @@ pub struct Container {
     changed: Notify,
     /// The record on disk is behind: writing it has failed.
     unwritten: AtomicBool,
+    /// Its end has begun, and the guest has had its time to write files back.
+    settled: AtomicBool,
     /// Signals that came while the init was starting: it may run before the guest's answer says so.
     early_signals: Mutex<Vec<u32>>,
 }
@@ -171,6 +173,7 @@ impl Container {
             record: Mutex::new(parts.record),
             changed: Notify::new(),
             unwritten: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
             early_signals: Mutex::default(),
         });
         container.update_record(|record| record.status = Status::Created)?;
@@ -375,6 +378,9 @@ impl Container {
             };
             // Files written by the container are on the host before anybody hears of its end.
             tokio::join!(last, self.settle_guest());
+        }
+        if process.is_init() {
+            self.settled.store(true, Ordering::Relaxed);
         }
         let grace = if process.monitor.is_ours() { UNTIL_DELETED } else { self.grace };
         let grace_ms = u64::try_from(grace.as_millis()).ok();

@@ -1,7 +1,7 @@
 //! Signals: to a process that runs, that is only created, or whose guest does not answer.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -79,11 +79,14 @@ impl Container {
                 self.kill(process, all).await
             }
             Phase::Running => self.ask_to_signal(process, signal, all).await,
-            // Output that the guest promised and does not give; with the VM gone it ends.
             Phase::Ending
                 if process.is_init() && self.role != Role::Member && signal == SIGKILL =>
             {
-                self.sandbox.kill();
+                // Output that the guest promised and does not give; with the VM gone it ends. Before, files are written back,
+                // for which the guest has little time.
+                if self.settled.load(Ordering::Relaxed) {
+                    self.sandbox.kill();
+                }
                 Ok(())
             }
             // Engines stop all that a container may have left: nothing is.
