@@ -7,7 +7,9 @@ use std::{
 
 use kata_engine_api::{handover::FailureKind, record::Cause};
 use kata_protocol::agent;
+use kata_sandbox::{agent::AgentError, lifecycle::SandboxError};
 use tokio::time::timeout;
+use ttrpc::Code;
 
 use super::{Container, Role};
 use crate::{
@@ -116,7 +118,7 @@ impl Container {
                 return Ok(());
             }
             // It has ended by itself, of which the guest is about to tell.
-            Ok(Err(refusal)) if refusal.kind == FailureKind::CommandNotFound => Ok(()),
+            Ok(Err(refusal)) if refusal.kind == FailureKind::NotFound => Ok(()),
             Ok(Err(refusal)) if alone => {
                 self.give_up(
                     process,
@@ -168,7 +170,8 @@ impl Container {
             all,
             ..Default::default()
         };
-        Ok(self.sandbox.agent()?.signal_process(&request).await.map(drop)?)
+        let agent = self.sandbox.agent().map_err(unsignalled)?;
+        agent.signal_process(&request).await.map(drop).map_err(|error| unsignalled(error.into()))
     }
 
     /// Takes the VM away from an init that was killed, as its guest says, and yet runs on.
@@ -186,6 +189,21 @@ impl Container {
                 tracing::debug!(message = refusal.message, signal, "deliver an early signal");
             }
         }
+    }
+}
+
+/// Why a signal could not be sent. What has ended, alone or with its sandbox, is not there to have one: engines go on then.
+fn unsignalled(error: SandboxError) -> Refusal {
+    match error {
+        SandboxError::NotRunning
+        | SandboxError::Lost(_)
+        | SandboxError::Agent(AgentError::SandboxLost { .. }) => {
+            Refusal::not_found("process already finished: its sandbox has ended")
+        }
+        SandboxError::Agent(AgentError::Refused { code: Code::NOT_FOUND, message }) => {
+            Refusal::not_found(&format!("process already finished: {message}"))
+        }
+        other => other.into(),
     }
 }
 
@@ -208,11 +226,15 @@ async fn end_within(init: &Process, grace: Duration, send: impl Fn(u32)) -> bool
 mod tests {
     use std::{cell::RefCell, time::Duration};
 
-    use kata_engine_api::record::{Cause, Ended};
-    use kata_sandbox::loss::Loss;
+    use kata_engine_api::{
+        handover::FailureKind,
+        record::{Cause, Ended},
+    };
+    use kata_sandbox::{agent::AgentError, lifecycle::SandboxError, loss::Loss};
     use tokio::time::Instant;
+    use ttrpc::Code;
 
-    use super::{SIGKILL, SIGTERM, STUBBORN, end_within};
+    use super::{SIGKILL, SIGTERM, STUBBORN, end_within, unsignalled};
     use crate::container::fake_agent::init;
 
     #[tokio::test(start_paused = true)]
@@ -226,6 +248,17 @@ mod tests {
         assert!(begun.elapsed() <= bound, "{:?}", begun.elapsed());
         let outcome = init.outcome_of_loss(&Loss::Stopped);
         assert_eq!((outcome.end.code, outcome.end.cause), (137, Cause::Signaled));
+    }
+
+    #[test]
+    fn what_has_ended_is_not_found_and_a_guest_that_hangs_is_there() {
+        let gone = AgentError::Refused { code: Code::NOT_FOUND, message: "ended".into() };
+        let lost = AgentError::SandboxLost { call: "signal_process", loss: Loss::Stopped };
+        for error in [gone.into(), lost.into(), SandboxError::Lost(Loss::Stopped)] {
+            assert_eq!(unsignalled(error).kind, FailureKind::NotFound);
+        }
+        let silent = AgentError::Silent { call: "signal_process", limit: STUBBORN };
+        assert_eq!(unsignalled(silent.into()).kind, FailureKind::Internal);
     }
 
     #[tokio::test(start_paused = true)]
