@@ -322,6 +322,7 @@ impl Service {
         }
         self.pod().containers.remove(id);
         container.hear_the_last().await;
+        container.forget_all().await;
         if container.role() == Role::Alone {
             self.remove_directory()?;
             self.finished.notify_one();

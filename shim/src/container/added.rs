@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use kata_engine_api::{
     handover::{FailureKind, TerminalSize},
     record::{Cause, Status},
@@ -158,12 +159,30 @@ impl Container {
         }
     }
 
-    /// Forgets an additional process that has ended, or that never started.
-    pub async fn forget(self: &Arc<Self>, process: &Arc<Process>) {
+    /// Ends a process that was never started.
+    async fn cancel(&self, process: &Arc<Process>) {
         if process.phase() == Phase::Created {
             let outcome = Outcome::unstarted(LOST, Cause::KilledBeforeStart, None);
             self.conclude(process, outcome).await;
         }
+    }
+
+    /// Forgets all additional processes of a container that is deleted, and lets none of their monitors outlive it.
+    pub async fn forget_all(self: &Arc<Self>) {
+        let all = self.added();
+        join_all(all.iter().map(|process| async {
+            self.cancel(process).await;
+            if process.monitor.is_ours() {
+                process.let_go().await;
+            }
+            self.forget(process).await;
+        }))
+        .await;
+    }
+
+    /// Forgets an additional process that has ended, or that never started.
+    pub async fn forget(self: &Arc<Self>, process: &Arc<Process>) {
+        self.cancel(process).await;
         if process.is_in_guest() {
             tokio::spawn(self.clone().disown(process.clone()));
         }
