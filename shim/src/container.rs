@@ -5,7 +5,7 @@
 
 mod added;
 #[cfg(test)]
-mod fake_agent;
+pub mod fake_agent;
 mod guest;
 mod links;
 mod localhost;

@@ -48,7 +48,7 @@ pub const LOST: u8 = 137;
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// What runc's shim gives readers before it takes the end of a process for told.
-const LATE_OUTPUT: Duration = Duration::from_secs(2);
+pub const LATE_OUTPUT: Duration = Duration::from_secs(2);
 
 /// Where a process is in its life; later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +91,8 @@ pub struct Process {
     pub monitor: Monitor,
     /// Held by whoever tells an engine what has become of it, so that it hears of things in their order.
     pub telling: tokio::sync::Mutex<()>,
+    /// An engine knows that it was started, and not yet that it has ended.
+    exit_owed: watch::Sender<bool>,
     phase: Mutex<Phase>,
     size: Mutex<Option<TerminalSize>>,
     drained: Notify,
@@ -118,6 +120,7 @@ impl Process {
             names: Names::default(),
             monitor,
             telling: tokio::sync::Mutex::default(),
+            exit_owed: watch::Sender::new(false),
             phase: Mutex::new(Phase::Created),
             size: Mutex::new(terminal.flatten()),
             drained: Notify::new(),
@@ -195,6 +198,19 @@ impl Process {
     /// The last step: those who wait get the end.
     pub fn publish(&self, ended: Ended) {
         self.ended.send_replace(Some(ended));
+    }
+
+    /// Its start was told, and its end will be; or that is told too.
+    pub fn note_exit_owed(&self, owed: bool) {
+        self.exit_owed.send_replace(owed);
+    }
+
+    /// Waits until nothing more is told of it, if it was started.
+    pub async fn exit_told(&self) {
+        // Its start is told by whoever holds this.
+        drop(self.telling.lock().await);
+        // The sender is its own.
+        self.exit_owed.subscribe().wait_for(|owed| !owed).await.ok();
     }
 
     /// The monitor has passed on all output, or is gone.

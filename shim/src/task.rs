@@ -262,7 +262,7 @@ impl Task for TaskService {
                 }
                 (Some(engine), true) => {
                     engine.delete(&container).await?;
-                    engine.tell_delete(&deleted);
+                    engine.tell_delete(&deleted).await;
                 }
                 (None, true) => service.delete(&request.id).await?,
             }

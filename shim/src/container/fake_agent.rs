@@ -45,9 +45,14 @@ pub fn refusal(code: Code) -> ttrpc::Error {
 
 /// An init whose monitor says nothing.
 pub fn init() -> Arc<Process> {
+    process("")
+}
+
+/// A process whose monitor says nothing.
+pub fn process(exec_id: &str) -> Arc<Process> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, _) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    Arc::new(Process::new("c", "", Monitor::new(ours, 1).unwrap(), None))
+    Arc::new(Process::new("c", exec_id, Monitor::new(ours, 1).unwrap(), None))
 }
 
 impl FakeAgent {

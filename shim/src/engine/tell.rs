@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use kata_engine_api::{
     containerd::{
         task::CreateTaskRequest,
@@ -20,10 +21,14 @@ use kata_engine_api::{
 use tokio::time::timeout;
 
 use super::Engine;
-use crate::{container::Container, failure::Refusal, process::Process};
+use crate::{
+    container::Container,
+    failure::Refusal,
+    process::{LATE_OUTPUT, Phase, Process},
+};
 
-/// Additional processes end with their container; so long their news may come before its.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Additional processes end with their container; so long their news may come before its. Output may be late besides.
+const LAST_WORDS: Duration = LATE_OUTPUT.saturating_add(Duration::from_secs(1));
 
 impl Engine {
     /// A container is there; its end will be told too.
@@ -49,6 +54,7 @@ impl Engine {
         };
         self.events.publish("/tasks/create", &event);
         let container = self.service.container(&request.id)?;
+        container.init().note_exit_owed(true);
         tokio::spawn(self.clone().follow_init(container));
         Ok(())
     }
@@ -71,14 +77,16 @@ impl Engine {
             let event = TaskStart { container_id, pid, ..Default::default() };
             return self.events.publish("/tasks/start", &event);
         }
+        process.note_exit_owed(true);
         let exec_id = process.exec_id.clone();
         let event = TaskExecStarted { container_id, exec_id, pid, ..Default::default() };
         self.events.publish("/tasks/exec-started", &event);
         tokio::spawn(self.clone().follow(process.clone()));
     }
 
-    /// A container is deleted.
-    pub fn tell_delete(&self, process: &Process) {
+    /// A container is deleted, of whose end the engine hears first.
+    pub async fn tell_delete(&self, process: &Process) {
+        process.exit_told().await;
         let Some(ended) = process.ended() else { return };
         let event = TaskDelete {
             container_id: process.container_id.clone(),
@@ -103,22 +111,20 @@ impl Engine {
             }
         };
         let Ok(ended) = ended else { return };
-        for process in container.added() {
-            if timeout(LAST_WORDS, process.wait()).await.is_err() {
-                tracing::warn!(exec = process.exec_id, "a process outlives its container");
-            }
-        }
+        hear_out(&container.added()).await;
         let _in_order = init.telling.lock().await;
         if ended.cause.is_out_of_memory() && kills == 0 {
             self.tell_oom(&init);
         }
         self.tell_exit(&init, &ended);
+        init.note_exit_owed(false);
     }
 
     async fn follow(self: Arc<Self>, process: Arc<Process>) {
         if let Ok(ended) = process.wait().await {
             let _in_order = process.telling.lock().await;
             self.tell_exit(&process, &ended);
+            process.note_exit_owed(false);
         }
     }
 
@@ -138,5 +144,55 @@ impl Engine {
             ..Default::default()
         };
         self.events.publish("/tasks/exit", &event);
+    }
+}
+
+/// Waits until the ends of additional processes are told, as far as they were started: their container's comes last.
+async fn hear_out(added: &[Arc<Process>]) {
+    let started = added.iter().filter(|process| process.phase() > Phase::Created);
+    if timeout(LAST_WORDS, join_all(started.map(|process| process.exit_told()))).await.is_err() {
+        tracing::warn!("a process outlives its container");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::time::{Instant, sleep};
+
+    use super::{LAST_WORDS, hear_out};
+    use crate::{
+        container::fake_agent::process,
+        process::{LATE_OUTPUT, Phase, Process},
+    };
+
+    fn started() -> Arc<Process> {
+        let process = process("e");
+        process.advance(&[Phase::Created], Phase::Starting);
+        process.note_exit_owed(true);
+        process
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_container_comes_after_those_of_its_processes() {
+        let (late, unstarted, begun) = (started(), process("u"), Instant::now());
+        let telling = async {
+            let _in_order = late.telling.lock().await;
+            sleep(LATE_OUTPUT).await;
+            late.note_exit_owed(false);
+        };
+        let all = [late.clone(), unstarted];
+        tokio::join!(telling, hear_out(&all));
+        let took = begun.elapsed();
+        assert!(took >= LATE_OUTPUT && took < LAST_WORDS, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_processes_together_are_waited_for_no_longer_than_one() {
+        let begun = Instant::now();
+        hear_out(&[started(), started(), started()]).await;
+        // tokio's clock ticks in milliseconds.
+        assert!(begun.elapsed() <= LAST_WORDS + Duration::from_millis(10), "{:?}", begun.elapsed());
     }
 }
