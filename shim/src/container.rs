@@ -243,6 +243,7 @@ impl Container {
                 self.record_facts(|record| record.status = Status::Running)?;
                 tokio::spawn(self.clone().note_network());
                 self.deliver_early_signals().await;
+                self.catch_up_with_size(&self.init).await;
                 Ok(())
             }
             Err(refusal) => {
@@ -272,9 +273,22 @@ impl Container {
     /// Sets a terminal's size; kept when the process does not run yet.
     pub async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), Refusal> {
         process.set_size(size);
-        if process.phase() != Phase::Running {
-            return Ok(());
+        match process.phase() {
+            Phase::Running => self.ask_to_resize(process, size).await,
+            _ => Ok(()),
         }
+    }
+
+    /// Passes on the size that a terminal was given while its process was started.
+    async fn catch_up_with_size(&self, process: &Process) {
+        if let Some(size) = process.changed_size()
+            && let Err(refusal) = self.ask_to_resize(process, size).await
+        {
+            tracing::debug!(message = refusal.message, "resize a terminal that has just come");
+        }
+    }
+
+    async fn ask_to_resize(&self, process: &Process, size: TerminalSize) -> Result<(), Refusal> {
         let request = agent::ResizeTerminalRequest {
             process: Some(process.reference()).into(),
             rows: size.rows.into(),

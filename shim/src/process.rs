@@ -95,6 +95,8 @@ pub struct Process {
     exit_owed: watch::Sender<bool>,
     phase: Mutex<Phase>,
     size: Mutex<Option<TerminalSize>>,
+    /// The size that the guest was asked to make it with.
+    first_size: Mutex<Option<TerminalSize>>,
     drained: Notify,
     handover: Mutex<Option<JoinHandle<()>>>,
     /// The guest may have it on its books.
@@ -123,6 +125,7 @@ impl Process {
             exit_owed: watch::Sender::new(false),
             phase: Mutex::new(Phase::Created),
             size: Mutex::new(terminal.flatten()),
+            first_size: Mutex::default(),
             drained: Notify::new(),
             handover: Mutex::default(),
             in_guest: AtomicBool::new(false),
@@ -181,6 +184,12 @@ impl Process {
 
     pub fn set_size(&self, size: TerminalSize) {
         *self.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
+    }
+
+    /// The size, if it has changed since the guest was asked to make the process.
+    pub fn changed_size(&self) -> Option<TerminalSize> {
+        let first = *self.first_size.lock().unwrap_or_else(PoisonError::into_inner);
+        self.size().filter(|size| self.terminal && Some(*size) != first)
     }
 
     /// The end, once it is recorded.
@@ -343,6 +352,7 @@ impl Process {
         });
         *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(handover);
         let size = self.size();
+        *self.first_size.lock().unwrap_or_else(PoisonError::into_inner) = size;
         let mut stdio = agent::Stdio {
             terminal: self.terminal,
             rows: size.map_or(0, |size| size.rows.into()),
@@ -431,11 +441,14 @@ pub fn signal_code(signal: u32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use kata_engine_api::record::Cause;
-    use kata_protocol::agent::ProcessEnd;
-    use kata_sandbox::loss::Loss;
+    use std::{os::unix::net::UnixDatagram, sync::Arc};
 
-    use super::Outcome;
+    use kata_engine_api::{handover::TerminalSize, record::Cause};
+    use kata_protocol::agent::ProcessEnd;
+    use kata_sandbox::{guest::Switchboard, loss::Loss};
+
+    use super::{Outcome, Process};
+    use crate::monitor::Monitor;
 
     #[test]
     fn a_signal_is_128_and_more_and_oom_has_a_cause_of_its_own() {
@@ -448,6 +461,19 @@ mod tests {
         assert_eq!(Outcome::of_agent(&guest).end.cause, Cause::GuestOom);
         let asked = ProcessEnd { signal: 15, oom_killed: true, ..Default::default() };
         assert_eq!(Outcome::of_agent(&asked).end.cause, Cause::Signaled);
+    }
+
+    #[tokio::test]
+    async fn a_size_that_came_after_the_request_is_owed() {
+        let size = |rows| TerminalSize { rows, columns: 80 };
+        let (ours, _) = UnixDatagram::pair().unwrap();
+        let monitor = Monitor::new(ours.into(), 1).unwrap();
+        let process = Arc::new(Process::new("c", "", monitor, Some(Some(size(24)))));
+        let (board, _agent) = Switchboard::new([0; 32]);
+        process.expect_streams(&board, [0; 16]);
+        assert_eq!(process.changed_size(), None);
+        process.set_size(size(30));
+        assert_eq!(process.changed_size(), Some(size(30)));
     }
 
     #[test]

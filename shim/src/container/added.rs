@@ -84,6 +84,7 @@ impl Container {
         {
             tracing::debug!(message = refusal.message, "kill a process that was killed early");
         }
+        self.catch_up_with_size(process).await;
         Ok(())
     }
 
