@@ -153,7 +153,10 @@ impl Container {
 
     fn forget_streams(&self, request: &agent::CreateContainerRequest) {
         let stdio = &request.stdio;
-        for token in [&stdio.stdout_token, &stdio.terminal_token] {
+        // Of what the host throws away there is none.
+        let tokens =
+            [&stdio.stdin_token, &stdio.stdout_token, &stdio.stderr_token, &stdio.terminal_token];
+        for token in tokens {
             if let Ok(token) = token.as_slice().try_into() {
                 self.sandbox.switchboard().forget(token);
             }
