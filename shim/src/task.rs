@@ -257,6 +257,10 @@ impl Task for TaskService {
         whole(async move {
             match (&engine, deleted.is_init()) {
                 (_, false) => {
+                    container.cancel(&deleted).await;
+                    if deleted.ended().is_none() {
+                        return Err(Refusal::precondition("process has not ended"));
+                    }
                     deleted.let_go().await;
                     container.forget(&deleted).await;
                 }

@@ -161,7 +161,7 @@ impl Container {
     }
 
     /// Ends a process that was never started.
-    async fn cancel(&self, process: &Arc<Process>) {
+    pub async fn cancel(&self, process: &Arc<Process>) {
         if process.phase() == Phase::Created {
             let outcome = Outcome::unstarted(LOST, Cause::KilledBeforeStart, None);
             self.conclude(process, outcome).await;
