@@ -25,13 +25,31 @@ use ttrpc::r#async::TtrpcContext;
 use kata_protocol::agent;
 use kata_sandbox::agent::presentable;
 
-use crate::{engine::Engine, failure::Refusal, process::Phase, service::Service, statistics::Form};
+use crate::{
+    engine::Engine,
+    failure::Refusal,
+    process::{Phase, Process},
+    service::Service,
+    statistics::Form,
+};
 
 /// Linux has no more processes in a pid namespace by default; a guest that lists more is lying.
 const MAX_PIDS: usize = 32_768;
 
 fn exited_at(ended: &Ended) -> Timestamp {
     Timestamp::from(ended.at())
+}
+
+/// What a process is said to be. An exec ends by itself: that of its container comes before its own is known.
+fn status_of(process: &Process, container: Status) -> TaskStatus {
+    match (container, process.is_init()) {
+        _ if process.ended().is_some() => TaskStatus::STOPPED,
+        (Status::Creating | Status::Created, true) => TaskStatus::CREATED,
+        (Status::Stopped, true) => TaskStatus::STOPPED,
+        _ if process.phase() < Phase::Running => TaskStatus::CREATED,
+        (Status::Paused, _) => TaskStatus::PAUSED,
+        _ => TaskStatus::RUNNING,
+    }
 }
 
 /// Runs to its end what must not stop half way: ttrpc drops a handler whose caller is gone.
@@ -95,14 +113,7 @@ impl Task for TaskService {
         let process = container.process(&request.exec_id)?;
         let record = container.record();
         let ended = process.ended();
-        let created = !process.is_init() && process.phase() == Phase::Created;
-        let status = match (&ended, record.status) {
-            (None, _) if created => TaskStatus::CREATED,
-            (Some(_), _) | (_, Status::Stopped) => TaskStatus::STOPPED,
-            (None, Status::Creating | Status::Created) => TaskStatus::CREATED,
-            (None, Status::Running) => TaskStatus::RUNNING,
-            (None, Status::Paused) => TaskStatus::PAUSED,
-        };
+        let status = status_of(&process, record.status);
         Ok(task::StateResponse {
             id: request.id,
             bundle: record.bundle,
@@ -373,5 +384,43 @@ impl Task for TaskService {
             self.service.finish();
         }
         Ok(Empty::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_engine_api::{
+        containerd::process::Status as TaskStatus,
+        record::{Cause, Ended, Status},
+    };
+
+    use super::status_of;
+    use crate::{container::fake_agent::process, process::Phase};
+
+    #[tokio::test]
+    async fn an_exec_runs_until_its_own_end_is_known() {
+        let exec = process("e");
+        assert_eq!(status_of(&exec, Status::Running), TaskStatus::CREATED);
+        exec.advance(&[Phase::Created], Phase::Running);
+        for (container, expected) in [
+            (Status::Created, TaskStatus::RUNNING),
+            (Status::Running, TaskStatus::RUNNING),
+            (Status::Paused, TaskStatus::PAUSED),
+            (Status::Stopped, TaskStatus::RUNNING),
+        ] {
+            assert_eq!(status_of(&exec, container), expected, "{container:?}");
+        }
+        exec.publish(Ended::new(0, Cause::Exited, None));
+        assert_eq!(status_of(&exec, Status::Running), TaskStatus::STOPPED);
+    }
+
+    #[tokio::test]
+    async fn an_init_is_what_its_container_is() {
+        let init = process("");
+        assert_eq!(status_of(&init, Status::Created), TaskStatus::CREATED);
+        init.advance(&[Phase::Created], Phase::Running);
+        assert_eq!(status_of(&init, Status::Running), TaskStatus::RUNNING);
+        assert_eq!(status_of(&init, Status::Paused), TaskStatus::PAUSED);
+        assert_eq!(status_of(&init, Status::Stopped), TaskStatus::STOPPED);
     }
 }
