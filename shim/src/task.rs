@@ -94,11 +94,23 @@ impl TaskService {
         self.engine.clone().ok_or_else(|| Refusal::new(FailureKind::Unimplemented, message))
     }
 
-    /// Tells the engine, if there is one.
-    fn publish(&self, topic: &str, event: &impl MessageFull) {
-        if let Some(engine) = &self.engine {
-            engine.events.publish(topic, event);
-        }
+    /// Pauses or resumes a container, and tells the engine, if there is one, even if it has gone away meanwhile.
+    async fn set_paused(
+        &self,
+        id: &str,
+        paused: bool,
+        (topic, event): (&'static str, impl MessageFull),
+    ) -> ttrpc::Result<Empty> {
+        let (container, engine) = (self.service.container(id)?, self.engine.clone());
+        whole(async move {
+            container.set_paused(paused).await?;
+            if let Some(engine) = engine {
+                engine.events.publish(topic, &event);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Empty::new())
     }
 }
 
@@ -334,19 +346,13 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: task::PauseRequest) -> ttrpc::Result<Empty> {
-        let container = self.service.container(&request.id)?;
-        whole(async move { container.set_paused(true).await }).await?;
-        let container_id = request.id;
-        self.publish("/tasks/paused", &TaskPaused { container_id, ..Default::default() });
-        Ok(Empty::new())
+        let event = TaskPaused { container_id: request.id.clone(), ..Default::default() };
+        self.set_paused(&request.id, true, ("/tasks/paused", event)).await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: task::ResumeRequest) -> ttrpc::Result<Empty> {
-        let container = self.service.container(&request.id)?;
-        whole(async move { container.set_paused(false).await }).await?;
-        let container_id = request.id;
-        self.publish("/tasks/resumed", &TaskResumed { container_id, ..Default::default() });
-        Ok(Empty::new())
+        let event = TaskResumed { container_id: request.id.clone(), ..Default::default() };
+        self.set_paused(&request.id, false, ("/tasks/resumed", event)).await
     }
 
     async fn resize_pty(
