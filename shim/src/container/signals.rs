@@ -32,13 +32,14 @@ const STUBBORN: Duration = Duration::from_secs(5);
 const PATIENT: Duration = Duration::from_secs(30);
 
 impl Container {
-    /// Sends a signal to a process, or to all of the container's.
+    /// Sends a signal to a process; to an init's, `all` means all of the container's.
     pub async fn signal(
         self: &Arc<Self>,
         process: &Arc<Process>,
         signal: u32,
         all: bool,
     ) -> Result<(), Refusal> {
+        let all = all && process.is_init();
         if signal > LAST && process.phase() < Phase::Ending {
             let message = format!("unable to signal init: invalid argument: {signal}");
             return Err(Refusal::new(FailureKind::InvalidArgument, message));
