@@ -274,6 +274,8 @@ impl Container {
     pub async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), Refusal> {
         process.set_size(size);
         match process.phase() {
+            // No process has it.
+            Phase::Running if self.role == Role::Pod => Ok(()),
             Phase::Running => self.ask_to_resize(process, size).await,
             _ => Ok(()),
         }
@@ -303,6 +305,7 @@ impl Container {
     /// People and engines do so around what they do with its files (`docker commit`): what it has written is on the host by
     /// then, and what was changed there meanwhile is looked up again.
     pub async fn set_paused(&self, paused: bool) -> Result<(), Refusal> {
+        self.must_be_in_guest()?;
         let (from, to, otherwise) = if paused {
             (Status::Running, Status::Paused, "container not running")
         } else {
@@ -334,6 +337,16 @@ impl Container {
             self.update_record(|record| record.status = to)?;
         }
         Ok(())
+    }
+
+    /// Refuses what needs something in the guest.
+    fn must_be_in_guest(&self) -> Result<(), Refusal> {
+        match self.role {
+            Role::Pod => Err(Refusal::precondition(
+                "the container stands for its pod, and no program runs in it",
+            )),
+            Role::Alone | Role::Member => Ok(()),
+        }
     }
 
     /// Waits until it is not paused.

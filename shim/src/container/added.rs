@@ -14,7 +14,7 @@ use kata_protocol::agent;
 use kata_sandbox::agent::AgentError;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Container, Role, new_token};
+use super::{Container, new_token};
 use crate::{
     engine::stdio::Names,
     failure::Refusal,
@@ -110,10 +110,11 @@ impl Container {
 
     /// Whether a process may be added now; the words are runc's.
     fn must_take_exec(&self) -> Result<(), Refusal> {
+        self.must_be_in_guest()?;
         let status = match (self.record().status, self.init.phase()) {
             (Status::Running, Phase::Running) => return Ok(()),
             // It is in no guest yet, and comes into one for that.
-            (Status::Created, Phase::Created) if self.role != Role::Pod => return Ok(()),
+            (Status::Created, Phase::Created) => return Ok(()),
             // It has ended, and its output is being passed on.
             (Status::Running, _) => Status::Stopped,
             (status, _) => status,

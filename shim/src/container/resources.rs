@@ -15,7 +15,7 @@ use kata_spec::{HostDisk, Limits, check_resources, name_disks};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::Container;
+use super::{Container, Role};
 use crate::{failure::Refusal, statistics::Statistics};
 
 /// Engines take a task that lists no process for a leaked one, and wait for 5 s for the lists of all.
@@ -70,6 +70,8 @@ impl Container {
         let mut guest = for_guest(&change.guest, &new).map_err(|e| Refusal::internal(&e))?;
         name_disks(&mut guest, &self.resources.disks);
         let done = match self.limit_on_host(&new) {
+            // Nothing of it is in the guest.
+            Ok(()) if self.role == Role::Pod => Ok(()),
             Ok(()) if status == Status::Created && self.guest_pid().is_none() => {
                 self.amend_spec(&guest)
             }
@@ -97,6 +99,10 @@ impl Container {
     fn limit_on_host(&self, limits: &Limits) -> Result<(), SandboxError> {
         self.sandbox.steps().enter(Step::LimitCgroup)?;
         self.resources.group.limit(limits)?;
+        if self.role == Role::Pod {
+            // What the VM may have is the sum of what is in it.
+            return Ok(());
+        }
         Ok(self.sandbox.budget().admit(&self.init.container_id, limits)?)
     }
 
@@ -154,6 +160,10 @@ impl Container {
 
     /// Asks the guest, and keeps its answer.
     pub(super) async fn ask_for_statistics(&self) -> Result<Statistics, Refusal> {
+        if self.role == Role::Pod {
+            // As good as nothing, too, is what a pause program uses.
+            return Ok(Statistics::default());
+        }
         let container = self.reference();
         let answer = self.sandbox.agent()?.container_stats(&container).await?;
         let statistics = Statistics::parse(&answer.files);
@@ -168,6 +178,9 @@ impl Container {
 
     /// Processes of the container, as the guest knows them; none when it does not answer.
     pub async fn guest_processes(&self) -> Vec<agent::ProcessDetails> {
+        if self.role == Role::Pod {
+            return Vec::new();
+        }
         let Ok(agent) = self.sandbox.agent() else { return Vec::new() };
         match timeout(LISTING, agent.list_processes(&self.reference())).await {
             Ok(Ok(answer)) => answer.processes,

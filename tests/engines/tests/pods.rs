@@ -11,6 +11,7 @@ use kata_engine_tests::containerd::{
     },
     security,
 };
+use kata_guest_tests::run;
 
 fn on_both(claim: impl Fn(&Containerd, Handler)) {
     for release in Release::tried() {
@@ -297,6 +298,30 @@ fn a_container_that_the_host_grants_no_limit_for_leaves_no_group() {
         container.remove();
         let other = pod.start(pod.script("exec sleep 1000"));
         assert_eq!(other.output("echo on"), "on");
+        pod.remove();
+    });
+}
+
+#[test]
+fn the_container_that_stands_for_a_pod_answers_for_itself() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let member = pod.start(pod.script("exec sleep 1000"));
+        let ctr = |words: &[&str]| run(engine.ctr(&[&["-n", "k8s.io"], words].concat()), b"");
+        let metrics = ctr(&["task", "metrics", &pod.id]);
+        assert_eq!(metrics.code, 0, "{}", metrics.stderr());
+        assert!(metrics.stdout().contains("memory.usage"), "{}", metrics.stdout());
+        if handler == KATA {
+            for words in [
+                &["task", "pause", &pod.id][..],
+                &["task", "exec", "--exec-id", "e", &pod.id, "true"],
+            ] {
+                let refused = ctr(words);
+                assert_ne!(refused.code, 0, "{words:?}");
+                assert!(refused.stderr().contains("stands for its pod"), "{}", refused.stderr());
+            }
+        }
+        assert_eq!(member.output("echo on"), "on");
         pod.remove();
     });
 }
