@@ -161,7 +161,7 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
         container.resumed().await;
     }
     let what = (process.guest_process(), Names::default());
-    let process = container.add(&exec.exec_id, monitor, what, terminal)?;
+    let process = container.add(&exec.exec_id, monitor, what, terminal).await?;
     let started = container.start_added(&process).await;
     match started {
         // Nobody else asks for it once it has ended.

@@ -27,14 +27,14 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Container {
     /// Makes an additional process, of which nothing runs yet. `spec` is its OCI process object.
-    pub fn add(
+    pub async fn add(
         self: &Arc<Self>,
         exec_id: &str,
         monitor: Monitor,
         (spec, names): (Vec<u8>, Names),
         terminal: Option<Option<TerminalSize>>,
     ) -> Result<Arc<Process>, Refusal> {
-        self.must_take_exec()?;
+        self.must_take_exec().await?;
         let process = Process::new(&self.init.container_id, exec_id, monitor, terminal);
         let process = Arc::new(process.of(spec).named(names));
         let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +56,7 @@ impl Container {
 
     /// Has the guest run an additional process.
     pub async fn start_added(self: &Arc<Self>, process: &Arc<Process>) -> Result<(), Refusal> {
-        self.must_take_exec()?;
+        self.must_take_exec().await?;
         if !process.advance(&[Phase::Created], Phase::Starting) {
             return Err(Refusal::precondition("the process was started already, or has ended"));
         }
@@ -108,9 +108,16 @@ impl Container {
         Ok(())
     }
 
-    /// Whether a process may be added now; the words are runc's.
-    fn must_take_exec(&self) -> Result<(), Refusal> {
+    /// Whether a process may be added now; the words are runc's. What is being started is waited for, which has an end.
+    async fn must_take_exec(&self) -> Result<(), Refusal> {
         self.must_be_in_guest()?;
+        loop {
+            let changed = self.changed.notified();
+            match (self.record().status, self.init.phase()) {
+                (Status::Created, phase) if phase > Phase::Created => changed.await,
+                _ => break,
+            }
+        }
         let status = match (self.record().status, self.init.phase()) {
             (Status::Running, Phase::Running) => return Ok(()),
             // It is in no guest yet, and comes into one for that.

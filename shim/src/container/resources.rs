@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{Container, Role};
-use crate::{failure::Refusal, statistics::Statistics};
+use crate::{failure::Refusal, process::Phase, statistics::Statistics};
 
 /// Engines take a task that lists no process for a leaked one, and wait for 5 s for the lists of all.
 const LISTING: Duration = Duration::from_secs(1);
@@ -58,10 +58,14 @@ impl Container {
         let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
         let change = check_resources(resources).map_err(|e| invalid(chain(&e)))?;
         let _only_one = self.resources.updating.lock().await;
-        let status = self.record().status;
-        if status == Status::Stopped {
+        // Not while it enters: the guest has been given the old ones by then, and does not know it yet.
+        let entered = self.entered.lock().await;
+        if self.record().status == Status::Stopped {
             return Err(Refusal::precondition("cannot update a stopped container"));
         }
+        // Who starts it waits for this.
+        let outside =
+            Some(entered).filter(|entered| !**entered && self.init.phase() <= Phase::Starting);
         let old = self.resources.limits();
         let new = old.changed(&change.limits);
         // The pair of memory and swap, of which a change may name one, is checked as a whole.
@@ -72,12 +76,11 @@ impl Container {
         let done = match self.limit_on_host(&new) {
             // Nothing of it is in the guest.
             Ok(()) if self.role == Role::Pod => Ok(()),
-            Ok(()) if status == Status::Created && self.guest_pid().is_none() => {
-                self.amend_spec(&guest)
-            }
+            Ok(()) if outside.is_some() => self.amend_spec(&guest),
             Ok(()) => self.limit_in_guest(&guest, &new).await,
             Err(error) => Err(Refusal::from(error)),
         };
+        drop(outside);
         if let Err(refusal) = done {
             if let Err(error) = self.limit_on_host(&old.over(&new)) {
                 tracing::warn!(%error, "take a refused update back");

@@ -226,7 +226,8 @@ impl Engine {
         };
         let monitor = self.start_monitor(wanted).await?;
         let terminal = names.terminal.then(|| checked.terminal_size.map(size));
-        container.add(&request.exec_id, monitor, (checked.guest_process(), names), terminal)
+        let what = (checked.guest_process(), names);
+        container.add(&request.exec_id, monitor, what, terminal).await
     }
 
     /// Opens stdio in the engine's view; a program that takes output sees nothing else of ours, and is reaped.

@@ -1,9 +1,14 @@
 //! Limits: in the guest, on the host's groups, and as the size of the VM.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
-use kata_guest_tests::{Bundle, Container, HostGroup, Kata, busybox, python};
+use kata_guest_tests::{Bundle, Container, HostGroup, Kata, Running, busybox, python};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -298,4 +303,31 @@ fn a_process_that_a_limit_keeps_away_is_an_error_that_says_so() {
     assert_eq!(refused.code, 255);
     assert!(refused.stderr().contains("resource temporarily unavailable"), "{}", refused.stderr());
     assert_eq!(container.status(), "running");
+}
+
+/// Waits until a container that is being started has its VMM.
+fn booting(group: &HostGroup) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while group.of_vm().pids().len() < 2 {
+        assert!(Instant::now() < deadline, "no VMM");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_comes_while_a_container_starts_waits_for_it() {
+    let Some(kata) = Kata::installed() else { return };
+    let resources = json!({"pids": {"limit": 50}});
+    let Some((bundle, group)) = bundle(&kata, &["sleep", "1000"], resources) else { return };
+    let container = Container::create(&kata, &bundle, "early");
+    let mut start = kata.command(&["start", &container.id]).spawn().unwrap();
+    booting(&group);
+    let asked =
+        [&["update", "--pids-limit", "99", &container.id][..], &["exec", &container.id, "true"]];
+    for asking in asked.map(|words| Running::start(kata.command(words))) {
+        let done = asking.finish();
+        assert_eq!(done.code, 0, "{}", done.stderr());
+    }
+    assert!(start.wait().unwrap().success());
+    assert_eq!(container.exec(&["cat", "/sys/fs/cgroup/pids.max"], b"").stdout(), "99\n");
 }
