@@ -7,7 +7,7 @@ mod forsaken;
 mod place;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -148,18 +148,41 @@ impl Service {
 
     /// Makes a container, and the sandbox if there is none yet. A failure leaves nothing.
     pub async fn create(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
-        let (id, role) = (creation.id.clone(), creation.role);
-        {
-            let mut pod = self.pod();
-            let alone = role == Role::Alone && !pod.containers.is_empty();
-            if alone || pod.containers.contains_key(&id) {
-                let message = format!("container {id:?} exists already");
-                return Err(Refusal::new(FailureKind::AlreadyExists, message));
+        self.reserve(&creation.id)?;
+        self.create_reserved(creation).await
+    }
+
+    /// Holds the place of a container that is to be made: as long as it does, the sandbox and the shim stay.
+    pub fn reserve(&self, id: &str) -> Result<(), Refusal> {
+        match self.pod().containers.entry(id.to_owned()) {
+            Entry::Vacant(place) => {
+                place.insert(None);
+                Ok(())
             }
-            pod.containers.insert(id.clone(), None);
+            Entry::Occupied(_) => Err(exists(id)),
+        }
+    }
+
+    /// Gives a place up, if it still is held; with the sandbox, if everything else has left that meanwhile.
+    pub async fn release(&self, id: &str) {
+        let is_held = || self.pod().containers.get(id).is_some_and(Option::is_none);
+        if !is_held() {
+            return;
         }
         let _only_one = self.changing.lock().await;
-        let made = self.make(creation);
+        if self.sandbox().is_some() {
+            self.unmake(id, Role::Member);
+        } else {
+            self.pod().containers.remove(id);
+        }
+    }
+
+    /// Makes a container whose place is held, and gives that up if it fails.
+    pub async fn create_reserved(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
+        let (id, role) = (creation.id.clone(), creation.role);
+        let _only_one = self.changing.lock().await;
+        let alone = role == Role::Alone && self.pod().containers.len() > 1;
+        let made = if alone { Err(exists(&id)) } else { self.make(creation) };
         match &made {
             Ok(container) => {
                 self.pod().containers.insert(id, Some(container.clone()));
@@ -363,6 +386,10 @@ impl Service {
     pub async fn finished(&self) {
         self.finished.notified().await;
     }
+}
+
+fn exists(id: &str) -> Refusal {
+    Refusal::new(FailureKind::AlreadyExists, format!("container {id:?} exists already"))
 }
 
 /// The file that is mounted on the container's `/etc/resolv.conf`.

@@ -74,6 +74,15 @@ impl Engine {
             let message = "restoring from a checkpoint is not supported";
             return Err(Refusal::new(FailureKind::Unimplemented, message));
         }
+        self.service.reserve(&request.id)?;
+        let made = self.create_reserved(request).await;
+        if made.is_err() {
+            self.service.release(&request.id).await;
+        }
+        made
+    }
+
+    async fn create_reserved(&self, request: &task::CreateTaskRequest) -> Result<u32, Refusal> {
         let names = Names {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -163,7 +172,7 @@ impl Engine {
             names,
             directory,
         };
-        self.service.create(creation).await?;
+        self.service.create_reserved(creation).await?;
         if role == Role::Pod {
             self.service.keep_shared_memory(shared_memory);
         }
