@@ -65,3 +65,37 @@ fn be_patient(socket: &OwnedFd) -> io::Result<()> {
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{mem::size_of, os::fd::AsRawFd};
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+    use super::{PATIENCE, SO_VM_SOCKETS_CONNECT_TIMEOUT, be_patient};
+
+    #[test]
+    fn a_connection_is_given_as_long_as_that() {
+        let made =
+            socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let Ok(socket) = made else {
+            println!("SKIP no sockets of AF_VSOCK here");
+            return;
+        };
+        be_patient(&socket).unwrap();
+        let mut limit = libc::timeval { tv_sec: 0, tv_usec: 0 };
+        let mut length = size_of::<libc::timeval>() as libc::socklen_t;
+        // SAFETY: value and length outlive the call, which writes no more than that length.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::AF_VSOCK,
+                SO_VM_SOCKETS_CONNECT_TIMEOUT,
+                (&raw mut limit).cast(),
+                &raw mut length,
+            )
+        };
+        assert_eq!(result, 0);
+        assert_eq!(limit.tv_sec.cast_unsigned(), PATIENCE.as_secs());
+    }
+}
