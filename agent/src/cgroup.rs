@@ -23,7 +23,10 @@ use kata_sys::{
     bpf::{self, ProgramKind},
     watch,
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    mount::{OpenTreeFlags, open_tree},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -65,6 +68,8 @@ const STATISTICS: &[&str] = &[
 #[derive(Debug)]
 pub struct Cgroup {
     directory: PathBuf,
+    /// The group itself, [apart].
+    birthplace: OwnedFd,
     /// The device rules in force, kept so that an update can replace them in one instant.
     devices: Option<OwnedFd>,
     /// Processes that the OOM killer had killed when somebody sent SIGKILL: an end after that is that one's doing.
@@ -98,7 +103,14 @@ impl Cgroup {
     pub fn create(container_id: &str, resources: &Resources) -> Result<Self, Failure> {
         let directory = Path::new(CONTAINERS).join(container_id);
         fs::create_dir(&directory).step(|| format!("create cgroup {}", directory.display()))?;
-        let mut cgroup = Self { directory, devices: None, struck_before: 0 };
+        let birthplace = match apart(&directory) {
+            Ok(birthplace) => birthplace,
+            Err(error) => {
+                fs::remove_dir(&directory).step(|| "remove unused cgroup")?;
+                return Err(error).step(|| "set the cgroup apart");
+            }
+        };
+        let mut cgroup = Self { directory, birthplace, devices: None, struck_before: 0 };
         let applied = cgroup
             .apply(resources)
             .and_then(|()| cgroup.limit_devices(&resources.devices).step(|| "load device rules"));
@@ -159,19 +171,19 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The directory that a new process is to be born in.
+    /// The group that a new process is to be born in: a mount of its own, from which no way leads up.
     ///
     /// A container that manages groups of its own (an init system) has controllers enabled below its group,
     /// which may then hold no process: its init's present group is taken.
     pub fn birthplace(&self, init: Option<i32>) -> io::Result<OwnedFd> {
         let controllers = fs::read_to_string(self.directory.join("cgroup.subtree_control"))?;
         let Some(init) = init.filter(|_| !controllers.trim().is_empty()) else {
-            return self.open();
+            return self.birthplace.try_clone();
         };
         let membership = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
         let path = membership.lines().find_map(|line| line.strip_prefix("0::/"));
         let path = path.ok_or_else(|| io::Error::other("process has no cgroup"))?;
-        open_directory(&Path::new(HIERARCHY).join(path))
+        apart(&Path::new(HIERARCHY).join(path))
     }
 
     fn open(&self) -> io::Result<OwnedFd> {
@@ -358,6 +370,14 @@ impl Freezer {
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// A group as a mount that is nowhere attached: whoever comes by the descriptor can't leave it upwards for the agent's files.
+fn apart(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    Ok(open_tree(CWD, path, flags)?)
 }
 
 /// A group that was removed meanwhile has no processes.

@@ -69,7 +69,8 @@ pub fn main() -> ExitCode {
 /// Copies itself for each packet, until the agent is gone; returns in each copy too.
 fn nurse() -> Result<ExitCode, Failure> {
     let socket = inherit::take(SOCKET).step(|| "take the nursery's socket")?;
-    // Whoever shares a namespace with a helper must not read its memory or follow /proc/PID/exe. Copies inherit that.
+    // Whoever shares a namespace with a helper must not read its memory or follow /proc/PID/exe. Copies inherit that. It stops
+    // nobody who has CAP_SYS_PTRACE without a user namespace: so there is nothing in a copy that leads out of its container.
     fork::close_on_exec_from(FIRST_OTHER).step(|| "keep the nursery's files from others")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide the nursery's memory")?;
     loop {
@@ -117,18 +118,19 @@ fn run(control: &Control) -> Result<(), Failure> {
         .ok_or_else(|| Failure::invalid("the agent gave no order"))?;
     match order.kind {
         Kind::Init { container_id, root } => {
-            let [cgroup, spec] = attached(files)?;
-            let spec = order::read_document(spec.as_fd()).step(|| "read spec")?;
+            let [cgroup, document] = attached(files)?;
+            let spec = order::read_document(document.as_fd()).step(|| "read spec")?;
+            drop(document);
             let spec = serde_json::from_slice(&spec)
                 .map_err(|error| Failure::invalid(format!("spec: {error}")))?;
             let root = root.into();
             container::Creation { control, spec, root, container_id, terminal: order.terminal }
-                .run(cgroup.as_fd())
+                .run(cgroup)
         }
         Kind::Exec { shared } => {
             let [cgroup, process, init, filters] = attached(files)?;
-            exec::Entry { control, terminal: order.terminal, shared, process, init, filters }
-                .run(cgroup.as_fd())
+            exec::Entry { control, terminal: order.terminal, shared, init }
+                .run(cgroup, (process, filters))
         }
     }
 }

@@ -128,6 +128,40 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Number of the descriptor that [`go_on_with_only`] keeps.
+const KEPT: libc::c_int = 3;
+
+/// Closes every descriptor but the standard streams and `kept`, and ends the process after `last`, with the code that it
+/// returns; `last` gets a duplicate of `kept`, which is close-on-exec.
+///
+/// For a copy right before [`execute`]: execve looks its program up before it closes what is marked, and `/proc/self/fd` has a
+/// name for everything that is open. Nothing that the callers own is dropped any more; `last` itself must own no descriptor.
+///
+/// `last` gets an error, and everything is still open, where that could not be done: those of dup(2) and close_range(2).
+pub fn go_on_with_only(
+    kept: BorrowedFd<'_>,
+    last: impl FnOnce(io::Result<OwnedFd>) -> libc::c_int,
+) -> ! {
+    let code = last(close_all_but(kept.as_raw_fd()));
+    // SAFETY: takes an integer; what the process that was copied does at its exit is not this one's to do.
+    unsafe { libc::_exit(code) }
+}
+
+fn close_all_but(kept: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers. The descriptor that had the number before is closed: see below.
+    if kept != KEPT && unsafe { libc::dup3(kept, KEPT, libc::O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes three integers. The only caller never returns, so whoever owned a descriptor that is closed here is
+    // neither used nor dropped again.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, KEPT + 1, libc::c_uint::MAX, 0) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open, by the call above or as `kept` itself, whose owner is not used again either.
+    Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
+}
+
 /// Joins a new session keyring of this name, so that keys of the parent's are out of reach.
 ///
 /// # Errors

@@ -40,7 +40,7 @@ pub(super) struct Creation<'a> {
 
 impl Creation<'_> {
     /// Clones the init and sees it into its user namespace; the rest is the init's own work.
-    pub(super) fn run(&self, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
+    pub(super) fn run(&self, cgroup: OwnedFd) -> Result<(), Failure> {
         let process = self.spec.process.as_ref();
         let process = process.ok_or_else(|| Failure::invalid("the spec has no process"))?;
         let nothing = Linux::default();
@@ -58,11 +58,11 @@ impl Creation<'_> {
         let sources = Sources::take(&self.root, &self.spec, linux)?;
         let (mapped, map) = pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe")?;
         let made = Some(namespaces::to_make(linux));
-        match fork::fork(&Fork { namespaces: made, cgroup: Some(cgroup) })
+        match fork::fork(&Fork { namespaces: made, cgroup: Some(cgroup.as_fd()) })
             .step(|| "clone the container's init")?
         {
             Forked::Copy => {
-                drop(map);
+                drop((cgroup, map));
                 let carried = (&mapped, sources, &filters);
                 become_process(self.control, || self.settle(process, linux, carried))
             }

@@ -13,7 +13,7 @@ use rustix::{
 };
 
 use super::{
-    Control, FIRST_OTHER, become_process,
+    Control, become_process,
     container::set_oom_score,
     credentials::{self, Wanted},
     filter::Filters,
@@ -31,16 +31,17 @@ pub(super) struct Entry<'a> {
     pub(super) control: &'a Control,
     pub(super) terminal: Option<TerminalSize>,
     pub(super) shared: Shared,
-    pub(super) process: OwnedFd,
     pub(super) init: OwnedFd,
-    pub(super) filters: OwnedFd,
 }
 
 impl Entry<'_> {
     /// Joins everything that init is in, and clones the process there.
-    pub(super) fn run(&self, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
-        let process: Process = parse(&self.process)?;
-        let filters = Filters::read(self.filters.as_fd())?;
+    pub(super) fn run(
+        &self,
+        cgroup: OwnedFd,
+        (process, filters): (OwnedFd, OwnedFd),
+    ) -> Result<(), Failure> {
+        let (process, filters) = (parse(process)?, read_filters(filters)?);
         set_oom_score(&process)?;
         credentials::own_streams(&process, &self.shared)?;
         scheduling::enter_initial_cpus(&process)?;
@@ -61,10 +62,13 @@ impl Entry<'_> {
         }
         move_into_thread_name_spaces(self.init.as_fd(), namespaces)
             .step(|| "join the container's namespaces")?;
-        match fork::fork(&Fork { namespaces: None, cgroup: Some(cgroup) })
+        match fork::fork(&Fork { namespaces: None, cgroup: Some(cgroup.as_fd()) })
             .step(|| "clone the process")?
         {
-            Forked::Copy => become_process(self.control, || self.settle(&process, &filters)),
+            Forked::Copy => {
+                drop(cgroup);
+                become_process(self.control, || self.settle(&process, &filters))
+            }
             Forked::Original(pid, pidfd) => {
                 scheduling::apply(pid, &process)?;
                 self.control.forked((pid, self.waits(&process)), &[pidfd.as_fd()])
@@ -91,9 +95,14 @@ impl Entry<'_> {
     }
 }
 
-fn parse(document: &OwnedFd) -> Result<Process, Failure> {
+/// Like the filters' it is closed before there is a process that could inherit it.
+fn parse(document: OwnedFd) -> Result<Process, Failure> {
     let content = order::read_document(document.as_fd()).step(|| "read process")?;
     serde_json::from_slice(&content).map_err(|error| Failure::invalid(format!("process: {error}")))
+}
+
+fn read_filters(document: OwnedFd) -> Result<Filters, Failure> {
+    Filters::read(document.as_fd())
 }
 
 /// What else the last steps need.
@@ -137,10 +146,22 @@ pub(super) fn launch(
         run_hooks(hooks, id, &process.env, filters)?;
     }
     fork::reset_signals().step(|| "reset signals")?;
-    fork::close_on_exec_from(FIRST_OTHER).step(|| "close descriptors")?;
-    filters.load()?;
-    wanted.settle()?;
-    Err(program.execute())
+    become_program(control, || match filters.load().and_then(|()| wanted.settle()) {
+        Ok(()) => program.execute(),
+        Err(failure) => failure,
+    })
+}
+
+/// The very last steps, which return only why there is no program, with nothing open but the standard streams and the way
+/// back: the name of a program, or of its interpreter, may lead through `/proc/self/fd`.
+fn become_program(control: &Control, last: impl FnOnce() -> Failure) -> ! {
+    fork::go_on_with_only(control.socket(), |alone| {
+        match alone {
+            Ok(socket) => Control(socket).fail(last()),
+            Err(error) => control.fail(Failure::internal("close descriptors", &error)),
+        }
+        1
+    })
 }
 
 /// Until the agent has the terminal, and says that the program may run.

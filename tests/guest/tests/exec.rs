@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    os::unix::net::UnixListener,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     process::{Command, Stdio},
 };
 
@@ -373,4 +373,49 @@ fn many_execs_at_once_and_in_a_row_say_what_they_should_and_leave_nothing() {
     let left = container.exec(&["sh", "-c", "ls -d /proc/[0-9]* | wc -l"], b"");
     // The container's own, and the three that ask.
     assert!(left.stdout().trim().parse::<u32>().unwrap() <= 4, "{}", left.stdout());
+}
+
+/// By its descriptors a process that is about to execute its program could reach the guest's own files: execve looks the program up,
+/// and its interpreter, before it closes anything.
+#[test]
+fn a_program_is_looked_up_with_nothing_open_that_leads_out() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(root) = busybox() else { return };
+    let bundle = Bundle::new(&kata, root, FOREVER);
+    let container = Container::started(&kata, &bundle, "lookup");
+    let outside = |number: u32| {
+        let up = "../".repeat(8);
+        format!("/proc/self/fd/{number}/{up}run/kata/roots/{}/bin/busybox", container.id)
+    };
+    for number in 3..=20 {
+        let program = outside(number);
+        let name = format!("/script-{number}");
+        let write = format!("printf '#!{program} sh\necho out\n' > {name}; chmod 755 {name}");
+        let done = container.exec(&["sh", "-c", &write], b"");
+        assert_eq!(done.code, 0, "{}", done.stderr());
+        for command in [&[&program, "true"][..], &[&name]] {
+            let refused = container.exec(command, b"");
+            assert_eq!(refused.stdout(), "");
+            assert_eq!(refused.code, 127, "{command:?}: {}", refused.stderr());
+        }
+    }
+}
+
+/// The same of the first process, whose program the host looks up before there is a guest: its interpreter it does not.
+#[test]
+fn the_first_program_has_no_interpreter_outside() {
+    let Some(kata) = Kata::installed() else { return };
+    for number in [3, 4, 5] {
+        let Some(root) = busybox() else { return };
+        let id = kata_guest_tests::unique("lookup");
+        let up = "../".repeat(8);
+        let program = format!("/proc/self/fd/{number}/{up}run/kata/roots/{id}/bin/busybox");
+        let script = root.file("/script");
+        fs::write(&script, format!("#!{program} sh\necho out\n")).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let bundle = Bundle::new(&kata, root, &["/script"]);
+        let refused = kata.call(&["run", "--bundle", bundle.path(), &id]);
+        assert_eq!(refused.stdout(), "");
+        assert_eq!(refused.code, 127, "{}", refused.stderr());
+    }
 }
