@@ -9,6 +9,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    fs::File,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -37,6 +38,8 @@ pub struct Container {
     shared: Shared,
     /// Its system call filters, compiled.
     filters: OwnedFd,
+    /// Its cgroup namespace.
+    groups: OwnedFd,
     cgroup: Arc<Mutex<Cgroup>>,
     init: Arc<Process>,
     /// Holds init back until it is started.
@@ -98,6 +101,9 @@ impl Container {
         let filters = launched.filters.take();
         let filters = filters.ok_or_else(|| Failure::invalid("the helper gave no filters"))?;
         wanted.set_modes(launched.terminal.as_ref())?;
+        // It waits, or was killed right now: then the number is nobody's yet, for a number comes back much later.
+        let groups = File::open(format!("/proc/{}/ns/cgroup", launched.pid))
+            .step(|| "open the cgroup namespace")?;
         let (parts, gate) = Parts::new(launched, streams);
         let linux = spec.linux.as_ref();
         let alone = linux.is_some_and(|linux| linux.makes(NamespaceKind::Pid));
@@ -121,6 +127,7 @@ impl Container {
             id,
             shared: linux.map(Linux::shared).unwrap_or_default(),
             filters,
+            groups: groups.into(),
             cgroup,
             init,
             gate: Mutex::new(Some(gate)),
@@ -195,8 +202,8 @@ impl Container {
             kind: Kind::Exec { shared: self.shared.clone() },
         };
         let streams = Streams::open(wanted).await?;
-        let files =
-            [birthplace.as_fd(), process.as_fd(), self.init.pidfd().as_fd(), self.filters.as_fd()];
+        let files = [&birthplace, &process, self.init.pidfd(), &self.groups, &self.filters];
+        let files = files.map(AsFd::as_fd);
         let launched = launch(&makers.nursery, &order, &files, &streams.child).await?;
         wanted.set_modes(launched.terminal.as_ref())?;
         let (parts, gate) = Parts::new(launched, streams);

@@ -128,9 +128,9 @@ fn run(control: &Control) -> Result<(), Failure> {
                 .run(cgroup)
         }
         Kind::Exec { shared } => {
-            let [cgroup, process, init, filters] = attached(files)?;
+            let [cgroup, process, init, groups, filters] = attached(files)?;
             exec::Entry { control, terminal: order.terminal, shared, init }
-                .run(cgroup, (process, filters))
+                .run((cgroup, groups), (process, filters))
         }
     }
 }

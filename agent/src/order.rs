@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! agent ── Order + [cgroup, spec] ────────► helper, for an init      (JSON; the documents are sealed files)
-//! agent ── Order + [cgroup, process, init, filters] ─► helper, for one more
+//! agent ── Order + [cgroup, process, init, cgroup namespace, filters] ─► helper, for one more
 //! agent ◄── Forked + [pidfd, filters] ───── helper, which ends
 //! agent ◄── Ready + [terminal] ──────────── container process, in place and waiting, if it waits
 //! agent ── one byte ──────────────────────► container process, if it waits
@@ -41,7 +41,7 @@ pub enum Kind {
         /// Guest path of the root file system.
         root: String,
     },
-    /// A process more in a running container. Files: the process, the pidfd of init, the compiled filters.
+    /// A process more in a running container. Files: the process, the pidfd of init, its cgroup namespace, the compiled filters.
     Exec {
         /// What it has in common with init.
         shared: Shared,

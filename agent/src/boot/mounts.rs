@@ -57,7 +57,9 @@ pub fn enter_new_root() -> Result<(), BootError> {
     fs::set_permissions("run/kata", std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .during("close /run/kata")?;
     fs::create_dir(NODES.trim_start_matches('/')).during("make a place for nodes")?;
-    mount("cgroup2", "sys/fs/cgroup", "cgroup2", GUARDED, None).during("mount /sys/fs/cgroup")?;
+    // The limits of the group that is the root of a container's namespace are not the container's to change.
+    mount("cgroup2", "sys/fs/cgroup", "cgroup2", GUARDED, Some(c"nsdelegate"))
+        .during("mount /sys/fs/cgroup")?;
     // The file system of the initrd itself, under every mount of it that a container could come by.
     mount_remount("/", MountFlags::RDONLY, "").during("make the initrd read-only")?;
     mount_move(".", "/").during("move the new root")?;

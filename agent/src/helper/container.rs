@@ -38,6 +38,16 @@ pub(super) struct Creation<'a> {
     pub(super) terminal: Option<TerminalSize>,
 }
 
+/// What the helper hands its copy, the init to be.
+struct Carried<'a> {
+    /// Has a byte once the ids are mapped.
+    mapped: OwnedFd,
+    /// The cgroup namespace to join.
+    groups: Option<OwnedFd>,
+    sources: Sources,
+    filters: &'a Filters,
+}
+
 impl Creation<'_> {
     /// Clones the init and sees it into its user namespace; the rest is the init's own work.
     pub(super) fn run(&self, cgroup: OwnedFd) -> Result<(), Failure> {
@@ -53,7 +63,7 @@ impl Creation<'_> {
             rlimits::apply(&process.rlimits)?;
         }
         let filters = Filters::compile(linux.seccomp.as_ref())?;
-        namespaces::join(linux)?;
+        let groups = namespaces::join(linux)?;
         namespaces::make_time_namespace(linux)?;
         let sources = Sources::take(&self.root, &self.spec, linux)?;
         let (mapped, map) = pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe")?;
@@ -63,7 +73,7 @@ impl Creation<'_> {
         {
             Forked::Copy => {
                 drop((cgroup, map));
-                let carried = (&mapped, sources, &filters);
+                let carried = Carried { mapped, groups, sources, filters: &filters };
                 become_process(self.control, || self.settle(process, linux, carried))
             }
             Forked::Original(pid, pidfd) => {
@@ -83,16 +93,20 @@ impl Creation<'_> {
         &self,
         process: &Process,
         linux: &Linux,
-        (mapped, sources, filters): (&OwnedFd, Sources, &Filters),
+        Carried { mapped, groups, sources, filters }: Carried<'_>,
     ) -> Result<Infallible, Failure> {
         if linux.makes(NamespaceKind::User) {
-            enter_user_namespace(mapped)?;
+            enter_user_namespace(&mapped)?;
         }
+        drop(mapped);
         setsid().step(|| "lead a session")?;
         umask(Mode::empty());
         if linux.makes(NamespaceKind::Cgroup) {
             // Only now, in the container's cgroup: it becomes the root of what the container sees.
             fork::unshare(UnshareFlags::NEWCGROUP).step(|| "make cgroup namespace")?;
+        }
+        if let Some(groups) = groups {
+            namespaces::join_groups(groups)?;
         }
         name_host(&self.spec)?;
         set_sysctls(linux, Sysctls::OfTheRest)?;

@@ -17,6 +17,7 @@ use super::{
     container::set_oom_score,
     credentials::{self, Wanted},
     filter::Filters,
+    namespaces,
     program::{Program, WorkingDirectory},
     rlimits, scheduling,
     terminal::{self, Terminal},
@@ -38,7 +39,7 @@ impl Entry<'_> {
     /// Joins everything that init is in, and clones the process there.
     pub(super) fn run(
         &self,
-        cgroup: OwnedFd,
+        (cgroup, groups): (OwnedFd, OwnedFd),
         (process, filters): (OwnedFd, OwnedFd),
     ) -> Result<(), Failure> {
         let (process, filters) = (parse(process)?, read_filters(filters)?);
@@ -50,7 +51,6 @@ impl Entry<'_> {
             rlimits::apply(&process.rlimits)?;
         }
         let mut namespaces = ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::CONTROL_GROUP
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::NETWORK
@@ -67,7 +67,7 @@ impl Entry<'_> {
         {
             Forked::Copy => {
                 drop(cgroup);
-                become_process(self.control, || self.settle(&process, &filters))
+                become_process(self.control, || self.settle(&process, &filters, groups))
             }
             Forked::Original(pid, pidfd) => {
                 scheduling::apply(pid, &process)?;
@@ -82,8 +82,14 @@ impl Entry<'_> {
         self.terminal.is_some() || scheduling::is_asked_for(process)
     }
 
-    fn settle(&self, process: &Process, filters: &Filters) -> Result<Infallible, Failure> {
+    fn settle(
+        &self,
+        process: &Process,
+        filters: &Filters,
+        groups: OwnedFd,
+    ) -> Result<Infallible, Failure> {
         setsid().step(|| "lead a session")?;
+        namespaces::join_groups(groups)?;
         let terminal = match self.terminal {
             Some(size) => Some(terminal::acquire(process, size)?),
             None => None,

@@ -1,6 +1,10 @@
 //! Namespaces of a container: those to join, those to make.
 
-use std::{fs, io::Write, os::fd::OwnedFd};
+use std::{
+    fs,
+    io::Write,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use rustix::{
     fs::{Mode, OFlags},
@@ -26,11 +30,12 @@ fn link_type(kind: NamespaceKind) -> LinkNameSpaceType {
     }
 }
 
-/// Joins the namespaces that have a path; the caller's children are born in a joined pid namespace.
+/// Joins the namespaces that have a path; the caller's children are born in a joined pid namespace. That of groups is
+/// returned, for the child to [join](join_groups).
 ///
 /// The network namespace is always the sandbox's, whose links the host has made: a path or a wish for a new one is
 /// the host's business.
-pub fn join(linux: &Linux) -> Result<(), Failure> {
+pub fn join(linux: &Linux) -> Result<Option<OwnedFd>, Failure> {
     // All are opened before the first is joined: a joined mount namespace would change what paths mean.
     let mut found: Vec<(NamespaceKind, &str, OwnedFd)> = Vec::new();
     for namespace in linux.namespaces.iter().filter(|it| it.kind != NamespaceKind::Network) {
@@ -41,12 +46,22 @@ pub fn join(linux: &Linux) -> Result<(), Failure> {
     }
     // A user namespace comes first: it gives the right to join those that belong to it.
     found.sort_by_key(|(kind, ..)| *kind != NamespaceKind::User);
-    for (kind, path, file) in &found {
-        use std::os::fd::AsFd;
-        move_into_link_name_space(file.as_fd(), Some(link_type(*kind)))
+    let mut groups = None;
+    for (kind, path, file) in found {
+        if kind == NamespaceKind::Cgroup {
+            groups = Some(file);
+            continue;
+        }
+        move_into_link_name_space(file.as_fd(), Some(link_type(kind)))
             .step(|| format!("join namespace {path}"))?;
     }
-    Ok(())
+    Ok(groups)
+}
+
+/// Joins a cgroup namespace: the work of a process that is in one of its groups, for out of it nobody can be born into one.
+pub fn join_groups(groups: OwnedFd) -> Result<(), Failure> {
+    move_into_link_name_space(groups.as_fd(), Some(LinkNameSpaceType::ControlGroup))
+        .step(|| "join the cgroup namespace")
 }
 
 /// The namespaces that the clone makes. Mounts are always a container's own.

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
+const FOREVER: &[&str] = &["sleep", "1000"];
+
 /// A bundle with these resources, in a group of its own.
 fn bundle(kata: &Kata, args: &[&str], resources: Value) -> Option<(Bundle, HostGroup)> {
     let mut bundle = Bundle::new(kata, busybox()?, args);
@@ -273,6 +275,39 @@ fn a_group_that_somebody_is_in_is_refused() {
     let refused = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
     refused.assert_one_line(&["container's cgroup is not empty"]);
     assert_eq!(first.status(), "created");
+}
+
+/// A group that a container may write to is its own only from the next level on, as with a host's init system.
+#[test]
+fn a_container_that_may_write_its_groups_cannot_lift_its_own_limits() {
+    let Some(kata) = Kata::installed() else { return };
+    let resources = json!({"memory": {"limit": 64 * MIB}, "pids": {"limit": 100}});
+    let Some((mut bundle, _group)) = bundle(&kata, FOREVER, resources) else { return };
+    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
+        if mount["destination"] == "/sys/fs/cgroup" {
+            mount["options"] = json!(["nosuid", "nodev", "noexec", "rw"]);
+        }
+    }
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "delegated");
+    for file in ["memory.max", "pids.max", "cpu.max"] {
+        let script = format!("echo max > /sys/fs/cgroup/{file}");
+        let refused = container.exec(&["sh", "-c", &script], b"");
+        assert_ne!(refused.code, 0, "{file}: {}", refused.stdout());
+        assert!(refused.stderr().contains("not permitted"), "{file}: {}", refused.stderr());
+    }
+    let limits =
+        container.exec(&["cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"], b"");
+    assert_eq!(limits.stdout(), format!("{}\n100\n", 64 * MIB));
+    // What an init system does: all move below, and controllers are given to what is there.
+    let script = "cd /sys/fs/cgroup && mkdir init below && for pid in $(cat cgroup.procs); do \
+        echo $pid > init/cgroup.procs 2>/dev/null; done; \
+        echo '+memory +pids' > cgroup.subtree_control && echo 1048576 > below/memory.max && cat below/memory.max";
+    let managed = container.exec(&["sh", "-c", script], b"");
+    assert_eq!((managed.code, managed.stdout().as_str()), (0, "1048576\n"), "{}", managed.stderr());
+    // Whoever is added now is where its init is, and sees groups as it does.
+    let added = container.exec(&["cat", "/proc/self/cgroup"], b"");
+    assert_eq!((added.code, added.stdout().as_str()), (0, "0::/init\n"), "{}", added.stderr());
 }
 
 /// The kernel would allow 1,900 in a guest of this size.
