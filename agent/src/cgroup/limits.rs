@@ -79,13 +79,15 @@ fn cpu_settings(cpu: &Cpu, settings: &mut Vec<Setting>) {
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
         settings.push(set("cpu.weight", weight::of_cpu_shares(shares)));
     }
-    if cpu.quota.is_some() || cpu.period.is_some() {
-        let quota = cpu.quota.filter(|quota| *quota > 0);
-        let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-        let period = cpu.period.filter(|period| *period != 0);
+    // Zero is "not asked for", and a negative quota is none.
+    let quota = cpu.quota.filter(|quota| *quota != 0);
+    let period = cpu.period.filter(|period| *period != 0);
+    if quota.is_some() || period.is_some() {
+        let quota = quota.map_or_else(|| "max".to_owned(), maximum);
         let period = period.map(|period| format!(" {period}")).unwrap_or_default();
         settings.push(set("cpu.max", format!("{quota}{period}")));
     }
+    // Here zero is a value, as with runc: it ends a burst.
     if let Some(burst) = cpu.burst {
         settings.push(set("cpu.max.burst", burst));
     }
@@ -204,6 +206,13 @@ mod tests {
         ];
         assert_eq!(settings, expected);
         assert_eq!(written(r#"{"cpu": {"quota": -1}}"#), [pair("cpu.max", "max")]);
+        assert_eq!(written(r#"{"cpu": {"quota": 0, "period": 0}}"#), []);
+        assert_eq!(
+            written(r#"{"cpu": {"quota": 0, "period": 50000}}"#),
+            [pair("cpu.max", "max 50000")]
+        );
+        assert_eq!(written(r#"{"cpu": {"quota": 5000, "period": 0}}"#), [pair("cpu.max", "5000")]);
+        assert_eq!(written(r#"{"cpu": {"burst": 0}}"#), [pair("cpu.max.burst", "0")]);
     }
 
     #[test]

@@ -213,6 +213,9 @@ fn for_guest(change: &[u8], new: &Limits) -> serde_json::Result<Value> {
     Ok(change)
 }
 
+/// Of `cpu`: everywhere else zero is "not asked for".
+const ZERO_IS_A_VALUE: [&str; 2] = ["burst", "idle"];
+
 /// Puts what asks for something over what was there.
 fn overlay(under: &mut Value, over: &Value) {
     match over {
@@ -221,6 +224,10 @@ fn overlay(under: &mut Value, over: &Value) {
                 *under = json!({});
             }
             for (name, value) in fields {
+                if ZERO_IS_A_VALUE.contains(&name.as_str()) && !value.is_null() {
+                    under[name] = value.clone();
+                    continue;
+                }
                 overlay(&mut under[name], value);
             }
         }
@@ -250,12 +257,22 @@ mod tests {
 
     #[test]
     fn zero_changes_nothing() {
-        let mut under = json!({"pids": {"limit": 5}, "cpu": {"cpus": "0"}});
+        let mut under = json!({"pids": {"limit": 5}, "cpu": {"cpus": "0", "quota": 9}});
         overlay(
             &mut under,
-            &json!({"pids": {"limit": 0}, "cpu": {"cpus": ""}, "memory": {"limit": 7}}),
+            &json!({"pids": {"limit": 0}, "cpu": {"cpus": "", "quota": 0}, "memory": {"limit": 7}}),
         );
-        let expected = json!({"pids": {"limit": 5}, "cpu": {"cpus": "0"}, "memory": {"limit": 7}});
+        let expected =
+            json!({"pids": {"limit": 5}, "cpu": {"cpus": "0", "quota": 9}, "memory": {"limit": 7}});
         assert_eq!(under, expected);
+    }
+
+    #[test]
+    fn zero_ends_a_burst_and_idleness() {
+        let mut under = json!({"cpu": {"burst": 5, "idle": 1}});
+        overlay(&mut under, &json!({"cpu": {"burst": 0, "idle": null}}));
+        assert_eq!(under, json!({"cpu": {"burst": 0, "idle": 1}}));
+        overlay(&mut under, &json!({"cpu": {"idle": 0}}));
+        assert_eq!(under, json!({"cpu": {"burst": 0, "idle": 0}}));
     }
 }

@@ -180,6 +180,11 @@ fn an_update_is_seen_inside_and_on_the_host() {
     ] {
         await_file(&container, file, &value);
     }
+    // What an engine sends that has nothing to say of them.
+    let zeros = br#"{"cpu": {"shares": 300, "quota": 0, "period": 0}, "memory": {"limit": 0}}"#;
+    must(&run(kata.command(&["update", "--resources", "-", &container.id]), zeros));
+    await_file(&container, "cpu.weight", "39");
+    await_file(&container, "cpu.max", "30000 60000");
     assert_eq!(group.read("memory", MEMORY), (96 * MIB).to_string());
     assert_eq!(first_word(&group, "cpu", QUOTA), "30000");
     // Half a processor, and half of one for devices.
