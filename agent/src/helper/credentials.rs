@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! enter:   bounding set ─► keep capabilities ─► groups, gid, uid ─► wanted sets (+ SYS_ADMIN until the filters are in)
-//! settle:  wanted sets, right before execve
+//! settle:  wanted sets, right before execve; with no_new_privs before the filters, which need none then
 //! ```
 
 use rustix::{

@@ -152,9 +152,17 @@ pub(super) fn launch(
         run_hooks(hooks, id, &process.env, filters)?;
     }
     fork::reset_signals().step(|| "reset signals")?;
-    become_program(control, || match filters.load().and_then(|()| wanted.settle()) {
-        Ok(()) => program.execute(),
-        Err(failure) => failure,
+    become_program(control, || {
+        // With no_new_privs a filter needs no capability, and comes last; without, it has to allow capset, as with runc.
+        let settled = if process.no_new_privileges {
+            wanted.settle().and_then(|()| filters.load())
+        } else {
+            filters.load().and_then(|()| wanted.settle())
+        };
+        match settled {
+            Ok(()) => program.execute(),
+            Err(failure) => failure,
+        }
     })
 }
 

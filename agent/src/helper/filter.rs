@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::seccomp;
 use crate::{
     order::{self, Failure, Step},
-    spec::Seccomp,
+    spec::{Seccomp, SyscallRule},
 };
 
 const LOAD: u16 = 0x20;
@@ -59,13 +59,25 @@ const ABIS: [Abi; 2] = [
 #[derive(Debug, PartialEq, Eq)]
 pub struct Filters {
     ours: Vec<Instruction>,
-    of_spec: Option<(Flags, Vec<Instruction>)>,
+    of_spec: Option<OfSpec>,
+}
+
+/// The filter of the spec.
+#[derive(Debug, PartialEq, Eq)]
+struct OfSpec {
+    flags: Flags,
+    program: Vec<Instruction>,
+    /// Ours is loaded again behind it.
+    again: bool,
 }
 
 impl Filters {
     /// Compiles the filters.
     pub fn compile(seccomp: Option<&Seccomp>) -> Result<Self, Failure> {
-        let of_spec = |seccomp| Ok((seccomp::flags(seccomp)?, compile(seccomp, LONGEST)?));
+        let of_spec = |seccomp| {
+            let (flags, program) = (seccomp::flags(seccomp)?, compile(seccomp, LONGEST)?);
+            Ok(OfSpec { flags, program, again: bears_another(seccomp) })
+        };
         Ok(Self {
             ours: assemble(|abi| seccomp.and_then(|seccomp| newest_named(seccomp, abi))),
             of_spec: seccomp.map(of_spec).transpose()?,
@@ -80,18 +92,19 @@ impl Filters {
     /// Both, as they are to be loaded.
     pub fn in_order(&self) -> Vec<Filter<'_>> {
         let ours = Filter { program: &self.ours, flags: Flags::default(), may_be_forbidden: false };
-        let Some((flags, program)) = &self.of_spec else { return vec![ours] };
+        let Some(OfSpec { flags, program, again }) = &self.of_spec else { return vec![ours] };
         let of_spec = Filter { program, flags: *flags, may_be_forbidden: false };
         // Of two errors that of the filter loaded last is returned: for ENOSYS to win, ours comes again. The spec's
         // may forbid that by now, and then its answer to unknown calls is what it wanted.
-        vec![ours, of_spec, Filter { may_be_forbidden: true, ..ours }]
+        let last = again.then_some(Filter { may_be_forbidden: true, ..ours });
+        [ours, of_spec].into_iter().chain(last).collect()
     }
 
     /// For the container's other processes: the length of ours, the other one's flags if there is one, both programs.
     pub fn document(&self) -> Result<OwnedFd, Failure> {
         let length = u32::try_from(self.ours.len()).step(|| "count instructions")?;
-        let flags = self.of_spec.as_ref().map_or(NO_FILTER, |(flags, _)| flags.bits());
-        let of_spec = self.of_spec.iter().flat_map(|(_, program)| program);
+        let flags = self.of_spec.as_ref().map_or(NO_FILTER, OfSpec::word);
+        let of_spec = self.of_spec.iter().flat_map(|it| &it.program);
         let mut bytes = [length.to_ne_bytes(), flags.to_ne_bytes()].concat();
         bytes.extend(self.ours.iter().chain(of_spec).flat_map(|it| it.to_bytes()));
         order::document(&bytes).step(|| "keep the filters")
@@ -110,13 +123,43 @@ impl Filters {
         let program = |words: &[[u8; INSTRUCTION_SIZE]]| {
             words.iter().copied().map(Instruction::from_bytes).collect()
         };
-        let of_spec = (flags != NO_FILTER).then(|| (Flags::from_bits(flags), program(of_spec)));
+        let of_spec = (flags != NO_FILTER).then(|| OfSpec {
+            flags: Flags::from_bits(flags),
+            program: program(of_spec),
+            again: flags & AGAIN != 0,
+        });
         Ok(Self { ours: program(ours), of_spec })
+    }
+}
+
+impl OfSpec {
+    /// All but the program, for a document.
+    fn word(&self) -> u32 {
+        self.flags.bits() | if self.again { AGAIN } else { 0 }
     }
 }
 
 /// In the place of flags.
 const NO_FILTER: u32 = u32::MAX;
+
+/// Beside the flags, which are few.
+const AGAIN: u32 = 1 << 16;
+
+/// Whether a filter can be loaded behind this one, or is at worst forbidden: not where that ends the process. One that
+/// has no error for unknown calls needs none.
+fn bears_another(seccomp: &Seccomp) -> bool {
+    let bears = |rule: &SyscallRule| {
+        ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_ERRNO"].contains(&&*rule.action)
+    };
+    let mut about_loading =
+        seccomp.syscalls.iter().filter(|rule| rule.names.iter().any(|name| name == "seccomp"));
+    answers_error(seccomp) && about_loading.all(bears)
+}
+
+/// Unknown calls get an error, and not the one that says that there are none.
+fn answers_error(seccomp: &Seccomp) -> bool {
+    seccomp.default_action == "SCMP_ACT_ERRNO" && seccomp.default_errno_ret != Some(ENOSYS)
+}
 
 /// Looks a call up: the kernel tries a new filter with each number of a call, for each process that loads it.
 const TREE: u32 = 2;
@@ -156,14 +199,12 @@ fn export(filter: &mut ScmpFilterContext, form: u32) -> Result<Vec<Instruction>,
 
 /// The highest number of a call that the filter names, where it answers the rest with an error.
 fn newest_named(seccomp: &Seccomp, abi: &Abi) -> Option<u32> {
-    let answers_error =
-        seccomp.default_action == "SCMP_ACT_ERRNO" && seccomp.default_errno_ret != Some(ENOSYS);
     let names = seccomp.syscalls.iter().flat_map(|rule| &rule.names);
     names
         .filter_map(|name| ScmpSyscall::from_name_by_arch(name, abi.architecture).ok())
         .filter_map(|call| u32::try_from(call.as_raw_syscall()).ok())
         .max()
-        .filter(|_| answers_error)
+        .filter(|_| answers_error(seccomp))
 }
 
 fn assemble(newest: impl Fn(&Abi) -> Option<u32>) -> Vec<Instruction> {
@@ -335,10 +376,31 @@ mod tests {
         let seccomp: Seccomp = serde_json::from_str(document).unwrap();
         for seccomp in [Some(&seccomp), None] {
             let filters = Filters::compile(seccomp).unwrap();
-            assert_eq!(filters.of_spec.as_ref().map(|(flags, _)| flags.log), seccomp.map(|_| true));
-            assert!(filters.of_spec.as_ref().is_none_or(|(_, program)| program.len() > 4));
+            assert_eq!(filters.of_spec.as_ref().map(|it| it.flags.log), seccomp.map(|_| true));
+            assert!(filters.of_spec.as_ref().is_none_or(|it| it.program.len() > 4));
             assert_eq!(Filters::read(filters.document().unwrap().as_fd()).unwrap(), filters);
         }
+    }
+
+    #[test]
+    fn nothing_is_loaded_behind_a_filter_that_would_kill_for_it() {
+        let count = |default: &str, action: &str| {
+            let rules = json!([{"names": ["read"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["getpid", "seccomp"], "action": action}]);
+            let seccomp = json!({"defaultAction": default, "syscalls": rules});
+            let filters =
+                Filters::compile(Some(&serde_json::from_value(seccomp).unwrap())).unwrap();
+            let read = Filters::read(filters.document().unwrap().as_fd()).unwrap();
+            assert_eq!(read.in_order().len(), filters.in_order().len());
+            filters.in_order().len()
+        };
+        assert_eq!(count("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"), 3);
+        assert_eq!(count("SCMP_ACT_ERRNO", "SCMP_ACT_ERRNO"), 3);
+        assert_eq!(count("SCMP_ACT_ERRNO", "SCMP_ACT_KILL"), 2);
+        assert_eq!(count("SCMP_ACT_KILL", "SCMP_ACT_ALLOW"), 2);
+        assert_eq!(count("SCMP_ACT_TRAP", "SCMP_ACT_ERRNO"), 2);
+        assert_eq!(count("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"), 2);
+        assert_eq!(Filters::compile(None).unwrap().in_order().len(), 1);
     }
 
     #[test]

@@ -245,6 +245,23 @@ fn a_hook_in_the_container_is_under_its_filters() {
     });
 }
 
+/// The hook is there, too, before anybody could be killed for loading one more filter.
+#[test]
+fn a_hook_in_the_container_runs_under_a_filter_that_kills() {
+    on_both(&["cat", "/seen"], |runtime, mut bundle| {
+        bundle.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{"names": ["seccomp"], "action": "SCMP_ACT_KILL_PROCESS"}],
+        });
+        let asked = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo hook >/seen"], "env": ["PATH=/bin"]});
+        hook(&mut bundle, "startContainer", asked);
+        let container = Container::create(runtime, &bundle, "inside-killed");
+        container.must("start");
+        assert_eq!(container.stdout.until_end(), "hook\n");
+    });
+}
+
 #[test]
 fn a_hook_in_the_container_has_no_way_to_the_host() {
     // Alone: it is ours that forbids vsock, where the spec has no filter at all.

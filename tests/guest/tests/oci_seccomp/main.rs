@@ -4,7 +4,7 @@
 mod calls;
 
 use calls::CALLS;
-use kata_guest_tests::{Bundle, Container, Kata, debian};
+use kata_guest_tests::{Bundle, Container, Kata, busybox, debian};
 use serde_json::{Value, json};
 
 /// docker's default profile as the engine resolves it for a container with the default capabilities on x86-64.
@@ -148,6 +148,54 @@ fn every_operator_and_action_is_runcs() {
             );
             let ended = container.exec(&["python3", "-c", &script], b"");
             assert_eq!(ended.code, code, "call {number} on {:?}", runtime.program());
+        }
+    }
+}
+
+/// Calls that a small program makes to say a word, and those that a runtime makes after it has loaded a filter, but for
+/// those that are left out.
+fn few_calls(default: &str, left_out: &[&str]) -> Value {
+    const OF_A_WORD: &str = "access arch_prctl brk clock_gettime close dup dup2 dup3 execve exit exit_group faccessat \
+        faccessat2 fcntl fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getpgrp getpid getppid getrandom gettid \
+        getuid ioctl lseek madvise mmap mprotect mremap munmap nanosleep newfstatat openat poll ppoll pread64 prctl \
+        prlimit64 read readlink readlinkat restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn \
+        sched_getaffinity sched_yield set_robust_list set_tid_address sigaltstack stat statx tgkill uname write writev \
+        clone clone3 epoll_create1 epoll_ctl epoll_pwait eventfd2 pipe2 chdir fchdir setgid setuid setgroups capget capset \
+        close_range sendmsg recvmsg sendto open lstat umask keyctl setsid seccomp openat2 pidfd_open pidfd_send_signal \
+        waitid wait4 getgroups unshare time clock_nanosleep";
+    let names: Vec<&str> =
+        OF_A_WORD.split_whitespace().filter(|name| !left_out.contains(name)).collect();
+    json!({
+        "defaultAction": default,
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+    })
+}
+
+/// What only the runtime does, a profile need not allow, as far as runc needs no more.
+#[test]
+fn a_profile_need_not_allow_what_only_the_runtime_does() {
+    let Some(kata) = Kata::installed() else { return };
+    let cases: [(&str, &[&str], bool); 5] = [
+        ("SCMP_ACT_KILL", &["seccomp"], false),
+        ("SCMP_ACT_TRAP", &["seccomp"], false),
+        ("SCMP_ACT_KILL_PROCESS", &["seccomp", "capset"], true),
+        ("SCMP_ACT_ERRNO", &["seccomp", "capset"], true),
+        ("SCMP_ACT_ERRNO", &["seccomp"], false),
+    ];
+    for (default, left_out, no_new_privileges) in cases {
+        for runtime in [&Kata::oracle(), &kata] {
+            let Some(root) = busybox() else { return };
+            let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
+            bundle.config["linux"]["seccomp"] = few_calls(default, left_out);
+            bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            bundle.write();
+            let what = format!("{default} {left_out:?} {:?}", runtime.program());
+            let container = Container::started(runtime, &bundle, "few-calls");
+            let added = container.exec(&["echo", "a word"], b"");
+            let said = (added.code, added.stdout());
+            assert_eq!(said, (0, "a word\n".to_owned()), "{what}: {}", added.stderr());
+            assert_eq!(container.status(), "running", "{what}");
         }
     }
 }
