@@ -10,11 +10,12 @@
 //! the hello: the nonce proves the agent, a token is good for one connection of one kind.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    convert::Infallible,
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -32,7 +33,7 @@ use crate::{packet::PacketSocket, proxy::FromProxy};
 /// The hello follows the connection at once; a guest under load may take a while to be scheduled.
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Connections whose hello is still out; a guest that opens more is not ours.
+/// Connections whose hello is still out. Ours say it at once: of more than these the oldest is least likely to be one.
 const MAX_UNGREETED: usize = 64;
 
 /// So many refusals are told one by one.
@@ -69,7 +70,7 @@ pub struct Switchboard {
     nonce: BootNonce,
     agent: Mutex<Option<oneshot::Sender<AgentConnection>>>,
     streams: Mutex<HashMap<(StreamToken, StreamKind), oneshot::Sender<OwnedFd>>>,
-    ungreeted: Arc<tokio::sync::Semaphore>,
+    ungreeted: Mutex<Ungreeted>,
     /// Connections that were closed.
     refused: AtomicU64,
 }
@@ -82,7 +83,7 @@ impl Switchboard {
             nonce,
             agent: Mutex::new(Some(sender)),
             streams: Mutex::default(),
-            ungreeted: Arc::new(tokio::sync::Semaphore::new(MAX_UNGREETED)),
+            ungreeted: Mutex::default(),
             refused: AtomicU64::new(0),
         };
         (Arc::new(board), receiver)
@@ -128,18 +129,24 @@ impl Switchboard {
     }
 
     fn take(self: Arc<Self>, port: u32, guest_port: u32, fds: Vec<OwnedFd>) {
-        let Ok(permit) = self.ungreeted.clone().try_acquire_owned() else {
-            self.refuse(port, guest_port, &GreetError::TooMany);
-            return;
-        };
         let Some(fd) = fds.into_iter().next() else { return };
+        let (number, given_up) = self.ungreeted().add();
         tokio::spawn(async move {
-            let greeted = self.greet(port, fd).await;
-            drop(permit);
+            let greeted = tokio::select! {
+                // A hello that is there counts, however many are behind it.
+                biased;
+                greeted = self.greet(port, fd) => greeted,
+                _ = given_up => Err(GreetError::TooMany),
+            };
+            self.ungreeted().remove(number);
             if let Err(error) = greeted {
                 self.refuse(port, guest_port, &error);
             }
         });
+    }
+
+    fn ungreeted(&self) -> MutexGuard<'_, Ungreeted> {
+        self.ungreeted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells of a closed connection: of the first ones, and then of each power of two, for a guest can open them for ever.
@@ -191,6 +198,30 @@ impl Switchboard {
     }
 }
 
+/// Connections whose hello is still out, the oldest first; one whose sender is gone is given up.
+#[derive(Debug, Default)]
+struct Ungreeted {
+    added: u64,
+    waiting: VecDeque<(u64, oneshot::Sender<Infallible>)>,
+}
+
+impl Ungreeted {
+    /// Takes one more, if need be in the place of the oldest; returns its number, and what ends when it is given up.
+    fn add(&mut self) -> (u64, oneshot::Receiver<Infallible>) {
+        if self.waiting.len() >= MAX_UNGREETED {
+            self.waiting.pop_front();
+        }
+        let (sender, given_up) = oneshot::channel();
+        self.added += 1;
+        self.waiting.push_back((self.added, sender));
+        (self.added, given_up)
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.waiting.retain(|(waiting, _)| *waiting != number);
+    }
+}
+
 async fn read(stream: &mut UnixStream, wire: &mut [u8]) -> Result<(), GreetError> {
     timeout(HELLO_DEADLINE, stream.read_exact(wire))
         .await
@@ -202,7 +233,7 @@ async fn read(stream: &mut UnixStream, wire: &mut [u8]) -> Result<(), GreetError
 #[cfg(test)]
 mod tests {
     use std::{
-        io::Write,
+        io::{Read, Write},
         os::{fd::OwnedFd, unix::net::UnixStream},
     };
 
@@ -211,7 +242,7 @@ mod tests {
         hello::{AgentHello, StreamHello, StreamKind},
     };
 
-    use super::{GreetError, Switchboard};
+    use super::{GreetError, MAX_UNGREETED, Switchboard};
 
     /// A guest program that says `words` first.
     fn connection(words: &[u8]) -> (UnixStream, OwnedFd) {
@@ -246,6 +277,30 @@ mod tests {
         stdout.await.unwrap();
         let (_c, fd) = connection(&hello);
         assert!(matches!(board.greet(STREAM_PORT, fd).await, Err(GreetError::Token)));
+    }
+
+    #[tokio::test]
+    async fn silent_connections_keep_none_out_that_speaks() {
+        let (board, _agent) = Switchboard::new([0; 32]);
+        let mut silent = Vec::new();
+        for _ in 0..=MAX_UNGREETED {
+            let (guest, fd) = connection(b"");
+            board.clone().take(STREAM_PORT, 0, vec![fd]);
+            silent.push(guest);
+            tokio::task::yield_now().await;
+        }
+        let stdout = board.expect([5; 16], StreamKind::Stdout);
+        let hello = StreamHello { kind: StreamKind::Stdout, token: [5; 16] }.encode();
+        let (_speaks, fd) = connection(&hello);
+        board.clone().take(STREAM_PORT, 0, vec![fd]);
+        stdout.await.unwrap();
+        // The oldest two are closed, and no other.
+        for (number, mut guest) in silent.into_iter().enumerate() {
+            guest.set_nonblocking(true).unwrap();
+            let closed = guest.read(&mut [0]).is_ok();
+            assert_eq!(closed, number < 2, "{number}");
+        }
+        assert_eq!(board.ungreeted().waiting.len(), MAX_UNGREETED - 1);
     }
 
     #[tokio::test]
