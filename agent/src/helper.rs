@@ -73,6 +73,7 @@ fn nurse() -> Result<ExitCode, Failure> {
     // nobody who has CAP_SYS_PTRACE without a user namespace: so there is nothing in a copy that leads out of its container.
     fork::close_on_exec_from(FIRST_OTHER).step(|| "keep the nursery's files from others")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide the nursery's memory")?;
+    rlimits::begin()?;
     loop {
         let packet = scm::receive(&socket).step(|| "hear what the nursery is asked")?;
         if packet.is_end() {

@@ -3,9 +3,19 @@
 use rustix::process::{Resource, Rlimit as Limit, setrlimit};
 
 use crate::{
+    boot::OPEN_FILES,
     order::{Failure, Step},
     spec::Rlimit,
 };
+
+/// Open files of a process, until it asks for more: programs that select(2) can't have a higher number.
+const SOFT_OPEN_FILES: u64 = 1024;
+
+/// Sets what processes begin with that have no limit of their own in the spec; the rest they have of the agent.
+pub fn begin() -> Result<(), Failure> {
+    let limit = Limit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
+    setrlimit(Resource::Nofile, limit).step(|| "lower the soft limit on open files")
+}
 
 /// Sets every limit of the spec.
 pub fn apply(rlimits: &[Rlimit]) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, busybox, run};
+use kata_guest_tests::{Bundle, Container, Kata, Running, busybox, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -417,5 +417,23 @@ fn the_first_program_has_no_interpreter_outside() {
         let refused = kata.call(&["run", "--bundle", bundle.path(), &id]);
         assert_eq!(refused.stdout(), "");
         assert_eq!(refused.code, 127, "{}", refused.stderr());
+    }
+}
+
+/// Of each process the agent holds some descriptors, as long as it runs.
+#[test]
+fn as_many_processes_run_at_once_as_are_asked_for() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, FOREVER);
+    let container = Container::started(&kata, &bundle, "crowd");
+    let script = "ulimit -Sn; ulimit -Hn; read line; echo $line";
+    let running: Vec<Running> = (0..kata_guest_tests::repetitions(160))
+        .map(|_| Running::start(exec(&kata, &[], (&container, &["sh", "-c", script]))))
+        .collect();
+    for (number, mut process) in running.into_iter().enumerate() {
+        process.write(b"in\n");
+        let done = process.finish();
+        let said = (done.code, done.stdout());
+        assert_eq!(said, (0, "1024\n524288\nin\n".to_owned()), "{number}: {}", done.stderr());
     }
 }
