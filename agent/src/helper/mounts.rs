@@ -11,6 +11,7 @@ use std::{
 use kata_sys::mount_attr::{self, MountAttributes, Reach};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, openat},
+    io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
         fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -204,9 +205,17 @@ fn hide_nonce(root: &Root, proc: &Path, cover: &OwnedFd, attached: bool) -> rust
     if attached { attach(clone_opened(cover, Extent::Mount)?, place) } else { attach(cover, place) }
 }
 
+/// Finds what is to be covered. What can't be found for another reason than that it is not there would stay open to all.
+fn if_there(root: &Root, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
+    match root.find(path) {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 /// Covers what is at `path` so that nothing of it can be read; what is not there needs no cover.
 pub fn mask(root: &Root, path: &Path, null: &OwnedFd) -> rustix::io::Result<()> {
-    let Ok(place) = root.find(path) else { return Ok(()) };
+    let Some(place) = if_there(root, path)? else { return Ok(()) };
     if leaf_for(&place).is_ok_and(|leaf| leaf == Leaf::File) {
         return attach(clone_opened(null, Extent::Mount)?, place);
     }
@@ -223,7 +232,7 @@ pub fn mask(root: &Root, path: &Path, null: &OwnedFd) -> rustix::io::Result<()> 
 
 /// Makes the tree at `path` read-only; what is not there needs nothing.
 pub fn protect(root: &Root, path: &Path) -> std::io::Result<()> {
-    let Ok(place) = root.find(path) else { return Ok(()) };
+    let Some(place) = if_there(root, path)? else { return Ok(()) };
     let copy = clone_opened(&place, Extent::Tree)?;
     make_read_only(&copy, Reach::Tree)?;
     Ok(attach(copy, place)?)
@@ -235,4 +244,24 @@ pub fn is_null_device(file: &OwnedFd) -> bool {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && stat.st_rdev == rustix::fs::makedev(1, 3)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use super::{Root, if_there};
+
+    #[test]
+    fn only_what_is_not_there_needs_no_cover() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        fs::write(directory.path().join("file"), "").unwrap();
+        symlink("loop", directory.path().join("loop")).unwrap();
+        assert!(if_there(&root, Path::new("/file")).unwrap().is_some());
+        assert!(if_there(&root, Path::new("/none/x")).unwrap().is_none());
+        assert!(if_there(&root, Path::new("/file/x")).unwrap().is_none());
+        assert!(if_there(&root, Path::new("/loop")).is_err());
+        assert!(if_there(&root, Path::new(&"x".repeat(300))).is_err());
+    }
 }
