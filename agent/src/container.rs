@@ -199,7 +199,7 @@ impl Container {
             lock(&self.cgroup).birthplace(Some(self.init.pid)).step(|| "open the cgroup")?;
         let order = Order {
             terminal: terminal_size(wanted),
-            kind: Kind::Exec { shared: self.shared.clone() },
+            kind: Kind::Exec { container_id: self.id.clone(), shared: self.shared.clone() },
         };
         let streams = Streams::open(wanted).await?;
         let files = [&birthplace, &process, self.init.pidfd(), &self.groups, &self.filters];

@@ -128,9 +128,9 @@ fn run(control: &Control) -> Result<(), Failure> {
             container::Creation { control, spec, root, container_id, terminal: order.terminal }
                 .run(cgroup)
         }
-        Kind::Exec { shared } => {
+        Kind::Exec { container_id, shared } => {
             let [cgroup, process, init, groups, filters] = attached(files)?;
-            exec::Entry { control, terminal: order.terminal, shared, init }
+            exec::Entry { control, container_id, terminal: order.terminal, shared, init }
                 .run((cgroup, groups), (process, filters))
         }
     }

@@ -43,6 +43,8 @@ pub enum Kind {
     },
     /// A process more in a running container. Files: the process, the pidfd of init, its cgroup namespace, the compiled filters.
     Exec {
+        /// Name of the container, for its keyring.
+        container_id: String,
         /// What it has in common with init.
         shared: Shared,
     },

@@ -162,16 +162,57 @@ fn close_all_but(kept: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
 }
 
-/// Joins a new session keyring of this name, so that keys of the parent's are out of reach.
+/// A key by its serial number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keyring(libc::c_long);
+
+/// Joins the session keyring of this name, so that keys of the parent's are out of reach: one that the caller may search, else
+/// a new one.
 ///
 /// # Errors
 /// `ENOSYS` on a kernel without keys; `EDQUOT`.
-pub fn join_session_keyring(name: &CString) -> io::Result<()> {
+pub fn join_session_keyring(name: &CString) -> io::Result<Keyring> {
     // SAFETY: keyctl(KEYCTL_JOIN_SESSION_KEYRING) reads the NUL-terminated name.
     let result = unsafe {
         libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr(), 0, 0, 0)
     };
-    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result >= 0 { Ok(Keyring(result)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Who may find a keyring by its name, beside those who have it already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finder {
+    /// Processes of its user.
+    User,
+    /// All of its user namespace.
+    Other,
+}
+
+impl Keyring {
+    /// Lets others find it, and join it by that. All other rights become those of a new session keyring.
+    ///
+    /// # Errors
+    /// `EACCES` for one that belongs to another user.
+    pub fn let_find(self, who: Finder) -> io::Result<()> {
+        /// Of `linux/key.h`: all for the possessor; view, read and link for the user.
+        const OF_A_NEW_ONE: libc::c_ulong = 0x3f13_0000;
+        let search: libc::c_ulong = match who {
+            Finder::User => 0x0008_0000,
+            Finder::Other => 0x0000_0008,
+        };
+        // SAFETY: keyctl(KEYCTL_SETPERM) takes integers.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_keyctl,
+                libc::KEYCTL_SETPERM,
+                self.0,
+                OF_A_NEW_ONE | search,
+                0,
+                0,
+            )
+        };
+        if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
 }
 
 /// Sets the execution domain (personality(2)), which survives execve.

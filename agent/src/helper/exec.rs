@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use kata_sys::fork::{self, Fork, Forked};
+use kata_sys::fork::{self, Finder, Fork, Forked, Keyring};
 use rustix::{
     process::setsid,
     thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
@@ -30,6 +30,7 @@ use crate::{
 /// What an exec is made from.
 pub(super) struct Entry<'a> {
     pub(super) control: &'a Control,
+    pub(super) container_id: String,
     pub(super) terminal: Option<TerminalSize>,
     pub(super) shared: Shared,
     pub(super) init: OwnedFd,
@@ -96,6 +97,7 @@ impl Entry<'_> {
         };
         scheduling::enter_final_cpus(process)?;
         let waits = self.waits(process);
+        join_keyring(&self.container_id)?;
         let last = Last { container: None, filters, terminal, waits };
         launch(self.control, process, &self.shared, last)
     }
@@ -129,7 +131,11 @@ pub(super) fn launch(
     Last { container, filters, terminal, waits }: Last<'_>,
 ) -> Result<Infallible, Failure> {
     if let Some((id, _)) = container {
-        join_keyring(id)?;
+        let finder = if shared.user_namespace { Finder::Other } else { Finder::User };
+        // A process that is added joins it before it is this one's user.
+        join_keyring(id)?
+            .map_or(Ok(()), |keyring| keyring.let_find(finder))
+            .step(|| "let processes find the session keyring")?;
     }
     if let Some(personality) = &shared.personality {
         set_personality(personality)?;
@@ -213,12 +219,13 @@ fn set_personality(personality: &Personality) -> Result<(), Failure> {
     fork::set_personality(domain).step(|| "set the personality")
 }
 
-/// Keys of the agent's session are out of reach; a kernel without keys has none to share.
-fn join_keyring(container_id: &str) -> Result<(), Failure> {
+/// Keys of the agent's session are out of reach, those of the container's are shared by its processes; a kernel without keys
+/// has none to share.
+fn join_keyring(container_id: &str) -> Result<Option<Keyring>, Failure> {
     let name = CString::new(format!("_ses.{container_id}"))
         .map_err(|_| Failure::invalid("container id contains a NUL"))?;
     match fork::join_session_keyring(&name) {
-        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
-        result => result.step(|| "join a session keyring"),
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(None),
+        result => result.map(Some).step(|| "join a session keyring"),
     }
 }

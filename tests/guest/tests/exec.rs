@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Running, busybox, run};
+use kata_guest_tests::{Bundle, Container, Kata, Running, busybox, debian, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -435,5 +435,33 @@ fn as_many_processes_run_at_once_as_are_asked_for() {
         let done = process.finish();
         let said = (done.code, done.stdout());
         assert_eq!(said, (0, "1024\n524288\nin\n".to_owned()), "{number}: {}", done.stderr());
+    }
+}
+
+/// A key that one process of a container keeps is there for the others, and the runtime's session for none.
+#[test]
+fn processes_that_are_added_have_the_containers_keyring() {
+    const SESSION: &str = "import ctypes; libc = ctypes.CDLL(None); \
+        print(libc.syscall(250, 0, ctypes.c_long(-3), 0, 0, 0))";
+    let Some(kata) = Kata::installed() else { return };
+    for (runtime, mapped) in [(&Kata::oracle(), false), (&kata, false), (&kata, true)] {
+        let Some(root) = debian() else { return };
+        let script = format!("python3 -c '{SESSION}'; exec sleep 1000");
+        let mut bundle = Bundle::new(&kata, root, &["sh", "-c", &script]);
+        if mapped {
+            let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+            let linux = &mut bundle.config["linux"];
+            linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+            linux["uidMappings"] = map.clone();
+            linux["gidMappings"] = map;
+        }
+        bundle.write();
+        let container = Container::started(runtime, &bundle, "keyring");
+        let first = container.stdout.until_has("\n");
+        for options in [&[][..], &["--user", "5:5"]] {
+            let added = run(exec(runtime, options, (&container, &["python3", "-c", SESSION])), b"");
+            assert_eq!(added.code, 0, "{}", added.stderr());
+            assert_eq!(added.stdout(), first, "{options:?} {:?} {mapped}", runtime.program());
+        }
     }
 }
