@@ -325,6 +325,11 @@ impl Container {
         Ok(())
     }
 
+    /// Forgets an added process that has ended, unless somebody has: its id may be another's by now.
+    pub fn forget_added(&self, exec_id: &str, process: &Arc<Process>) {
+        forget(&mut lock(&self.added), exec_id, process);
+    }
+
     /// Frees everything that was made for a container whose init has ended.
     pub async fn delete(&self) -> Result<(), Failure> {
         if self.init.ended().is_none() {
@@ -351,6 +356,14 @@ impl Container {
     }
 }
 
+fn forget<T>(added: &mut HashMap<String, Option<Arc<T>>>, exec_id: &str, process: &Arc<T>) {
+    if let Entry::Occupied(entry) = added.entry(exec_id.to_owned())
+        && entry.get().as_ref().is_some_and(|known| Arc::ptr_eq(known, process))
+    {
+        entry.remove();
+    }
+}
+
 /// Kills what is in a group, waits until it is gone, and removes the group.
 async fn abolish(cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
     let empty = {
@@ -373,4 +386,24 @@ fn terminal_size(wanted: &Wanted) -> Option<TerminalSize> {
 /// No code panics while it holds one of our locks; should that change, the data are whole all the same.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::Arc};
+
+    use super::forget;
+
+    #[test]
+    fn an_id_is_freed_by_the_process_that_has_it_and_by_no_other() {
+        let (old, new) = (Arc::new(()), Arc::new(()));
+        let mut added = HashMap::from([("id".to_owned(), None)]);
+        forget(&mut added, "id", &old);
+        assert!(added.contains_key("id"), "it is reserved for one that is being made");
+        added.insert("id".to_owned(), Some(new.clone()));
+        forget(&mut added, "id", &old);
+        assert!(added.contains_key("id"));
+        forget(&mut added, "id", &new);
+        assert!(added.is_empty());
+    }
 }

@@ -201,11 +201,11 @@ impl Agent for Service {
     }
 
     async fn wait_process(&self, _: &TtrpcContext, request: ProcessRef) -> Answer<ProcessEnd> {
-        let end = self.find(&request)?.wait().await;
-        if !request.exec_id.is_empty() {
-            // Nobody asks for it again. What fails is that somebody has deleted it meanwhile, or the container.
-            self.sandbox.delete(&request.container_id, &request.exec_id).await.ok();
-        }
+        let container = self.sandbox.container(&request.container_id).map_err(status)?;
+        let process = container.process(&request.exec_id).map_err(status)?;
+        let end = process.wait().await;
+        // Nobody asks for it again.
+        container.forget_added(&request.exec_id, &process);
         let end = end.ok_or_else(|| status(Failure::invalid("the process is not watched")))?;
         Ok(Ended::from(end).0)
     }
