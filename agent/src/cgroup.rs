@@ -112,6 +112,7 @@ impl Cgroup {
         };
         let mut cgroup = Self { directory, birthplace, devices: None, struck_before: 0 };
         let applied = cgroup
+            .limits()
             .apply(resources)
             .and_then(|()| cgroup.limit_devices(&resources.devices).step(|| "load device rules"));
         match applied {
@@ -123,41 +124,15 @@ impl Cgroup {
         }
     }
 
-    /// Changes limits; those that are not named stay.
-    pub fn update(&mut self, resources: &Resources) -> Result<(), Failure> {
-        self.check_usage(resources)?;
-        self.apply(resources)?;
+    /// Its limits, to be changed while nobody else has to wait for the group.
+    pub fn limits(&self) -> Limits {
+        Limits(self.directory.clone())
+    }
+
+    /// Changes the device rules, where there are any.
+    pub fn update_devices(&mut self, resources: &Resources) -> Result<(), Failure> {
         if !resources.devices.is_empty() {
             self.limit_devices(&resources.devices).step(|| "load device rules")?;
-        }
-        Ok(())
-    }
-
-    /// Refuses a limit that would end the container at once, where that is asked for.
-    fn check_usage(&self, resources: &Resources) -> Result<(), Failure> {
-        let Some(memory) = resources.memory.as_ref().filter(|memory| memory.check_before_update)
-        else {
-            return Ok(());
-        };
-        let limit = memory.limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(0);
-        let usage = fs::read_to_string(self.directory.join("memory.current"))
-            .step(|| "read memory.current")?;
-        let usage = usage.trim().parse::<u64>().unwrap_or(0);
-        if limit != 0 && usage > limit {
-            return Err(Failure::invalid(format!(
-                "rejecting memory limit {limit} because of lower than current usage {usage}"
-            )));
-        }
-        Ok(())
-    }
-
-    fn apply(&self, resources: &Resources) -> Result<(), Failure> {
-        for setting in limits::settings(resources, processors::possible())? {
-            let path = self.directory.join(&setting.file);
-            match fs::write(&path, &setting.value) {
-                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
-                result => result.step(|| format!("set {} to {}", setting.file, setting.value))?,
-            }
         }
         Ok(())
     }
@@ -288,6 +263,47 @@ impl Cgroup {
             }
         }
         Ok(found)
+    }
+}
+
+/// The limits of a group.
+#[derive(Debug)]
+pub struct Limits(PathBuf);
+
+impl Limits {
+    /// Changes limits; those that are not named stay. Blocks as long as the kernel needs to make room below a new one.
+    pub fn update(&self, resources: &Resources) -> Result<(), Failure> {
+        self.check_usage(resources)?;
+        self.apply(resources)
+    }
+
+    /// Refuses a limit that would end the container at once, where that is asked for.
+    fn check_usage(&self, resources: &Resources) -> Result<(), Failure> {
+        let Some(memory) = resources.memory.as_ref().filter(|memory| memory.check_before_update)
+        else {
+            return Ok(());
+        };
+        let limit = memory.limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(0);
+        let usage =
+            fs::read_to_string(self.0.join("memory.current")).step(|| "read memory.current")?;
+        let usage = usage.trim().parse::<u64>().unwrap_or(0);
+        if limit != 0 && usage > limit {
+            return Err(Failure::invalid(format!(
+                "rejecting memory limit {limit} because of lower than current usage {usage}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn apply(&self, resources: &Resources) -> Result<(), Failure> {
+        for setting in limits::settings(resources, processors::possible())? {
+            let path = self.0.join(&setting.file);
+            match fs::write(&path, &setting.value) {
+                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
+                result => result.step(|| format!("set {} to {}", setting.file, setting.value))?,
+            }
+        }
+        Ok(())
     }
 }
 

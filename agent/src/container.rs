@@ -17,8 +17,10 @@ use std::{
     },
 };
 
+use kata_protocol::agent::ProcessDetails;
 use kata_sys::signal_number::SignalNumber;
 use rustix::process::Pid;
+use tokio::task::spawn_blocking;
 
 use crate::{
     cgroup::{Cgroup, Freezer},
@@ -26,6 +28,7 @@ use crate::{
     nursery::Nursery,
     order::{self, Failure, FailureKind, Kind, Order, Step, TerminalSize},
     process::{Parts, Process},
+    process_table,
     reaper::{Exit, Reaper},
     spec::{Linux, NamespaceKind, Resources, Shared, Spec},
     streams::{Streams, Wanted},
@@ -47,6 +50,8 @@ pub struct Container {
     /// The signal that ended init before its program ran.
     killed_early_by: Arc<AtomicU32>,
     paused: AtomicBool,
+    updating: tokio::sync::Mutex<()>,
+    listing: Arc<tokio::sync::Mutex<()>>,
     /// Added processes by exec id.
     added: Mutex<HashMap<String, Option<Arc<Process>>>>,
 }
@@ -133,6 +138,8 @@ impl Container {
             gate: Mutex::new(Some(gate)),
             killed_early_by,
             paused: AtomicBool::new(false),
+            updating: tokio::sync::Mutex::default(),
+            listing: Arc::default(),
             added: Mutex::default(),
         })
     }
@@ -264,8 +271,17 @@ impl Container {
         Ok(())
     }
 
-    pub fn processes(&self) -> Result<Vec<u32>, Failure> {
-        lock(&self.cgroup).processes().step(|| "list the container's processes")
+    /// Its processes, as they are told. A process can have whoever looks at it wait, for ever: so a thread does, and no second one
+    /// for the same container.
+    pub async fn processes(&self) -> Result<Vec<ProcessDetails>, Failure> {
+        let listing = self.listing.clone().lock_owned().await;
+        let pids = lock(&self.cgroup).processes().step(|| "list the container's processes")?;
+        let details = spawn_blocking(move || {
+            let details = process_table::details(&pids);
+            drop(listing);
+            details
+        });
+        details.await.step(|| "look at the container's processes")
     }
 
     /// Stops all processes, and returns when they stand still.
@@ -290,11 +306,15 @@ impl Container {
     }
 
     /// Changes limits.
-    pub fn update(&self, resources: &Resources) -> Result<(), Failure> {
+    pub async fn update(&self, resources: Resources) -> Result<(), Failure> {
         if self.init.ended().is_some() {
             return Err(self.refuse("update", "stopped"));
         }
-        lock(&self.cgroup).update(resources)
+        let _one_at_a_time = self.updating.lock().await;
+        let limits = lock(&self.cgroup).limits();
+        let updated = spawn_blocking(move || limits.update(&resources).map(|()| resources)).await;
+        let resources = updated.step(|| "update the container")??;
+        lock(&self.cgroup).update_devices(&resources)
     }
 
     /// Waits until the OOM killer has struck more often than `seen`, or init has ended; returns how often.

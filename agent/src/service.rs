@@ -30,7 +30,6 @@ use crate::{
     network::{Undone, arrival},
     order::{Failure, FailureKind, Step, TerminalSize},
     process::{End, Process},
-    process_table,
     reaper::Exit,
     resolver,
     sandbox::{Sandbox, flush},
@@ -228,7 +227,7 @@ impl Agent for Service {
         request: ContainerRef,
     ) -> Answer<ListProcessesResponse> {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
-        let processes = process_table::details(&container.processes().map_err(status)?);
+        let processes = container.processes().await.map_err(status)?;
         Ok(ListProcessesResponse { processes, ..ListProcessesResponse::default() })
     }
 
@@ -254,7 +253,7 @@ impl Agent for Service {
             .map_err(|error| status(Failure::invalid(format!("resources: {error}"))))?;
         whole(async move {
             processors::bring_up(request.vcpus).step(|| "bring processors up")?;
-            container.update(&resources)
+            container.update(resources).await
         })
         .await?;
         Ok(Empty::default())
