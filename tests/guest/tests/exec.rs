@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Running, busybox, debian, run};
+use kata_guest_tests::{Bundle, Container, Kata, Output, Running, busybox, debian, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -375,6 +375,13 @@ fn many_execs_at_once_and_in_a_row_say_what_they_should_and_leave_nothing() {
     assert!(left.stdout().trim().parse::<u32>().unwrap() <= 4, "{}", left.stdout());
 }
 
+fn assert_not_found(refused: &Output) {
+    assert_ne!(refused.code, 0);
+    let said = refused.stderr();
+    let words = ["no such file or directory", "not a directory"];
+    assert!(words.iter().any(|words| said.contains(words)), "{said}");
+}
+
 /// By its descriptors a process that is about to execute its program could reach the guest's own files: execve looks the program up,
 /// and its interpreter, before it closes anything.
 #[test]
@@ -396,7 +403,7 @@ fn a_program_is_looked_up_with_nothing_open_that_leads_out() {
         for command in [&[&program, "true"][..], &[&name]] {
             let refused = container.exec(command, b"");
             assert_eq!(refused.stdout(), "");
-            assert_eq!(refused.code, 127, "{command:?}: {}", refused.stderr());
+            assert_not_found(&refused);
         }
     }
 }
@@ -416,7 +423,7 @@ fn the_first_program_has_no_interpreter_outside() {
         let bundle = Bundle::new(&kata, root, &["/script"]);
         let refused = kata.call(&["run", "--bundle", bundle.path(), &id]);
         assert_eq!(refused.stdout(), "");
-        assert_eq!(refused.code, 127, "{}", refused.stderr());
+        assert_not_found(&refused);
     }
 }
 
