@@ -209,6 +209,8 @@ fn hide_nonce(root: &Root, proc: &Path, cover: &OwnedFd, attached: bool) -> rust
 fn if_there(root: &Root, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
     match root.find(path) {
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        // Links that lead to themselves lead the container nowhere either; one of the kernel's would.
+        Err(Errno::LOOP) if root.is_loop(path) => Ok(None),
         found => found.map(Some),
     }
 }
@@ -261,7 +263,9 @@ mod tests {
         assert!(if_there(&root, Path::new("/file")).unwrap().is_some());
         assert!(if_there(&root, Path::new("/none/x")).unwrap().is_none());
         assert!(if_there(&root, Path::new("/file/x")).unwrap().is_none());
-        assert!(if_there(&root, Path::new("/loop")).is_err());
+        assert!(if_there(&root, Path::new("/loop")).unwrap().is_none());
         assert!(if_there(&root, Path::new(&"x".repeat(300))).is_err());
+        let all = Root::open(Path::new("/")).unwrap();
+        assert!(if_there(&all, Path::new("/proc/self/root/etc")).is_err());
     }
 }

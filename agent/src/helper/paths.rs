@@ -58,6 +58,14 @@ impl Root {
         openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), confined)
     }
 
+    /// Whether what keeps `path` from being found is that links lead to each other, and not that one of the kernel's own
+    /// (`/proc/self/root`) is in it.
+    pub fn is_loop(&self, path: &Path) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found = openat2(&self.0, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        found.is_err_and(|error| error == Errno::LOOP)
+    }
+
     /// Finds `path`, making what is missing of it: directories, and the leaf.
     pub fn make(&self, path: &Path, leaf: Leaf) -> io::Result<OwnedFd> {
         let mut ahead: VecDeque<OsString> = VecDeque::new();
