@@ -14,6 +14,7 @@
 
 mod ending;
 mod links;
+mod members;
 mod ranking;
 
 use std::{
@@ -245,56 +246,6 @@ impl Sandbox {
             booting: tokio::sync::Mutex::default(),
             loss: watch::Sender::new(None),
         }))
-    }
-
-    /// Makes the group of one more container, and puts its monitor there.
-    ///
-    /// # Errors
-    /// [`SandboxError`]; [`Sandbox::undo`] undoes what was made.
-    pub fn add_member(
-        &self,
-        id: &str,
-        (group, limits): (&Group, &Limits),
-        monitor: u32,
-    ) -> Result<(), SandboxError> {
-        group.must_be_free()?;
-        let made = self.make_member(id, (group, limits), monitor);
-        if made.is_err()
-            && let Err(error) = self.remove_member(id, group)
-        {
-            tracing::warn!(%error, id, "take back the control group of a container that could not be made");
-        }
-        made
-    }
-
-    fn make_member(
-        &self,
-        id: &str,
-        (group, limits): (&Group, &Limits),
-        monitor: u32,
-    ) -> Result<(), SandboxError> {
-        for cgroup::Missing { path, own } in group.missing() {
-            let entry = if own { Entry::Cgroup { path } } else { Entry::CgroupParent { path } };
-            self.ledger.intend(&self.steps, &entry)?;
-        }
-        self.steps.enter(Step::MakeCgroup)?;
-        group.make()?;
-        self.steps.enter(Step::LimitCgroup)?;
-        group.limit(limits)?;
-        self.budget.admit(id, limits)?;
-        Ok(group.enter(monitor)?)
-    }
-
-    /// Removes the group of such a container.
-    ///
-    /// # Errors
-    /// [`SandboxError::Cgroup`].
-    pub fn remove_member(&self, id: &str, group: &Group) -> Result<(), SandboxError> {
-        let released = self.budget.release(id);
-        self.rank_without(id);
-        // Whatever became of the sum.
-        group.remove()?;
-        Ok(released?)
     }
 
     /// The tree that the guest will see.
