@@ -231,21 +231,25 @@ pub fn containers_go_on_when_dockerd_is_killed(docker: &mut Engine) {
 }
 
 /// What has no answer but the VM's is refused, and the other container goes on.
-pub fn the_network_of_a_runc_container_is_left_alone(engine: &Engine) {
-    let mut life = Life::new(engine, Runtime::Runc, "neighbour");
+pub fn the_network_of_another_container_is_left_alone(engine: &Engine) {
+    let taken = "another sandbox has this network namespace";
+    let lived_in = "another container lives in this network namespace";
+    for (owner, said, shims) in [(Runtime::Runc, lived_in, 0), (Runtime::Kata, taken, 1)] {
+        the_network_is_left_alone(engine, owner, said);
+        assert_eq!(shims_below(engine).len(), shims, "{owner:?}");
+    }
+}
+
+fn the_network_is_left_alone(engine: &Engine, owner: Runtime, said: &str) {
+    let mut life = Life::new(engine, owner, "neighbour");
     let _follow = life.serve(&[]);
     let links = |life: &mut Life<'_>| life.ask(&["exec"], &["ip", "-o", "link"]);
     let before = links(&mut life);
     let network = format!("--network=container:{}", life.name());
     let output = engine.run(Runtime::Kata, &["--rm", &network, "busybox", "true"]);
     assert_ne!(output.code, 0);
-    assert!(
-        output.stderr().contains("another container lives in this network namespace"),
-        "{}",
-        output.stderr()
-    );
+    assert!(output.stderr().contains(said), "{}", output.stderr());
     assert_eq!(links(&mut life), before);
-    assert_eq!(shims_below(engine), Vec::<PathBuf>::new());
     let address = match engine.kind() {
         Kind::Podman | Kind::Docker => life.field(".NetworkSettings.IPAddress"),
     };
@@ -258,8 +262,7 @@ pub fn the_network_of_a_runc_container_is_left_alone(engine: &Engine) {
 fn shims_below(engine: &Engine) -> Vec<PathBuf> {
     let is_shim = |process: &PathBuf| {
         let program = fs::read_link(process.join("exe")).unwrap_or_default();
-        let log = fs::read_link(process.join("fd/2")).unwrap_or_default();
-        program.ends_with("containerd-shim-kata-v2") && log.starts_with(engine.scratch())
+        program.ends_with("containerd-shim-kata-v2") && engine.network().has(process)
     };
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     processes.filter(is_shim).collect()

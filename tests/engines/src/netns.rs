@@ -1,6 +1,9 @@
 //! A network namespace for an engine and all that it makes.
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread::JoinHandle,
@@ -51,6 +54,13 @@ impl Netns {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
         beside(&self.name, work)
+    }
+
+    /// Whether a process, by its directory in `/proc`, lives in it.
+    pub fn has(&self, process: &Path) -> bool {
+        let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+        let own = identity(&Path::new(PLACE).join(&self.name));
+        own.is_some() && identity(&process.join("ns/net")) == own
     }
 
     /// A program that runs in it. `ip netns exec` would hide the control groups.

@@ -15,7 +15,7 @@ claims_of! {
     a_terminal_is_one
     keys_detach
     codes_of_failure_are_those_of_the_engine
-    the_network_of_a_runc_container_is_left_alone
+    the_network_of_another_container_is_left_alone
     networks_come_and_go_while_it_runs
     neighbours_find_each_other
 }
