@@ -41,8 +41,8 @@ pub struct Container {
     shared: Shared,
     /// Its system call filters, compiled.
     filters: OwnedFd,
-    /// Its cgroup namespace.
-    groups: OwnedFd,
+    /// Its cgroup namespace, if init lived to have one.
+    groups: Option<OwnedFd>,
     cgroup: Arc<Mutex<Cgroup>>,
     init: Arc<Process>,
     /// Holds init back until it is started.
@@ -107,8 +107,7 @@ impl Container {
         let filters = filters.ok_or_else(|| Failure::invalid("the helper gave no filters"))?;
         wanted.set_modes(launched.terminal.as_ref())?;
         // It waits, or was killed right now: then the number is nobody's yet, for a number comes back much later.
-        let groups = File::open(format!("/proc/{}/ns/cgroup", launched.pid))
-            .step(|| "open the cgroup namespace")?;
+        let groups = File::open(format!("/proc/{}/ns/cgroup", launched.pid)).ok();
         let (parts, gate) = Parts::new(launched, streams);
         let linux = spec.linux.as_ref();
         let alone = linux.is_some_and(|linux| linux.makes(NamespaceKind::Pid));
@@ -132,7 +131,7 @@ impl Container {
             id,
             shared: linux.map(Linux::shared).unwrap_or_default(),
             filters,
-            groups: groups.into(),
+            groups: groups.map(OwnedFd::from),
             cgroup,
             init,
             gate: Mutex::new(Some(gate)),
@@ -209,7 +208,8 @@ impl Container {
             kind: Kind::Exec { container_id: self.id.clone(), shared: self.shared.clone() },
         };
         let streams = Streams::open(wanted).await?;
-        let files = [&birthplace, &process, self.init.pidfd(), &self.groups, &self.filters];
+        let groups = self.groups.as_ref().ok_or_else(|| self.refuse("exec in", "stopped"))?;
+        let files = [&birthplace, &process, self.init.pidfd(), groups, &self.filters];
         let files = files.map(AsFd::as_fd);
         let launched = launch(&makers.nursery, &order, &files, &streams.child).await?;
         wanted.set_modes(launched.terminal.as_ref())?;

@@ -90,7 +90,8 @@ impl Sandbox {
         let wanted = self.settle(&id, created.as_ref().ok());
         let container = created?;
         if !wanted {
-            container.signal_all(SignalNumber::KILL)?;
+            // What can't be killed is not to keep its place either.
+            container.signal_all(SignalNumber::KILL).ok();
             self.discard(&container).await;
             return Err(Failure {
                 kind: FailureKind::State,

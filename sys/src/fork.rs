@@ -135,9 +135,10 @@ const KEPT: libc::c_int = 3;
 /// returns; `last` gets a duplicate of `kept`, which is close-on-exec.
 ///
 /// For a copy right before [`execute`]: execve looks its program up before it closes what is marked, and `/proc/self/fd` has a
-/// name for everything that is open. Nothing that the callers own is dropped any more; `last` itself must own no descriptor.
+/// name for everything that is open. Nothing that the callers own is dropped any more; `last` itself must neither own nor use
+/// another descriptor.
 ///
-/// `last` gets an error, and everything is still open, where that could not be done: those of dup(2) and close_range(2).
+/// `last` gets an error, with `kept` still open, where that could not be done: those of dup(2) and close_range(2).
 pub fn go_on_with_only(
     kept: BorrowedFd<'_>,
     last: impl FnOnce(io::Result<OwnedFd>) -> libc::c_int,
@@ -152,8 +153,8 @@ fn close_all_but(kept: libc::c_int) -> io::Result<OwnedFd> {
     if kept != KEPT && unsafe { libc::dup3(kept, KEPT, libc::O_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: takes three integers. The only caller never returns, so whoever owned a descriptor that is closed here is
-    // neither used nor dropped again.
+    // SAFETY: takes three integers. The only caller never returns, and its callers' `last` has no descriptor but what it is
+    // given: whoever owned one that is closed here is neither used nor dropped again.
     let result = unsafe { libc::syscall(libc::SYS_close_range, KEPT + 1, libc::c_uint::MAX, 0) };
     if result != 0 {
         return Err(io::Error::last_os_error());

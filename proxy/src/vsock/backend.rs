@@ -73,6 +73,8 @@ struct State<A> {
     vrings: Vec<Vring>,
     /// Who waits for the last byte to be handed out.
     drained: Option<mpsc::Sender<()>>,
+    /// The host is about to be asked for memory again.
+    retrying: bool,
 }
 
 impl<A: Announcer + 'static> VsockBackend<A> {
@@ -91,6 +93,7 @@ impl<A: Announcer + 'static> VsockBackend<A> {
                 broken: [false; QUEUES],
                 vrings: Vec::new(),
                 drained: None,
+                retrying: false,
             }),
             again: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             retry: timerfd_create(
@@ -129,6 +132,9 @@ impl<A: Announcer + 'static> VsockBackend<A> {
             if !state.muxer.has_backlog() {
                 return;
             }
+            if let Err(error) = self.retry_later(&mut state) {
+                tracing::warn!(%error, "set a timer");
+            }
             state.drained = Some(drained);
         }
         if waiter.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -146,12 +152,19 @@ impl<A: Announcer + 'static> VsockBackend<A> {
             state.vrings = vrings.to_vec();
         }
         let done = (0..ROUNDS).any(|_| !state.pass(vrings));
-        if state.muxer.is_starved() {
-            let once = Itimerspec { it_interval: Timespec::default(), it_value: RETRY };
-            timerfd_settime(&self.retry, TimerfdTimerFlags::empty(), &once)?;
-        }
+        self.retry_later(&mut state)?;
         if !done {
             rustix::io::write(&self.again, &1_u64.to_ne_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that a host that had no memory is asked again. A timer that runs is not put off: events may never cease.
+    fn retry_later(&self, state: &mut State<A>) -> io::Result<()> {
+        if state.muxer.is_starved() && !state.retrying {
+            let once = Itimerspec { it_interval: Timespec::default(), it_value: RETRY };
+            timerfd_settime(&self.retry, TimerfdTimerFlags::empty(), &once)?;
+            state.retrying = true;
         }
         Ok(())
     }
@@ -279,6 +292,7 @@ impl<A: Announcer + 'static> VhostUserBackend for VsockBackend<A> {
             RETRY_EVENT => {
                 take(&self.retry);
                 let mut state = self.lock();
+                state.retrying = false;
                 state.muxer.retry();
                 state.tell_drained();
             }

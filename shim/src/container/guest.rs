@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, atomic::Ordering};
 use kata_engine_api::record::Cause;
 use kata_protocol::agent;
 use kata_sandbox::{agent::AgentError, lifecycle::Boot};
+use ttrpc::Code;
 
 use super::{Container, Role, new_token, obedience};
 use crate::{
@@ -80,8 +81,10 @@ impl Container {
         let made = agent.create_container(&request).await;
         if let Err(error) = &made {
             self.forget_streams(&request);
-            // What the guest refuses is not there; what it does not answer to may come to be.
-            self.init.note_in_guest(!matches!(error, AgentError::Refused { .. }));
+            // What the guest refuses is not there, unless an earlier attempt has come to be; what it does not answer to may.
+            let refused =
+                matches!(error, AgentError::Refused { code, .. } if *code != Code::ALREADY_EXISTS);
+            self.init.note_in_guest(!refused);
         }
         let guest_pid = made?.guest_pid;
         if let Err(refusal) = self.bring_processors_up().await {

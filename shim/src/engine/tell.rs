@@ -86,7 +86,10 @@ impl Engine {
 
     /// A container is deleted, of whose end the engine hears first.
     pub async fn tell_delete(&self, process: &Process) {
-        process.exit_told().await;
+        // Who tells its start may be held up by a hook.
+        if timeout(LAST_WORDS, process.exit_told()).await.is_err() {
+            tracing::warn!(id = process.container_id, "deleted before its exit could be told");
+        }
         let Some(ended) = process.ended() else { return };
         let event = TaskDelete {
             container_id: process.container_id.clone(),
