@@ -80,8 +80,9 @@ impl Group<'_> {
 
     fn remove(&self, id: &str) {
         // It may have ended, or not have come to be.
-        self.ctr(&["task", "delete", "-f", id]);
-        self.ok(&["container", "delete", id]);
+        let task = self.ctr(&["task", "delete", "-f", id]);
+        let done = self.ctr(&["container", "delete", id]);
+        assert_eq!(done.code, 0, "{} {id}: {}; {}", self.runtime, task.stderr(), done.stderr());
     }
 }
 
