@@ -141,7 +141,8 @@ fn what_is_killed_while_its_hook_runs_ends_alone() {
 
 #[test]
 fn the_last_to_go_leaves_the_sandbox_to_who_comes() {
-    everywhere(|group| {
+    // runc's own shim answers nothing while it creates, and its engine waits for 2 s.
+    below(&[KATA], |group| {
         group.describe("old", |_| ());
         assert_eq!(group.starting("old").finish().code, 0);
         let begun = group.engine.file("begun");
