@@ -38,8 +38,28 @@ const MORTAL: Duration = Duration::from_secs(3);
 /// As long as a name in a file system may be.
 const MAX_ID: usize = 255;
 
-/// The containers by id; `None` holds the place of one that is being created.
-type Containers = HashMap<String, Option<Arc<Container>>>;
+/// The containers by id.
+type Containers = HashMap<String, Place>;
+
+/// What has an id.
+enum Place {
+    /// A container that is being made. It may lose its place to another of its id, so it goes by whose place it is.
+    Held(Arc<str>),
+    Taken(Arc<Container>),
+}
+
+impl Place {
+    fn container(&self) -> Option<&Arc<Container>> {
+        match self {
+            Self::Held(_) => None,
+            Self::Taken(container) => Some(container),
+        }
+    }
+
+    fn is_held_by(&self, holder: &Arc<str>) -> bool {
+        matches!(self, Self::Held(held) if Arc::ptr_eq(held, holder))
+    }
+}
 
 /// The one sandbox of this guest.
 #[derive(Default)]
@@ -77,8 +97,9 @@ impl Sandbox {
     pub async fn create(&self, request: CreateContainerRequest) -> Result<Arc<Container>, Failure> {
         let id = request.container_id;
         check_id(&id)?;
+        let holder = Arc::from(&id[..]);
         match self.containers().entry(id.clone()) {
-            Entry::Vacant(entry) => entry.insert(None),
+            Entry::Vacant(entry) => entry.insert(Place::Held(Arc::clone(&holder))),
             Entry::Occupied(_) => {
                 return Err(Failure {
                     kind: FailureKind::Exists,
@@ -87,7 +108,7 @@ impl Sandbox {
             }
         };
         let created = self.create_reserved(&id, request.spec, request.root, &request.stdio).await;
-        let wanted = self.settle(&id, created.as_ref().ok());
+        let wanted = self.settle(&holder, created.as_ref().ok());
         let container = created?;
         if !wanted {
             // What can't be killed is not to keep its place either.
@@ -102,18 +123,16 @@ impl Sandbox {
     }
 
     /// Puts what was made into its place, or gives that up; false when somebody has deleted it meanwhile.
-    fn settle(&self, id: &str, made: Option<&Arc<Container>>) -> bool {
-        match (self.containers().entry(id.to_owned()), made) {
-            (Entry::Occupied(mut entry), Some(container)) if entry.get().is_none() => {
-                entry.insert(Some(container.clone()));
-                true
-            }
-            (Entry::Occupied(entry), None) if entry.get().is_none() => {
-                entry.remove();
-                true
-            }
-            _ => false,
+    fn settle(&self, holder: &Arc<str>, made: Option<&Arc<Container>>) -> bool {
+        let mut containers = self.containers();
+        if !containers.get(&**holder).is_some_and(|place| place.is_held_by(holder)) {
+            return false;
         }
+        match made {
+            Some(made) => containers.insert(holder.to_string(), Place::Taken(made.clone())),
+            None => containers.remove(&**holder),
+        };
+        true
     }
 
     async fn create_reserved(
@@ -140,15 +159,15 @@ impl Sandbox {
     /// Frees the place of a container, if it has one.
     fn forget(&self, container: &Container) {
         let mut containers = self.containers();
-        let there = containers.get(&container.id).and_then(Option::as_deref);
-        if there.is_some_and(|there| std::ptr::eq(there, container)) {
+        let there = containers.get(&container.id).and_then(Place::container);
+        if there.is_some_and(|there| std::ptr::eq(&**there, container)) {
             containers.remove(&container.id);
         }
     }
 
     /// A container by its id.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
-        self.containers().get(id).cloned().flatten().ok_or_else(|| Failure {
+        self.containers().get(id).and_then(Place::container).cloned().ok_or_else(|| Failure {
             kind: FailureKind::NotFound,
             message: format!("no container {id}"),
         })
@@ -177,7 +196,7 @@ impl Sandbox {
     /// Frees the place of a container that is still being made; says whether there is one.
     fn give_up(&self, container_id: &str) -> bool {
         match self.containers().entry(container_id.to_owned()) {
-            Entry::Occupied(entry) if entry.get().is_none() => {
+            Entry::Occupied(entry) if entry.get().container().is_none() => {
                 entry.remove();
                 true
             }
@@ -188,7 +207,8 @@ impl Sandbox {
     /// Kills every process of every container, and writes back to the host what the guest caches of its files; what does
     /// not end soon, or can't be killed, keeps nothing of the others from being written.
     pub async fn quiesce(&self) -> Result<(), Failure> {
-        let containers: Vec<_> = self.containers().values().flatten().cloned().collect();
+        let containers: Vec<_> =
+            self.containers().values().filter_map(Place::container).cloned().collect();
         for container in &containers {
             // The guest's end, which is near, is its end too.
             container.signal_all(SignalNumber::KILL).ok();

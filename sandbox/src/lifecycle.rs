@@ -89,8 +89,6 @@ pub enum SandboxError {
     BootTimeout { limit: Duration, console: String },
     #[error("the sandbox is not running")]
     NotRunning,
-    #[error("the sandbox was booted already")]
-    BootedAlready,
     #[error("the sandbox is not running: {}", .0.describe())]
     Lost(Loss),
     #[error("killed while the VM booted")]
@@ -161,8 +159,6 @@ pub struct Facts {
 #[derive(Default)]
 struct Live {
     agent: Option<Agent>,
-    /// A boot was begun, whatever became of it.
-    boot_begun: bool,
     vm: Option<Vm>,
     proxy: Option<Arc<Child>>,
     facts: Facts,
@@ -183,6 +179,9 @@ struct Live {
     follower: Option<tokio::task::JoinHandle<()>>,
 }
 
+/// Who has it may boot the VM.
+pub struct Turn<'a>(tokio::sync::MutexGuard<'a, bool>);
+
 /// One sandbox.
 pub struct Sandbox {
     settings: Settings,
@@ -196,7 +195,8 @@ pub struct Sandbox {
     nonce: [u8; 32],
     agent_waiting: Mutex<Option<tokio::sync::oneshot::Receiver<AgentConnection>>>,
     live: Mutex<Live>,
-    booting: tokio::sync::Mutex<()>,
+    /// A boot was begun, whatever became of it; held while it goes on.
+    booting: tokio::sync::Mutex<bool>,
     loss: watch::Sender<Option<Loss>>,
 }
 
@@ -317,20 +317,25 @@ impl Sandbox {
         facts
     }
 
-    /// Waits until nobody else boots the VM. Whoever holds the answer may find out whether it runs, and boot it if not.
-    pub async fn turn_to_boot(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.booting.lock().await
-    }
-
-    /// Boots the VM, with its first container if there is one. It does so once.
+    /// The turn to boot the VM, which is given once; whoever comes later waits for the end of that boot, and gets none.
     ///
     /// # Errors
-    /// [`SandboxError`]; the sandbox is lost then. A second boot is refused, and what became of the first stands.
-    pub async fn boot(self: &Arc<Self>, boot: Boot) -> Result<(), SandboxError> {
-        if std::mem::replace(&mut self.live().boot_begun, true) {
-            self.agent()?;
-            return Err(SandboxError::BootedAlready);
-        }
+    /// [`SandboxError::NotRunning`], [`SandboxError::Lost`] after the boot.
+    pub async fn turn_to_boot(&self) -> Result<Option<Turn<'_>>, SandboxError> {
+        let begun = self.booting.lock().await;
+        if *begun { self.agent().map(|_| None) } else { Ok(Some(Turn(begun))) }
+    }
+
+    /// Boots the VM, with its first container if there is one.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; the sandbox is lost then.
+    pub async fn boot(
+        self: &Arc<Self>,
+        mut turn: Turn<'_>,
+        boot: Boot,
+    ) -> Result<(), SandboxError> {
+        *turn.0 = true;
         let booted = self.try_boot(boot).await;
         if booted.is_err() {
             let step = self.steps.last();

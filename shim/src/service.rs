@@ -84,8 +84,27 @@ struct Pod {
     network: Option<Arc<OwnedFd>>,
     /// Host path of the shared memory that the pod was given.
     shared_memory: Option<PathBuf>,
-    /// By id; `None` holds the place of one that is being made.
-    containers: HashMap<String, Option<Arc<Container>>>,
+    /// By id.
+    containers: HashMap<String, Place>,
+}
+
+/// The place of a container that is to be made.
+pub struct Reservation(Arc<str>);
+
+/// What has an id.
+enum Place {
+    /// Whoever gives it up may come late, so it goes by whose place it is.
+    Held(Arc<str>),
+    Taken(Arc<Container>),
+}
+
+impl Place {
+    fn container(&self) -> Option<&Arc<Container>> {
+        match self {
+            Self::Held(_) => None,
+            Self::Taken(container) => Some(container),
+        }
+    }
 }
 
 /// What this shim serves.
@@ -137,13 +156,13 @@ impl Service {
 
     /// The container with this id.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Refusal> {
-        let container = self.pod().containers.get(id).cloned().flatten();
+        let container = self.pod().containers.get(id).and_then(Place::container).cloned();
         container.ok_or_else(|| Refusal::not_found(&format!("container {id:?} does not exist")))
     }
 
     /// Every container.
     pub fn containers(&self) -> Vec<Arc<Container>> {
-        self.pod().containers.values().flatten().cloned().collect()
+        self.pod().containers.values().filter_map(Place::container).cloned().collect()
     }
 
     /// Makes a container, and the sandbox if there is none yet. A failure leaves nothing.
@@ -153,27 +172,31 @@ impl Service {
     }
 
     /// Holds the place of a container that is to be made: as long as it does, the sandbox and the shim stay.
-    pub fn reserve(&self, id: &str) -> Result<(), Refusal> {
+    pub fn reserve(&self, id: &str) -> Result<Reservation, Refusal> {
         match self.pod().containers.entry(id.to_owned()) {
             Entry::Vacant(place) => {
-                place.insert(None);
-                Ok(())
+                let holder = Arc::from(id);
+                place.insert(Place::Held(Arc::clone(&holder)));
+                Ok(Reservation(holder))
             }
             Entry::Occupied(_) => Err(exists(id)),
         }
     }
 
     /// Gives a place up, if it still is held; with the sandbox, if everything else has left that meanwhile.
-    pub async fn release(&self, id: &str) {
-        let is_held = || self.pod().containers.get(id).is_some_and(Option::is_none);
-        if !is_held() {
+    pub async fn release(&self, Reservation(holder): Reservation) {
+        let _only_one = self.changing.lock().await;
+        let is_held = match self.pod().containers.get(&*holder) {
+            Some(Place::Held(held)) => Arc::ptr_eq(held, &holder),
+            Some(Place::Taken(_)) | None => false,
+        };
+        if !is_held {
             return;
         }
-        let _only_one = self.changing.lock().await;
         if self.sandbox().is_some() {
-            self.unmake(id, Role::Member);
+            self.unmake(&holder, Role::Member);
         } else {
-            self.pod().containers.remove(id);
+            self.pod().containers.remove(&*holder);
         }
     }
 
@@ -185,7 +208,7 @@ impl Service {
         let made = if alone { Err(exists(&id)) } else { self.make(creation) };
         match &made {
             Ok(container) => {
-                self.pod().containers.insert(id, Some(container.clone()));
+                self.pod().containers.insert(id, Place::Taken(container.clone()));
             }
             Err(_) => self.unmake(&id, role),
         }

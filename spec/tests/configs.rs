@@ -187,6 +187,25 @@ fn a_namespace_of_a_neighbour_is_shared_and_no_other() {
 }
 
 #[test]
+fn control_groups_of_a_neighbour_are_out_of_reach_from_a_user_namespace() {
+    let mut config = default_for("/", &["sh".to_owned()], false);
+    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    let index = namespaces.len();
+    namespaces.push(json!({"type": "cgroup", "path": "/proc/77/ns/cgroup"}));
+    let neighbours = |_: &str, _: &Path| Some("/run/ns/cgroup".to_owned());
+    let alone = check_beside(&config, Path::new("/"), &neighbours).unwrap();
+    assert_eq!(guest(&alone)["linux"]["namespaces"][index]["path"], "/run/ns/cgroup");
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    config["linux"]["uidMappings"] = map.clone();
+    config["linux"]["gidMappings"] = map;
+    let error = check_beside(&config, Path::new("/"), &neighbours).unwrap_err().to_string();
+    let refused = format!("linux.namespaces[{index}].path: refused");
+    assert!(error.contains(&refused) && error.contains("user namespace"), "{error}");
+}
+
+#[test]
 fn an_id_mapped_volume_is_the_hosts_work() {
     let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
     let mut config = default_for("/", &["sh".to_owned()], false);

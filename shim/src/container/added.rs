@@ -184,7 +184,7 @@ impl Container {
             if process.monitor.is_ours() {
                 process.let_go().await;
             }
-            self.forget(process).await;
+            self.part_with(process);
         }))
         .await;
     }
@@ -192,6 +192,10 @@ impl Container {
     /// Forgets an additional process that has ended, or that never started.
     pub async fn forget(self: &Arc<Self>, process: &Arc<Process>) {
         self.cancel(process).await;
+        self.part_with(process);
+    }
+
+    fn part_with(self: &Arc<Self>, process: &Arc<Process>) {
         if process.is_in_guest() {
             tokio::spawn(self.clone().disown(process.clone()));
         }

@@ -112,21 +112,21 @@ impl Container {
         Ok(obedience::run(&self.sandbox.agent()?, &self.init).await?)
     }
 
-    /// Boots the guest, unless it runs: whoever comes while another boots it waits, and finds it running or lost.
+    /// Boots the guest, unless it runs; what was to be first in one that was booted before is refused.
     async fn boot(
         self: &Arc<Self>,
         first: Option<agent::CreateContainerRequest>,
     ) -> Result<(), Refusal> {
-        let _turn = self.sandbox.turn_to_boot().await;
-        if first.is_none() && self.sandbox.agent().is_ok() {
-            return Ok(());
-        }
+        let Some(turn) = self.sandbox.turn_to_boot().await? else {
+            return match first {
+                None => Ok(()),
+                Some(_) => Err(Refusal::precondition("the sandbox was booted already")),
+            };
+        };
         let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
         let resolver = self.expect_resolver()?;
-        let booted = self
-            .sandbox
-            .boot(Boot { network, first: first.clone(), common: self.common.clone(), resolver })
-            .await;
+        let boot = Boot { network, first: first.clone(), common: self.common.clone(), resolver };
+        let booted = self.sandbox.boot(turn, boot).await;
         if let (Err(_), Some(first)) = (&booted, &first) {
             self.forget_streams(first);
         }

@@ -74,10 +74,10 @@ impl Engine {
             let message = "restoring from a checkpoint is not supported";
             return Err(Refusal::new(FailureKind::Unimplemented, message));
         }
-        self.service.reserve(&request.id)?;
+        let reservation = self.service.reserve(&request.id)?;
         let made = self.create_reserved(request).await;
         if made.is_err() {
-            self.service.release(&request.id).await;
+            self.service.release(reservation).await;
         }
         made
     }

@@ -45,7 +45,7 @@ pub(super) fn check(
             (_, None) => {}
             (kind, Some(path)) => {
                 let field = format!("{field}.path");
-                let shared = share(document, (&field, kind, path), neighbours);
+                let shared = share(document, (&field, kind, path), (config, neighbours));
                 if let Some(shared) = document.settle(shared)? {
                     guest["linux"]["namespaces"][index]["path"] = json!(shared);
                 }
@@ -77,10 +77,14 @@ pub(super) fn check(
 fn share(
     document: &mut Document,
     (field, kind, path): (&str, &str, &str),
-    neighbours: &Neighbours<'_>,
+    (config, neighbours): (&Value, &Neighbours<'_>),
 ) -> Result<String, SpecError> {
     if matches!(kind, "mount" | "user") {
         let why = format!("a {kind} namespace is a container's own in the guest, so not {path}");
+        return Err(document.refuse(field, why));
+    }
+    if kind == "cgroup" && has(config, "user") {
+        let why = format!("{path} is out of reach from a user namespace of the container's own");
         return Err(document.refuse(field, why));
     }
     match neighbours(kind, Path::new(path)) {
