@@ -14,7 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Hypervisor, VmEnd};
+use crate::{Hypervisor, HypervisorError, VmEnd};
 
 const DEVICE: &str = "/dev/kvm";
 const CPUINFO: &str = "/proc/cpuinfo";
@@ -41,11 +41,9 @@ pub enum KvmUnusable {
     /// All looked well, and a guest was tried.
     #[error("KVM does not run a stock guest: {0}")]
     Guest(String),
-    /// The guest that was tried was not up within these seconds.
-    #[error(
-        "KVM does not run a stock guest: it was not up within {0} s (kata-runtime check tries again)"
-    )]
-    Late(u64),
+    /// A guest was tried, and what ended it may have been the host.
+    #[error("KVM does not run a stock guest: {0} (kata-runtime check tries again)")]
+    Unproven(String),
 }
 
 /// The first two questions.
@@ -130,19 +128,29 @@ enum Outcome {
     Up,
     /// With the reason.
     Failed(String),
-    /// It was not up when its time was over: KVM does not start it, or the host had too much else to do.
-    Late(u64),
+    /// It did not come up, for a reason that a host which is short of time or memory has, too.
+    Undecided(String),
+}
+
+impl Outcome {
+    fn of_end(end: &VmEnd) -> Self {
+        match end {
+            VmEnd::AgentDied(_) => Self::Up,
+            VmEnd::Stopped | VmEnd::VmmKilled { .. } => Self::Undecided(end.to_string()),
+            _ => Self::Failed(end.to_string()),
+        }
+    }
 }
 
 impl Proof {
     /// Boots `vm` until the guest's process 1 runs: without a nonce the agent ends at once, upon which the kernel says so.
     pub async fn by_boot(vm: &dyn Hypervisor, subject: Subject, limit: Duration) -> Self {
         let outcome = match vm.boot().await {
-            Err(error) => Outcome::Failed(crate::accelerator::chain(&error)),
+            Err(HypervisorError::Boot(end)) => Outcome::of_end(&end),
+            Err(error) => Outcome::Undecided(crate::accelerator::chain(&error)),
             Ok(()) => match tokio::time::timeout(limit, vm.wait()).await {
-                Ok(VmEnd::AgentDied(_)) => Outcome::Up,
-                Ok(end) => Outcome::Failed(end.to_string()),
-                Err(_) => Outcome::Late(limit.as_secs()),
+                Ok(end) => Outcome::of_end(&end),
+                Err(_) => Outcome::Undecided(format!("it was not up within {} s", limit.as_secs())),
             },
         };
         // It has ended, or is of no use any more; one that can't be killed is killed when it is dropped.
@@ -165,7 +173,7 @@ impl Proof {
 
     /// False when another boot may show something else: whoever asks whether KVM works then has to try again.
     pub fn is_certain(&self) -> bool {
-        !matches!(self.outcome, Outcome::Late(_))
+        !matches!(self.outcome, Outcome::Undecided(_))
     }
 
     /// The proof that was kept, if it is about this subject.
@@ -188,12 +196,12 @@ impl Proof {
     /// What it says about KVM.
     ///
     /// # Errors
-    /// [`KvmUnusable::Guest`], [`KvmUnusable::Late`].
+    /// [`KvmUnusable::Guest`], [`KvmUnusable::Unproven`].
     pub fn judge(&self) -> Result<(), KvmUnusable> {
         match &self.outcome {
             Outcome::Up => Ok(()),
             Outcome::Failed(why) => Err(KvmUnusable::Guest(why.clone())),
-            Outcome::Late(seconds) => Err(KvmUnusable::Late(*seconds)),
+            Outcome::Undecided(why) => Err(KvmUnusable::Unproven(why.clone())),
         }
     }
 }
@@ -267,10 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_was_late_is_to_be_tried_again() {
-        let late = prove(None);
-        assert!(!late.is_certain());
-        assert!(late.judge().unwrap_err().to_string().contains("check tries again"));
+    fn what_the_host_may_have_ended_is_to_be_tried_again() {
+        for end in [None, Some(VmEnd::VmmKilled { signal: 9 })] {
+            let undecided = prove(end);
+            assert!(!undecided.is_certain());
+            assert!(undecided.judge().unwrap_err().to_string().contains("check tries again"));
+        }
     }
 
     #[test]
@@ -288,7 +298,8 @@ mod tests {
         let failed = |why: &str| Outcome::Failed(why.into());
         assert_eq!(by_boots(&[Outcome::Up]), (Outcome::Up, 0));
         assert_eq!(by_boots(&[failed("a"), Outcome::Up]), (Outcome::Up, 0));
-        assert_eq!(by_boots(&[Outcome::Late(1), Outcome::Up]), (Outcome::Up, 0));
+        let undecided = Outcome::Undecided("late".into());
+        assert_eq!(by_boots(&[undecided, Outcome::Up]), (Outcome::Up, 0));
         assert_eq!(by_boots(&[failed("a"), failed("b")]), (failed("b"), 0));
     }
 

@@ -17,10 +17,6 @@ pub enum MachineType {
 pub struct MachineDemand {
     /// Virtio devices at boot, [`crate::VmConfig::virtio_devices`].
     pub virtio_devices: usize,
-    /// Block devices are added to the running VM.
-    pub block_hotplug: bool,
-    /// Host devices are passed through.
-    pub vfio: bool,
     /// The kernel is a distribution's: it finds devices by PCI and ACPI, not on its command line.
     pub stock_kernel: bool,
 }
@@ -41,12 +37,6 @@ impl MachineType {
     /// The smallest machine that meets the demand.
     pub fn choose(demand: MachineDemand) -> MachineChoice {
         let q35 = |reason| MachineChoice { machine: Self::Q35, reason };
-        if demand.vfio {
-            return q35("a host device is passed through".into());
-        }
-        if demand.block_hotplug {
-            return q35("block devices are added while it runs".into());
-        }
         if demand.stock_kernel {
             return q35("a packaged kernel looks for its devices on PCI".into());
         }
@@ -71,9 +61,7 @@ mod tests {
         assert_eq!(MachineType::choose(devices).machine, MachineType::Microvm);
         for demand in [
             MachineDemand { virtio_devices: 9, ..devices },
-            MachineDemand { vfio: true, ..devices },
             MachineDemand { stock_kernel: true, ..devices },
-            MachineDemand { block_hotplug: true, ..devices },
         ] {
             let choice = MachineType::choose(demand);
             assert_eq!(choice.machine, MachineType::Q35);

@@ -67,9 +67,7 @@ pub struct QemuSettings {
     pub binary: PathBuf,
     /// Without one QEMU runs as the caller does: for measurements and tests only.
     pub jail: Option<JailSettings>,
-    /// cgroup v2 directory that it is born in.
-    pub cgroup: Option<std::os::fd::OwnedFd>,
-    /// `cgroup.procs` files of v1 groups that it joins in its first lines; only with a jail.
+    /// `cgroup.procs` files of the groups that it joins in its first lines; only with a jail.
     pub cgroup_procs: Vec<PathBuf>,
 }
 

@@ -134,7 +134,6 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
     let demand = MachineDemand {
         virtio_devices: config.virtio_devices(),
         stock_kernel: kernel == Kernel::BzImage,
-        ..MachineDemand::default()
     };
     let machine = match settings.machine {
         Some(machine) => MachineChoice { machine, reason: "asked for by the configuration".into() },
@@ -154,7 +153,6 @@ pub fn make(settings: &VmSettings, nonce: &BootNonce, devices: Devices) -> Resul
     let qemu = QemuSettings {
         binary: settings.vmm.clone(),
         jail: Some(JailSettings { launcher: settings.launcher.clone(), user: settings.user }),
-        cgroup: None,
         cgroup_procs: settings.cgroup_procs.clone(),
     };
     Ok((Arc::new(Qemu::new(qemu, config).map_err(VmError::Boot)?), notes))

@@ -85,8 +85,8 @@ impl Parts {
         Subject::now([&self.vmm, &self.kernel, &self.initrd])
     }
 
-    /// Whether KVM runs a guest made of these, by a short boot unless one is known. What was late is tried again whenever
-    /// somebody asks: a busy host must not be without KVM until it boots.
+    /// Whether KVM runs a guest made of these, by a short boot unless one is known. What may have been the host's doing is tried
+    /// again whenever somebody asks: a busy host must not be without KVM until it boots.
     async fn prove(&self, config: &Config) -> anyhow::Result<Result<(), KvmUnusable>> {
         if let Err(unusable) = kvm::probe() {
             return Ok(Err(unusable));
@@ -116,7 +116,6 @@ impl Parts {
         let settings = QemuSettings {
             binary: self.vmm.clone(),
             jail: Some(JailSettings { launcher: self.launcher.clone(), user: user() }),
-            cgroup: None,
             cgroup_procs: Vec::new(),
         };
         Qemu::new(settings, vm)

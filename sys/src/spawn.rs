@@ -43,7 +43,7 @@ pub enum SpawnError {
     /// Pipes, `/dev/null` or the caller's own pidfd.
     #[error("cannot prepare a child process")]
     Prepare(#[source] io::Error),
-    /// clone3(2): limits, an unusable cgroup, or a namespace that may not be made.
+    /// clone3(2): limits, or a namespace that may not be made.
     #[error("cannot clone a child process")]
     Clone(#[source] io::Error),
     /// The identity map of the child's user namespace.
@@ -89,8 +89,6 @@ pub struct Spawn<'a> {
     /// The child's descriptor `i` is a duplicate of `fds[i]`; all others are closed. Standard streams
     /// that are left out are `/dev/null`.
     pub fds: Vec<BorrowedFd<'a>>,
-    /// cgroup v2 directory that the child is born in.
-    pub cgroup: Option<BorrowedFd<'a>>,
     /// Namespaces that are new in the child. In a new user namespace every id of the caller's is mapped
     /// to itself.
     pub namespaces: UnshareFlags,
@@ -110,7 +108,6 @@ impl Spawn<'_> {
             program,
             environment: Vec::new(),
             fds: Vec::new(),
-            cgroup: None,
             namespaces: UnshareFlags::empty(),
             new_session: false,
             lifetime: Lifetime::default(),
@@ -284,9 +281,6 @@ impl Pipes {
     }
 }
 
-/// From `linux/sched.h`; `libc` has it in a type that is too narrow.
-const CLONE_INTO_CGROUP: u64 = 1 << 33;
-
 /// The null-terminated table that execve(2) takes; valid as long as `strings`.
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
@@ -294,16 +288,11 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 
 fn clone(spawn: &Spawn<'_>, plan: &mut Plan) -> io::Result<Child> {
     let mut pidfd: RawFd = -1;
-    let mut flags = libc::CLONE_PIDFD as u64 | u64::from(spawn.namespaces.bits());
     // SAFETY: clone_args is made of integers, for all of which zero is a value.
     let mut args: libc::clone_args = unsafe { MaybeUninit::zeroed().assume_init() };
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-    if let Some(cgroup) = spawn.cgroup {
-        flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-    }
-    args.flags = flags;
+    args.flags = libc::CLONE_PIDFD as u64 | u64::from(spawn.namespaces.bits());
     // The child starts with all signals blocked: no handler of the caller ever runs in it.
     let mask = block_signals()?;
     // SAFETY: `args` is a valid clone_args of the given size; its pidfd points to `pidfd`, which

@@ -93,7 +93,6 @@ pub(super) fn launch(
         }
     };
     spawn.fds = descriptors.0.iter().map(AsFd::as_fd).collect();
-    spawn.cgroup = settings.cgroup.as_ref().map(AsFd::as_fd);
     spawn.new_session = true;
     // All that can fail on our side comes before there is a child to clean up.
     let qmp = stream(qmp).map_err(prepare("the monitor"))?;

@@ -17,7 +17,7 @@ use tokio::{
 use super::{Event, Message, QmpError};
 
 /// Longest line; the longest answer that the driver asks for, the list of types, has some 100 KiB.
-const LINE: usize = 4 * 1024 * 1024;
+const LINE: usize = 512 * 1024;
 
 /// Commands that wait to be sent.
 const COMMANDS: usize = 16;
@@ -254,13 +254,13 @@ mod tests {
     async fn an_answer_finds_its_command() {
         let qmp = monitor(&[
             r#"{"return":{"wrong":1},"id":99}
-{"event":"STOP","timestamp":{}}
+{"event":"GUEST_PANICKED","timestamp":{}}
 {"return":{"n":1},"id":$id}"#,
             r#"{"error":{"class":"GenericError","desc":"not now"},"id":$id}"#,
         ]);
         let mut events = qmp.events();
         assert_eq!(qmp.execute("first", SOON).await.unwrap(), json!({"n": 1}));
-        assert_eq!(events.recv().await.unwrap(), Event::Stop);
+        assert_eq!(events.recv().await.unwrap(), Event::GuestPanicked);
         let refused = qmp.execute("second", SOON).await.unwrap_err();
         assert_eq!(refused.to_string(), "GenericError: not now");
     }

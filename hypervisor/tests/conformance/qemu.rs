@@ -39,7 +39,6 @@ impl QemuRig {
         QemuSettings {
             binary: QEMU.into(),
             jail: self.jailed.then_some(jail),
-            cgroup: None,
             cgroup_procs: Vec::new(),
         }
     }

@@ -116,12 +116,12 @@ impl Context<'_> {
         ]
     }
 
-    /// The shim knows what its driver uses, and whether KVM runs guests here.
     /// Whether KVM runs guests here.
     pub(super) fn has_kvm(&self) -> bool {
         self.verify().1.is_some_and(|verified| verified.runs_on_kvm())
     }
 
+    /// The shim knows what its driver uses, and whether KVM runs guests here.
     fn verify(&self) -> (Finding, Option<Verified>) {
         const WHAT: &str = "QEMU";
         const FIX: &str = "install Debian's qemu-system-x86, 10.0 or later";

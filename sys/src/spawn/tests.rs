@@ -52,32 +52,6 @@ fn a_program_that_is_not_there_is_an_error_of_the_caller() {
 }
 
 #[test]
-fn a_cgroup_that_is_none_is_an_error_of_the_caller() {
-    let directory: OwnedFd = File::open("/").unwrap().into();
-    let error = Spawn { cgroup: Some(directory.as_fd()), ..shell("exit 0") }.start().unwrap_err();
-    assert!(matches!(error, SpawnError::Clone(_)), "{error:?}");
-}
-
-#[test]
-fn a_child_is_born_in_its_cgroup() {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let unified = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    let Some(unified) = unified.and_then(|line| line.split(' ').nth(1)) else {
-        return eprintln!("SKIP no unified cgroups here");
-    };
-    let name = format!("kata-spawn-test-{}", std::process::id());
-    let group = format!("{unified}/{name}");
-    if let Err(error) = fs::create_dir(&group) {
-        return eprintln!("SKIP cannot make a cgroup: {error}");
-    }
-    let directory: OwnedFd = File::open(&group).unwrap().into();
-    let spawn = Spawn { cgroup: Some(directory.as_fd()), ..shell("grep ^0: /proc/self/cgroup") };
-    let (text, _) = output(spawn);
-    fs::remove_dir(&group).unwrap();
-    assert!(text.trim().ends_with(&name), "{text}");
-}
-
-#[test]
 fn descriptors_are_where_they_were_asked_for_and_nothing_else_is_inherited() {
     let (mut first, first_writer) = pipe();
     let (mut second, second_writer) = pipe();

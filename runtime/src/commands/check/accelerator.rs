@@ -69,6 +69,8 @@ fn remedy(why: &str) -> &'static str {
         "modprobe kvm_intel or kvm_amd; if that fails, enable virtualisation in the firmware, or nested virtualisation"
     } else if why.contains("/dev/kvm may not be opened") {
         "allow the device: run as root, and in a container, with c 10:232 rw on a mount without nodev"
+    } else if why.contains("tries again") {
+        "try again when the host has less to do; if it stays so, ask who runs this host for nested virtualisation"
     } else if why.contains("stock guest") {
         "this KVM is not for ordinary guests: ask who runs this host for nested virtualisation"
     } else {
@@ -167,6 +169,7 @@ mod tests {
             "/dev/kvm may not be opened (Permission denied (os error 13))",
             "the processor shows neither vmx nor svm in /proc/cpuinfo",
             "KVM does not run a stock guest: VMM exited with code 1: failed to set MSR 0x10a",
+            "KVM does not run a stock guest: it was not up within 10 s (kata-runtime check tries again)",
         ];
         let fix = |why: &&str| verified(Some(why)).accelerator(Accelerator::Auto).fix;
         let mut told: Vec<_> = reasons.iter().map(fix).collect();
