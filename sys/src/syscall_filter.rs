@@ -68,8 +68,6 @@ pub struct Filter<'a> {
     pub program: &'a [Instruction],
     /// How it is installed.
     pub flags: Flags,
-    /// Those before it may forbid it; their answers hold then.
-    pub may_be_forbidden: bool,
 }
 
 impl Filter<'_> {
@@ -92,7 +90,6 @@ impl Filter<'_> {
             length: u16::try_from(self.program.len()).map_err(io::Error::other)?,
             program: self.program.iter().map(sentence).collect(),
             flags: libc::c_ulong::from(self.flags.bits()),
-            may_be_forbidden: self.may_be_forbidden,
         })
     }
 }
@@ -103,7 +100,6 @@ pub(crate) struct LaidOut {
     program: Vec<libc::sock_filter>,
     length: u16,
     flags: libc::c_ulong,
-    may_be_forbidden: bool,
 }
 
 impl LaidOut {
@@ -117,7 +113,7 @@ impl LaidOut {
             let mode = libc::SECCOMP_SET_MODE_FILTER;
             libc::syscall(libc::SYS_seccomp, mode, self.flags, &raw const filter)
         };
-        result == 0 || self.may_be_forbidden
+        result == 0
     }
 }
 

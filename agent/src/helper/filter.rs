@@ -1,11 +1,16 @@
 //! The filters of every container process: the one of its spec, and a small one of ours.
 //!
-//! Ours says two things. `socket(AF_VSOCK)` does not exist: vsock is not namespaced, and the host end of it is the
-//! agent's. And where the spec's filter answers unknown calls with an error, calls that are newer than every call it
-//! names get ENOSYS: a C library that probes for them must not be told that they are forbidden. (For what a 32-bit
-//! `socketcall` or io_uring can still do, the host's tokens are the guard.)
+//! Ours says that `socket(AF_VSOCK)` does not exist: vsock is not namespaced, and the host end of it is the agent's. (For what a
+//! 32-bit `socketcall` or io_uring can still do, the host's tokens are the guard.)
+//!
+//! The spec's begins with a few instructions that it does not have from the profile, as runc's does: where it forbids unknown calls,
+//! those that are newer than every call it names get ENOSYS. A C library that probes for them must not be told that they are forbidden,
+//! or die of it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    str::FromStr,
+};
 
 use kata_sys::syscall_filter::{Filter, Flags, INSTRUCTION_SIZE, Instruction};
 use libseccomp::{ScmpArch, ScmpFilterContext, ScmpSyscall};
@@ -14,7 +19,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::seccomp;
 use crate::{
     order::{self, Failure, Step},
-    spec::{Seccomp, SyscallRule},
+    spec::Seccomp,
 };
 
 const LOAD: u16 = 0x20;
@@ -67,21 +72,15 @@ pub struct Filters {
 struct OfSpec {
     flags: Flags,
     program: Vec<Instruction>,
-    /// Ours is loaded again behind it.
-    again: bool,
 }
 
 impl Filters {
     /// Compiles the filters.
     pub fn compile(seccomp: Option<&Seccomp>) -> Result<Self, Failure> {
         let of_spec = |seccomp| {
-            let (flags, program) = (seccomp::flags(seccomp)?, compile(seccomp, LONGEST)?);
-            Ok(OfSpec { flags, program, again: bears_another(seccomp) })
+            Ok(OfSpec { flags: seccomp::flags(seccomp)?, program: compile(seccomp, LONGEST)? })
         };
-        Ok(Self {
-            ours: assemble(|abi| seccomp.and_then(|seccomp| newest_named(seccomp, abi))),
-            of_spec: seccomp.map(of_spec).transpose()?,
-        })
+        Ok(Self { ours: without_vsock(), of_spec: seccomp.map(of_spec).transpose()? })
     }
 
     /// From here on both hold.
@@ -91,19 +90,16 @@ impl Filters {
 
     /// Both, as they are to be loaded.
     pub fn in_order(&self) -> Vec<Filter<'_>> {
-        let ours = Filter { program: &self.ours, flags: Flags::default(), may_be_forbidden: false };
-        let Some(OfSpec { flags, program, again }) = &self.of_spec else { return vec![ours] };
-        let of_spec = Filter { program, flags: *flags, may_be_forbidden: false };
-        // Of two errors that of the filter loaded last is returned: for ENOSYS to win, ours comes again. The spec's
-        // may forbid that by now, and then its answer to unknown calls is what it wanted.
-        let last = again.then_some(Filter { may_be_forbidden: true, ..ours });
-        [ours, of_spec].into_iter().chain(last).collect()
+        let ours = Filter { program: &self.ours, flags: Flags::default() };
+        let of_spec =
+            self.of_spec.iter().map(|it| Filter { program: &it.program, flags: it.flags });
+        std::iter::once(ours).chain(of_spec).collect()
     }
 
     /// For the container's other processes: the length of ours, the other one's flags if there is one, both programs.
     pub fn document(&self) -> Result<OwnedFd, Failure> {
         let length = u32::try_from(self.ours.len()).step(|| "count instructions")?;
-        let flags = self.of_spec.as_ref().map_or(NO_FILTER, OfSpec::word);
+        let flags = self.of_spec.as_ref().map_or(NO_FILTER, |it| it.flags.bits());
         let of_spec = self.of_spec.iter().flat_map(|it| &it.program);
         let mut bytes = [length.to_ne_bytes(), flags.to_ne_bytes()].concat();
         bytes.extend(self.ours.iter().chain(of_spec).flat_map(|it| it.to_bytes()));
@@ -123,43 +119,14 @@ impl Filters {
         let program = |words: &[[u8; INSTRUCTION_SIZE]]| {
             words.iter().copied().map(Instruction::from_bytes).collect()
         };
-        let of_spec = (flags != NO_FILTER).then(|| OfSpec {
-            flags: Flags::from_bits(flags),
-            program: program(of_spec),
-            again: flags & AGAIN != 0,
-        });
+        let of_spec = (flags != NO_FILTER)
+            .then(|| OfSpec { flags: Flags::from_bits(flags), program: program(of_spec) });
         Ok(Self { ours: program(ours), of_spec })
-    }
-}
-
-impl OfSpec {
-    /// All but the program, for a document.
-    fn word(&self) -> u32 {
-        self.flags.bits() | if self.again { AGAIN } else { 0 }
     }
 }
 
 /// In the place of flags.
 const NO_FILTER: u32 = u32::MAX;
-
-/// Beside the flags, which are few.
-const AGAIN: u32 = 1 << 16;
-
-/// Whether a filter can be loaded behind this one, or is at worst forbidden: not where that ends the process. One that
-/// has no error for unknown calls needs none.
-fn bears_another(seccomp: &Seccomp) -> bool {
-    let bears = |rule: &SyscallRule| {
-        ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_ERRNO"].contains(&&*rule.action)
-    };
-    let mut about_loading =
-        seccomp.syscalls.iter().filter(|rule| rule.names.iter().any(|name| name == "seccomp"));
-    answers_error(seccomp) && about_loading.all(bears)
-}
-
-/// Unknown calls get an error, and not the one that says that there are none.
-fn answers_error(seccomp: &Seccomp) -> bool {
-    seccomp.default_action == "SCMP_ACT_ERRNO" && seccomp.default_errno_ret != Some(ENOSYS)
-}
 
 /// Looks a call up: the kernel tries a new filter with each number of a call, for each process that loads it.
 const TREE: u32 = 2;
@@ -173,15 +140,16 @@ const LONGEST: usize = 4096;
 /// The filter of the spec in the quickest form that is not too long.
 fn compile(seccomp: &Seccomp, longest: usize) -> Result<Vec<Instruction>, Failure> {
     let mut filter = seccomp::build(seccomp)?;
-    let tree = export(&mut filter, TREE)?;
-    if tree.len() <= longest {
-        return Ok(tree);
+    let mut program = without_newer(seccomp);
+    let head = program.len();
+    for form in [TREE, LIST] {
+        program.truncate(head);
+        program.extend(export(&mut filter, form)?);
+        if program.len() <= longest {
+            return Ok(program);
+        }
     }
-    let list = export(&mut filter, LIST)?;
-    if list.len() <= longest {
-        return Ok(list);
-    }
-    let length = list.len();
+    let length = program.len();
     Err(Failure::invalid(format!(
         "the seccomp profile needs {length} instructions, the kernel takes {longest}"
     )))
@@ -197,42 +165,63 @@ fn export(filter: &mut ScmpFilterContext, form: u32) -> Result<Vec<Instruction>,
     Ok(bytes.as_chunks().0.iter().copied().map(Instruction::from_bytes).collect())
 }
 
-/// The highest number of a call that the filter names, where it answers the rest with an error.
+/// Answers calls that are newer than all that the profile names, where it forbids unknown ones; whatever else comes goes on to what
+/// follows.
+fn without_newer(seccomp: &Seccomp) -> Vec<Instruction> {
+    let forbids_unknown = match &*seccomp.default_action {
+        "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE" => false,
+        "SCMP_ACT_ERRNO" => seccomp.default_errno_ret != Some(ENOSYS),
+        _ => true,
+    };
+    let mut program = Vec::new();
+    // The filter's are the guest's own one, and those that the profile has besides.
+    let others = |abi: &&Abi| {
+        let named = |name: &String| ScmpArch::from_str(name).is_ok_and(|it| it == abi.architecture);
+        seccomp.architectures.iter().any(named)
+    };
+    let filtered = ABIS[..1].iter().chain(ABIS[1..].iter().filter(others));
+    for (abi, newest) in filtered.filter_map(|abi| Some((abi, newest_named(seccomp, abi)?))) {
+        if forbids_unknown {
+            program.extend([load(ARCHITECTURE), jump(EQUAL, abi.audit, (0, 4))]);
+            program.extend([load(NUMBER), jump(AT_LEAST, X32, (2, 0))]);
+            program.extend([jump(ABOVE, newest, (0, 1)), answer(ERRNO | ENOSYS)]);
+        }
+    }
+    program
+}
+
+/// The highest number of a call that the profile names.
 fn newest_named(seccomp: &Seccomp, abi: &Abi) -> Option<u32> {
     let names = seccomp.syscalls.iter().flat_map(|rule| &rule.names);
     names
         .filter_map(|name| ScmpSyscall::from_name_by_arch(name, abi.architecture).ok())
         .filter_map(|call| u32::try_from(call.as_raw_syscall()).ok())
         .max()
-        .filter(|_| answers_error(seccomp))
 }
 
-fn assemble(newest: impl Fn(&Abi) -> Option<u32>) -> Vec<Instruction> {
-    let load = |offset| Instruction { code: LOAD, if_true: 0, if_false: 0, operand: offset };
-    let answer = |value| Instruction { code: RETURN, if_true: 0, if_false: 0, operand: value };
-    let jump =
-        |code, operand, (if_true, if_false)| Instruction { code, if_true, if_false, operand };
+fn without_vsock() -> Vec<Instruction> {
     let mut program = vec![load(ARCHITECTURE)];
     for abi in &ABIS {
-        let mut block = vec![load(NUMBER), jump(EQUAL, abi.socket, (2, 0))];
-        block.push(jump(EQUAL, X32_SOCKET, (1, 0)));
-        // Behind the check of the family: three instructions on.
-        block.push(jump(AT_LEAST, 0, (4, 0)));
-        block.extend([load(FIRST_ARGUMENT), jump(EQUAL, AF_VSOCK, (0, 1))]);
-        block.extend([answer(ERRNO | EAFNOSUPPORT), answer(ALLOW)]);
-        if let Some(newest) = newest(abi) {
-            block.push(jump(AT_LEAST, X32, (2, 0)));
-            block.push(jump(ABOVE, newest, (0, 1)));
-            block.push(answer(ERRNO | ENOSYS));
-        }
-        block.push(answer(ALLOW));
-        // Never above a dozen.
-        let length = u8::try_from(block.len()).unwrap_or(u8::MAX);
-        program.push(jump(EQUAL, abi.audit, (0, length)));
-        program.extend(block);
+        program.extend([jump(EQUAL, abi.audit, (0, 7)), load(NUMBER)]);
+        program.extend([jump(EQUAL, abi.socket, (1, 0)), jump(EQUAL, X32_SOCKET, (0, 3))]);
+        program.extend([load(FIRST_ARGUMENT), jump(EQUAL, AF_VSOCK, (0, 1))]);
+        program.extend([answer(ERRNO | EAFNOSUPPORT), answer(ALLOW)]);
     }
     program.push(answer(ALLOW));
     program
+}
+
+fn load(offset: u32) -> Instruction {
+    Instruction { code: LOAD, if_true: 0, if_false: 0, operand: offset }
+}
+
+fn answer(value: u32) -> Instruction {
+    Instruction { code: RETURN, if_true: 0, if_false: 0, operand: value }
+}
+
+/// Passes over so many instructions when the comparison holds, and when it does not.
+fn jump(code: u16, operand: u32, (if_true, if_false): (u8, u8)) -> Instruction {
+    Instruction { code, if_true, if_false, operand }
 }
 
 #[cfg(test)]
@@ -244,8 +233,8 @@ mod tests {
     use serde_json::json;
 
     use super::{
-        ABIS, ALLOW, EAFNOSUPPORT, ENOSYS, ERRNO, Filters, LIST, LONGEST, TREE, X32, assemble,
-        compile, export, newest_named, seccomp,
+        ABIS, ALLOW, EAFNOSUPPORT, ENOSYS, ERRNO, Filters, LIST, LONGEST, TREE, X32, compile,
+        export, seccomp, without_newer, without_vsock,
     };
     use crate::spec::Seccomp;
 
@@ -282,10 +271,6 @@ mod tests {
             };
             at += usize::from(if holds { it.if_true } else { it.if_false });
         }
-    }
-
-    fn answer(newest: Option<u32>, audit: u32, number: u32, argument: u32) -> u32 {
-        run(&assemble(|_| newest), audit, number, argument)
     }
 
     /// A profile of most calls, of which some are allowed with so many values of their argument.
@@ -338,6 +323,7 @@ mod tests {
         let profile = profile(5);
         let mut filter = seccomp::build(&profile).unwrap();
         let [tree, list] = [TREE, LIST].map(|form| export(&mut filter, form).unwrap());
+        let [tree, list] = [tree, list].map(|program| [without_newer(&profile), program].concat());
         assert!(list.len() < tree.len() && tree.len() < LONGEST);
         assert_eq!(compile(&profile, tree.len()).unwrap(), tree);
         assert_eq!(compile(&profile, tree.len() - 1).unwrap(), list);
@@ -349,24 +335,45 @@ mod tests {
 
     #[test]
     fn vsock_does_not_exist_under_any_abi_and_other_families_do() {
+        let answer = |audit, number, argument| run(&without_vsock(), audit, number, argument);
         for abi in &ABIS {
-            for newest in [None, Some(450)] {
-                assert_eq!(answer(newest, abi.audit, abi.socket, 40), ERRNO | EAFNOSUPPORT);
-                assert_eq!(answer(newest, abi.audit, abi.socket, 2), ALLOW);
-                assert_eq!(answer(newest, abi.audit, 0, 40), ALLOW);
-            }
+            assert_eq!(answer(abi.audit, abi.socket, 40), ERRNO | EAFNOSUPPORT);
+            assert_eq!(answer(abi.audit, abi.socket, 2), ALLOW);
+            assert_eq!(answer(abi.audit, 0, 40), ALLOW);
         }
-        assert_eq!(answer(None, ABIS[0].audit, 0x4000_0000 | 41, 40), ERRNO | EAFNOSUPPORT);
+        assert_eq!(answer(ABIS[0].audit, 0x4000_0000 | 41, 40), ERRNO | EAFNOSUPPORT);
+        assert_eq!(answer(0xdead, 41, 40), ALLOW);
     }
 
     #[test]
-    fn calls_newer_than_all_named_ones_do_not_exist() {
-        let audit = ABIS[0].audit;
-        assert_eq!(answer(Some(435), audit, 436, 0), ERRNO | ENOSYS);
-        assert_eq!(answer(Some(435), audit, 435, 0), ALLOW);
-        assert_eq!(answer(Some(435), audit, 0x4000_0000 | 500, 0), ALLOW);
-        assert_eq!(answer(None, audit, 9999, 0), ALLOW);
-        assert_eq!(answer(Some(435), 0xdead, 436, 0), ALLOW);
+    #[cfg(target_arch = "x86_64")]
+    fn calls_newer_than_all_named_ones_do_not_exist_where_unknown_ones_are_forbidden() {
+        const KILL_PROCESS: u32 = 0x8000_0000;
+        let answers = |default: &str, architectures: &[&str]| {
+            let rules = json!([{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]);
+            let seccomp = json!({"defaultAction": default, "syscalls": rules,
+                "architectures": architectures});
+            let program = compile(&serde_json::from_value(seccomp).unwrap(), LONGEST).unwrap();
+            let [native, other] = [0, 1].map(|index| ABIS[index].audit);
+            // openat2 is 437 under both, and 436 is named by nobody.
+            [(native, 438), (native, 436), (native, 437), (native, X32 | 600), (other, 438)]
+                .map(|(audit, number)| run(&program, audit, number, 0))
+        };
+        let both = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"];
+        for (default, unknown) in [
+            ("SCMP_ACT_ERRNO", ERRNO | 1),
+            ("SCMP_ACT_KILL_PROCESS", KILL_PROCESS),
+            ("SCMP_ACT_TRAP", 0x0003_0000),
+        ] {
+            let [newer, between, named, x32, other] = answers(default, &both);
+            assert_eq!((newer, between, named), (ERRNO | ENOSYS, unknown, ALLOW), "{default}");
+            assert_eq!((x32 == ERRNO | ENOSYS, other), (false, ERRNO | ENOSYS), "{default}");
+        }
+        let [newer, .., other] = answers("SCMP_ACT_ERRNO", &[]);
+        assert_eq!(newer, ERRNO | ENOSYS);
+        assert_ne!(other, ERRNO | ENOSYS, "programs of that kind are not to run at all");
+        assert_eq!(answers("SCMP_ACT_ALLOW", &both)[0], ALLOW);
+        assert_eq!(answers("SCMP_ACT_LOG", &both)[0], 0x7ffc_0000);
     }
 
     #[test]
@@ -380,37 +387,5 @@ mod tests {
             assert!(filters.of_spec.as_ref().is_none_or(|it| it.program.len() > 4));
             assert_eq!(Filters::read(filters.document().unwrap().as_fd()).unwrap(), filters);
         }
-    }
-
-    #[test]
-    fn nothing_is_loaded_behind_a_filter_that_would_kill_for_it() {
-        let count = |default: &str, action: &str| {
-            let rules = json!([{"names": ["read"], "action": "SCMP_ACT_ALLOW"},
-                {"names": ["getpid", "seccomp"], "action": action}]);
-            let seccomp = json!({"defaultAction": default, "syscalls": rules});
-            let filters =
-                Filters::compile(Some(&serde_json::from_value(seccomp).unwrap())).unwrap();
-            let read = Filters::read(filters.document().unwrap().as_fd()).unwrap();
-            assert_eq!(read.in_order().len(), filters.in_order().len());
-            filters.in_order().len()
-        };
-        assert_eq!(count("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"), 3);
-        assert_eq!(count("SCMP_ACT_ERRNO", "SCMP_ACT_ERRNO"), 3);
-        assert_eq!(count("SCMP_ACT_ERRNO", "SCMP_ACT_KILL"), 2);
-        assert_eq!(count("SCMP_ACT_KILL", "SCMP_ACT_ALLOW"), 2);
-        assert_eq!(count("SCMP_ACT_TRAP", "SCMP_ACT_ERRNO"), 2);
-        assert_eq!(count("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"), 2);
-        assert_eq!(Filters::compile(None).unwrap().in_order().len(), 1);
-    }
-
-    #[test]
-    fn only_a_filter_that_answers_errors_has_a_newest_call() {
-        let seccomp = |default: &str| -> Seccomp {
-            let rules = r#"[{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]"#;
-            let document = format!(r#"{{"defaultAction": "{default}", "syscalls": {rules}}}"#);
-            serde_json::from_str(&document).unwrap()
-        };
-        assert_eq!(newest_named(&seccomp("SCMP_ACT_ERRNO"), &ABIS[0]), Some(437));
-        assert_eq!(newest_named(&seccomp("SCMP_ACT_ALLOW"), &ABIS[0]), None);
     }
 }
