@@ -296,14 +296,26 @@ impl Limits {
     }
 
     fn apply(&self, resources: &Resources) -> Result<(), Failure> {
+        let mut late = Vec::new();
         for setting in limits::settings(resources, processors::possible())? {
-            let path = self.0.join(&setting.file);
-            match fs::write(&path, &setting.value) {
+            match self.set(&setting) {
                 Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
+                // It may fit the burst that comes after it, and not the one in force.
+                Err(error)
+                    if setting.file == "cpu.max" && error.kind() == io::ErrorKind::InvalidInput =>
+                {
+                    late.push(setting);
+                }
                 result => result.step(|| format!("set {} to {}", setting.file, setting.value))?,
             }
         }
-        Ok(())
+        late.iter().try_for_each(|setting| {
+            self.set(setting).step(|| format!("set {} to {}", setting.file, setting.value))
+        })
+    }
+
+    fn set(&self, setting: &limits::Setting) -> io::Result<()> {
+        fs::write(self.0.join(&setting.file), &setting.value)
     }
 }
 

@@ -229,19 +229,19 @@ impl Group {
     /// # Errors
     /// [`CgroupError::Write`]: what the host refuses is never dropped silently.
     pub fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
-        let mut late = None;
+        let mut late = Vec::new();
         for (directory, setting) in self.settings(limits) {
             match apply(&directory, &setting) {
-                // Of a group below one with a quota: the new period fits the new quota, and not the one in force.
+                // It may fit what comes after it, and not what is in force: a new period the new quota, a new quota the new burst.
                 Err(CgroupError::Write { source, .. })
-                    if setting.file == "cpu.cfs_period_us" && is_invalid(&source) =>
+                    if BANDWIDTH.contains(&&*setting.file) && is_invalid(&source) =>
                 {
-                    late = Some((directory, setting));
+                    late.push((directory, setting));
                 }
                 applied => applied?,
             }
         }
-        late.map_or(Ok(()), |(directory, setting)| apply(&directory, &setting))
+        late.iter().try_for_each(|(directory, setting)| apply(directory, setting))
     }
 
     /// The same for limits that include what running a VM takes: where the parent allows less, that binds.
@@ -319,6 +319,9 @@ impl Group {
         roots
     }
 }
+
+/// What is checked against each other.
+const BANDWIDTH: [&str; 3] = ["cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.max"];
 
 fn is_invalid(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())

@@ -73,7 +73,9 @@ fn legacy_memory(memory: &MemoryLimits, in_force: Option<i64>) -> Vec<Setting> {
 fn legacy_cpu(cpu: &CpuLimits) -> Vec<Setting> {
     let mut settings = Vec::new();
     settings.extend(cpu.idle.map(|idle| set("cpu.idle", idle)));
-    settings.extend(some(cpu.shares).map(|shares| set("cpu.shares", shares)));
+    // An idle group has no weight: the kernel refuses to set one.
+    let shares = some(cpu.shares).filter(|_| cpu.idle != Some(1));
+    settings.extend(shares.map(|shares| set("cpu.shares", shares)));
     // The period first: a quota is checked against it.
     settings.extend(some(cpu.period).map(|period| set("cpu.cfs_period_us", period)));
     settings.extend(some(cpu.quota).map(|quota| set("cpu.cfs_quota_us", quota)));

@@ -196,6 +196,26 @@ fn an_update_is_seen_inside_and_on_the_host() {
 }
 
 #[test]
+fn an_update_may_ask_for_what_does_not_fit_what_is_in_force() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, group)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "bandwidth");
+    for cpu in [
+        json!({"quota": 100_000, "period": 100_000, "burst": 50_000}),
+        json!({"quota": 20_000, "period": 100_000, "burst": 10_000}),
+        json!({"shares": 1024, "idle": 1}),
+    ] {
+        let resources = json!({"cpu": cpu}).to_string();
+        let command = kata.command(&["update", "--resources", "-", &container.id]);
+        must(&run(command, resources.as_bytes()));
+    }
+    await_file(&container, "cpu.max", "20000 100000");
+    await_file(&container, "cpu.max.burst", "10000");
+    await_file(&container, "cpu.idle", "1");
+    assert_eq!(first_word(&group, "cpu", QUOTA), "20000");
+}
+
+#[test]
 fn an_update_comes_from_a_file_or_stdin_and_changes_no_more() {
     on_both(&["sleep", "1000"], |runtime, bundle, group| {
         let container = Container::started(runtime, bundle, "update-file");
