@@ -6,17 +6,20 @@
 //! **Invariant**: nothing is touched in the namespace of PID 1 or of this process (which is that of the calling engine), nor in
 //! one in which a process of another container lives, nor in one that another sandbox has claimed.
 //! A process is a container's when its pid namespace or its root directory is not this process's; so a helper of an engine and
-//! an admin's shell are none. Monitors, which show what they stand for, are known by their program; another sandbox's has
-//! a claim beside it.
+//! an admin's shell are none. Monitors, which show what they stand for, are known by their program's name, as that of a sandbox older
+//! than an upgrade is another file, or none any more; another sandbox's has a claim beside it.
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use kata_config::{Artefact, Prefix};
+use kata_config::Artefact;
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, stat},
     io::Errno,
@@ -120,7 +123,6 @@ impl Claim {
                 .map_err(|source| GuardError::Look { path: path.into(), source })
         };
         let ours = [look("/proc/self/ns/pid")?, look("/proc/self/root")?];
-        let monitor = monitor_program();
         let processes = fs::read_dir("/proc")
             .map_err(|source| GuardError::Look { path: "/proc".into(), source })?;
         for process in processes.flatten() {
@@ -133,8 +135,7 @@ impl Claim {
                 continue;
             }
             let theirs = ["ns/pid", "root"].map(|name| identity(&path.join(name)).ok());
-            let is_monitor = monitor.is_some() && identity(&path.join("exe")).ok() == monitor;
-            if theirs != ours.map(Some) && !is_monitor && path.join("ns/net").exists() {
+            if theirs != ours.map(Some) && !is_monitor(&path) && path.join("ns/net").exists() {
                 let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
                 return Ok(Some((pid, name.trim().to_owned())));
             }
@@ -149,10 +150,14 @@ impl Drop for Claim {
     }
 }
 
-/// The monitor of this installation.
-fn monitor_program() -> Option<Identity> {
-    let program = Prefix::of_this_program().ok()?.find(Artefact::Monitor).ok()?;
-    identity(&program).ok()
+/// Whether a process runs a monitor's program, of whichever version.
+fn is_monitor(process: &Path) -> bool {
+    let Ok(program) = fs::read_link(process.join("exe")) else { return false };
+    let name = program.file_name().unwrap_or_default().as_bytes();
+    // As the kernel shows one that was replaced.
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    let monitor = Path::new(Artefact::Monitor.relative_path()).file_name();
+    monitor.is_some_and(|monitor| monitor.as_bytes() == name)
 }
 
 fn identity(path: &Path) -> io::Result<Identity> {

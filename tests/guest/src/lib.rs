@@ -50,6 +50,8 @@ pub use wired::{Load, Wired};
 pub struct Kata {
     program: PathBuf,
     state: tempfile::TempDir,
+    /// Of [`Kata::copied`].
+    copy: Option<tempfile::TempDir>,
     _host: HostNetwork,
 }
 
@@ -64,13 +66,28 @@ impl Kata {
         Some(Self::of(program))
     }
 
+    /// A copy of the installed Kata, to do with as one likes.
+    pub fn copied() -> Option<Self> {
+        let installed = Self::installed()?;
+        let copy = tempfile::tempdir().unwrap();
+        let prefix = installed.program.ancestors().nth(2).unwrap().join(".");
+        let copied =
+            std::process::Command::new("cp").arg("-a").arg(prefix).arg(copy.path()).status();
+        assert!(copied.unwrap().success());
+        let program = copy.path().join("bin/kata-runtime");
+        let mut kata = Self::of(program);
+        kata.copy = Some(copy);
+        Some(kata)
+    }
+
     /// runc, which takes the same command line: what holds for it tests the test.
     pub fn oracle() -> Self {
         Self::of("runc".into())
     }
 
     fn of(program: PathBuf) -> Self {
-        Self { program, state: tempfile::tempdir().unwrap(), _host: HostNetwork::watch() }
+        let state = tempfile::tempdir().unwrap();
+        Self { program, state, copy: None, _host: HostNetwork::watch() }
     }
 
     /// True for [`Kata::oracle`].

@@ -3,7 +3,10 @@
 //! Alone in its program: what it compares, others would change.
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
 
 use kata_guest_tests::{
     Bundle, Container, Kata, Output, Wire, busybox, run_bundle, set_network, snapshot,
@@ -92,6 +95,22 @@ fn a_namespace_belongs_to_one_sandbox_at_a_time() {
     drop(first);
     let Some(output) = run_at(Some(&wire.path())) else { return };
     assert_eq!(output.code, 0, "with the first gone: {}", output.stderr());
+}
+
+#[test]
+fn a_container_that_is_older_than_an_upgrade_starts() {
+    let (Some(kata), Some(root)) = (Kata::copied(), busybox()) else { return };
+    let wire = wire();
+    let mut bundle = Bundle::new(&kata, root, &["ls", "/sys/class/net"]);
+    set_network(&mut bundle.config, Some(&wire.path()));
+    bundle.write();
+    let container = Container::create(&kata, &bundle, "older");
+    let directory = kata.program().ancestors().nth(2).unwrap().join("libexec/kata");
+    let (monitor, newer) = (directory.join("kata-monitor"), directory.join("newer"));
+    fs::copy(&monitor, &newer).unwrap();
+    fs::rename(&newer, &monitor).unwrap();
+    container.must("start");
+    assert_eq!(container.wait().0, 0);
 }
 
 #[test]
