@@ -144,7 +144,7 @@ impl Ledger {
         let mut line =
             serde_json::to_vec(entry).map_err(|e| LedgerError::Append(io::Error::other(e)))?;
         line.push(b'\n');
-        self.file().and_then(|mut file| file.write_all(&line)).map_err(LedgerError::Append)
+        self.file().and_then(|mut file| append(&mut file, &line)).map_err(LedgerError::Append)
     }
 
     /// Takes away everything that it names, newest first, though somebody may have removed the file.
@@ -166,6 +166,16 @@ impl Ledger {
     fn file(&self) -> io::Result<MutexGuard<'_, File>> {
         self.file.lock().map_err(|_| io::Error::other("a user of the ledger panicked"))
     }
+}
+
+/// Writes all of a line or none: the next would be lost behind a part of one.
+fn append(file: &mut File, line: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    file.write_all(line).inspect_err(|_| {
+        if let Err(error) = file.set_len(before) {
+            tracing::warn!(%error, "take a part of a line out of the ledger");
+        }
+    })
 }
 
 /// The same for the ledger in `directory`, whose sandbox is gone; none there is no error.
