@@ -23,7 +23,7 @@ const PAGE_TABLE_SHARE: u64 = 64;
 /// The smallest VM that is made of a limit.
 const LEAST_MIB: u64 = 128;
 
-/// A pod of which nobody says how much its containers will need.
+/// The least for a pod: nobody says how much those of its containers will need that have no limit.
 const POD_MIB: u32 = 512;
 
 /// The kernel of the guest has room for so many.
@@ -77,10 +77,11 @@ pub struct Purpose<'a> {
 impl Purpose<'_> {
     /// What there is at least.
     fn least_mib(&self, config: &Config) -> u32 {
-        match (self.is_pod, self.memory_is_set, self.limits.memory_bytes()) {
-            (true, true, _) => config.vm.memory_mib,
-            (true, false, None) => POD_MIB,
-            (true, false, Some(_)) | (false, ..) => 0,
+        match (self.is_pod, self.memory_is_set) {
+            (true, true) => config.vm.memory_mib,
+            // What is told is the sum of the limits that there are: a container without one counts as nothing.
+            (true, false) => POD_MIB,
+            (false, _) => 0,
         }
     }
 }
@@ -234,6 +235,8 @@ mod tests {
         let pod = Purpose { is_pod: true, ..alone(&limits) };
         let told = size(pod);
         assert_eq!((told.memory.0, told.vcpus.get()), (512 + 8 + 64, 2));
+        let sidecar = check_resources(br#"{"memory": {"limit": 67108864}}"#).unwrap().limits;
+        assert_eq!(size(Purpose { limits: &sidecar, ..pod }).memory, MemoryMib(POD_MIB));
         let untold = Limits::default();
         assert_eq!(size(Purpose { limits: &untold, ..pod }).memory, MemoryMib(POD_MIB));
         // What a person has set counts where it is more.
