@@ -128,7 +128,7 @@ impl Context<'_> {
             changes.extend(engine.changes(typed, &prefix)?);
         }
         changes.extend(match typed.uninstall {
-            true if others(typed)? => None,
+            true if others(typed) => None,
             true => no_accelerator(&typed.etc)?,
             false => self.has_kvm().then(|| accelerator(&typed.etc)),
         });
@@ -168,20 +168,15 @@ fn crio(etc: &Path, shim: &Path) -> Change {
          runtime_path = {program}\n\
          runtime_type = \"vm\"\n\
          runtime_root = \"/run/kata-crio\"\n\
-         privileged_without_host_devices = true\n\
-         allowed_annotations = [\"io.katacontainers.\"]\n"
+         privileged_without_host_devices = true\n"
     );
     Change::write(etc.join(CRIO), text)
 }
 
-/// Whether an engine that was not named still knows Kata.
-fn others(typed: &Install) -> Result<bool, Failure> {
-    for engine in Engine::ALL {
-        if !engine.is_asked_for(typed) && engine.is_installed(typed)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// Whether an engine that was not named may still know Kata: what can't be told of its files is no reason to fail for another's.
+fn others(typed: &Install) -> bool {
+    let mut others = Engine::ALL.into_iter().filter(|engine| !engine.is_asked_for(typed));
+    others.any(|engine| engine.is_installed(typed).unwrap_or(true))
 }
 
 /// With KVM there, losing it is to be an error, and no silent loss of isolation.

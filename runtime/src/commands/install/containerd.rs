@@ -34,7 +34,7 @@ const SECTION_V3: &str = "io.containerd.cri.v1.runtime";
 struct Head {
     version: Option<i64>,
     #[serde(default)]
-    imports: Option<Spanned<Vec<String>>>,
+    imports: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default)]
     plugins: Table,
     #[serde(default)]
@@ -46,8 +46,9 @@ impl Head {
         toml::from_str(text).map_err(|error| unusable(path, error.message()))
     }
 
-    fn imports(&self) -> &[String] {
-        self.imports.as_ref().map_or(&[], |imports| imports.get_ref().as_slice())
+    fn imports(&self) -> impl Iterator<Item = &str> {
+        let imports = self.imports.iter().flat_map(|imports| imports.get_ref());
+        imports.map(|import| import.get_ref().as_str())
     }
 
     /// The runtime of a section, by its name.
@@ -125,11 +126,8 @@ pub(super) fn uninstall(etc: &Path) -> Result<Vec<Change>, Failure> {
     }
     for place in drop_in_places(etc, &path, &text)? {
         let file = place.join(DROP_IN);
-        let entry = import_entry(&file);
-        if text.contains(&entry) {
-            changes.push(Change::write(path.clone(), text.replacen(&entry, "", 1)));
-        } else if text.contains(&import_line(&file)) {
-            changes.push(Change::write(path.clone(), text.replacen(&import_line(&file), "", 1)));
+        if let Some(rest) = without_import(&path, &text, &file)? {
+            changes.push(Change::write(path.clone(), rest));
         }
         if read(&file)?.is_some() {
             changes.push(Change::remove(file));
@@ -175,12 +173,12 @@ fn dropped_in(
     if head.runtime(SECTION_V3).is_some() {
         return Err(unusable(path, "it has a runtime of this name that is not ours"));
     }
-    if let Some(directory) = head.imports().iter().find_map(|pattern| covering(path, pattern)) {
+    if let Some(directory) = head.imports().find_map(|pattern| covering(path, pattern)) {
         return Ok(vec![Change::write(directory.join(DROP_IN), drop_in(shim))]);
     }
     let file = etc.join(DROP_INS).join(DROP_IN);
     let mut changes = vec![Change::write(file.clone(), drop_in(shim))];
-    if head.imports().iter().any(|import| Path::new(import) == file) {
+    if head.imports().any(|import| beside(path, import) == file) {
         return Ok(changes);
     }
     let text = match &head.imports {
@@ -205,11 +203,32 @@ fn import_line(file: &Path) -> String {
     format!("imports = [{file}] # kata-runtime install\n")
 }
 
+/// A configuration without the import of a file: with it, containerd would not start once the file is gone.
+fn without_import(path: &Path, text: &str, file: &Path) -> Result<Option<String>, Failure> {
+    for ours in [import_entry(file), import_line(file)] {
+        if text.contains(&ours) {
+            return Ok(Some(text.replacen(&ours, "", 1)));
+        }
+    }
+    let head = Head::of(path, text)?;
+    let Some(imports) = &head.imports else { return Ok(None) };
+    let all = imports.get_ref();
+    let Some(index) = all.iter().position(|import| beside(path, import.get_ref()) == file) else {
+        return Ok(None);
+    };
+    let span = match (index.checked_sub(1).and_then(|before| all.get(before)), all.get(index + 1)) {
+        (_, Some(next)) => all[index].span().start..next.span().start,
+        (Some(before), None) => before.span().end..all[index].span().end,
+        (None, None) => imports.span().start + 1..imports.span().end - 1,
+    };
+    Ok(Some(format!("{}{}", &text[..span.start], &text[span.end..])))
+}
+
 /// Where our drop-in is, or may be from another time.
 fn drop_in_places(etc: &Path, path: &Path, text: &str) -> Result<Vec<PathBuf>, Failure> {
     let mut places = vec![etc.join(DROP_INS)];
     let head = Head::of(path, text)?;
-    for directory in head.imports().iter().filter_map(|pattern| covering(path, pattern)) {
+    for directory in head.imports().filter_map(|pattern| covering(path, pattern)) {
         if !places.contains(&directory) {
             places.push(directory);
         }

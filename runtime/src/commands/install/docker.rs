@@ -18,17 +18,17 @@ pub(super) fn docker(etc: &Path, runtime: &Path, uninstall: bool) -> Result<Vec<
     let path = etc.join(FILE);
     let kept = etc.join(format!("{FILE}.{KEPT}"));
     let text = read(&path)?;
-    let with = |text: Option<&str>| -> Result<String, Failure> {
+    let with = |text: Option<&str>, runtime: Value| -> Result<String, Failure> {
         let mut value = parse(&path, text.unwrap_or("{}"))?;
         let runtimes = value.entry("runtimes").or_insert_with(|| json!({}));
         let Some(runtimes) = runtimes.as_object_mut() else {
             return Err(unusable(&path, "runtimes is no object"));
         };
-        runtimes.insert(NAME.to_owned(), json!({ "path": runtime.to_string_lossy() }));
+        runtimes.insert(NAME.to_owned(), runtime);
         Ok(pretty(&Value::Object(value)))
     };
     if !uninstall {
-        let wanted = with(text.as_deref())?;
+        let wanted = with(text.as_deref(), json!({ "path": runtime.to_string_lossy() }))?;
         // Byte for byte as somebody wrote it, unless it is ours already.
         let known = text.as_deref().map(|text| has_kata(&path, text)).transpose()?;
         let mut changes = Vec::new();
@@ -48,7 +48,10 @@ pub(super) fn docker(etc: &Path, runtime: &Path, uninstall: bool) -> Result<Vec<
     }
     let Some(text) = text else { return Ok(vec![Change::remove(path), Change::remove(kept)]) };
     let before = read(&kept)?;
-    let untouched = before.as_deref().map(|before| with(Some(before))).transpose()?;
+    // Wherever the runtime was when it was installed.
+    let runtime = parse(&path, &text)?.get("runtimes").and_then(|all| all.get(NAME)).cloned();
+    let untouched = before.as_deref().zip(runtime);
+    let untouched = untouched.map(|(before, runtime)| with(Some(before), runtime)).transpose()?;
     let restored = match (before, untouched) {
         (Some(before), Some(ours)) if same(&ours, &text) => Some(before),
         _ => without(&path, &text)?,
@@ -145,6 +148,19 @@ mod tests {
         apply(etc.path(), true);
         assert_eq!(files(etc.path()), before);
         apply(etc.path(), true);
+        assert_eq!(files(etc.path()), before);
+    }
+
+    #[test]
+    fn it_comes_back_wherever_the_runtime_was() {
+        let etc = tempfile::tempdir().unwrap();
+        fs::create_dir(etc.path().join("docker")).unwrap();
+        fs::write(etc.path().join("docker/daemon.json"), "{\"debug\":   true}").unwrap();
+        let before = files(etc.path());
+        apply(etc.path(), false);
+        for change in docker(etc.path(), Path::new("/elsewhere/kata-runtime"), true).unwrap() {
+            change.settle(false).unwrap();
+        }
         assert_eq!(files(etc.path()), before);
     }
 

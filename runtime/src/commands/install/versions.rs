@@ -81,14 +81,18 @@ impl Versions {
         Ok(report + &self.prune(&keep, dry_run)?)
     }
 
-    /// Removes all versions that nothing uses, and the link.
+    /// Removes all versions that nothing uses, and the link, by which engines call the runtime for what still runs.
     pub(super) fn remove(&self, dry_run: bool) -> Result<String, Failure> {
         let link = self.directory.join(CURRENT);
         let mut report = String::new();
-        if fs::symlink_metadata(&link).is_ok() {
-            report += &told("remove", &link, dry_run);
-            if !dry_run {
-                fs::remove_file(&link).map_err(failed("remove", &link))?;
+        if let Ok(name) = fs::read_link(&link) {
+            if is_in_use(&self.directory.join(name), &running()) {
+                report += &format!("kept: {}, until that has ended\n", link.display());
+            } else {
+                report += &told("remove", &link, dry_run);
+                if !dry_run {
+                    fs::remove_file(&link).map_err(failed("remove", &link))?;
+                }
             }
         }
         report += &self.prune(&[], dry_run)?;
@@ -112,7 +116,7 @@ impl Versions {
             if !is_version || keep.contains(&PathBuf::from(entry.file_name())) {
                 continue;
             }
-            if programs(&Prefix::at(&path)).iter().any(|program| running.contains(program)) {
+            if is_in_use(&path, &running) {
                 report += &format!("kept: {}, of which a program runs\n", path.display());
                 continue;
             }
@@ -202,12 +206,13 @@ fn running() -> Programs {
     entries.filter_map(identity).collect()
 }
 
-fn programs(prefix: &Prefix) -> Programs {
-    let identity = |artefact| {
-        let program = fs::metadata(prefix.path(artefact)).ok()?;
-        Some((program.dev(), program.ino()))
-    };
-    Artefact::ALL.into_iter().filter_map(identity).collect()
+/// Whether a program of this version runs.
+fn is_in_use(version: &Path, running: &Programs) -> bool {
+    let version = Prefix::at(version);
+    Artefact::ALL.into_iter().any(|artefact| {
+        let program = fs::metadata(version.path(artefact));
+        program.is_ok_and(|program| running.contains(&(program.dev(), program.ino())))
+    })
 }
 
 #[cfg(test)]
@@ -273,6 +278,27 @@ mod tests {
         let again = add("three");
         assert_eq!(again.lines().count(), 1, "{again}");
         Versions::open(&home, false).unwrap().remove(false).unwrap();
+        assert!(!home.exists());
+    }
+
+    #[test]
+    fn the_link_stays_for_what_runs() {
+        let scratch = tempfile::tempdir().unwrap();
+        let home = scratch.path().join("home");
+        let open = || Versions::open(&home, false).unwrap();
+        open().add(&built(scratch.path(), "one"), false).unwrap();
+        let current = home.join("current");
+        let mut shim = Command::new(current.join("bin/containerd-shim-kata-v2"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let told = open().remove(false).unwrap();
+        assert!(told.contains(&format!("kept: {}", current.display())), "{told}");
+        assert!(current.join("bin/kata-runtime").is_file());
+        drop(shim.stdin.take());
+        shim.wait().unwrap();
+        open().remove(false).unwrap();
         assert!(!home.exists());
     }
 

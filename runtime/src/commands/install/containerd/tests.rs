@@ -117,3 +117,28 @@ fn what_would_not_work_is_refused_before_anything_is_done() {
         assert!(error.contains(why), "{text}: {error}");
     }
 }
+
+#[test]
+fn an_import_goes_with_the_drop_in_wherever_somebody_has_put_it() {
+    for (imports, rest) in [
+        ("[\"/x.toml\", OURS]", "[\"/x.toml\"]"),
+        ("[\n  \"/x.toml\",\n  OURS,\n]", "[\n  \"/x.toml\",\n]"),
+        ("[ OURS , \"/x.toml\"]", "[ \"/x.toml\"]"),
+        ("[OURS,]", "[]"),
+        ("['conf.d/50-kata.toml']", "[]"),
+    ] {
+        let etc = tempfile::tempdir().unwrap();
+        let home = etc.path().join("containerd");
+        let drop_in = home.join("conf.d/50-kata.toml");
+        fs::create_dir_all(home.join("conf.d")).unwrap();
+        fs::write(&drop_in, "version = 3\n").unwrap();
+        let ours = format!("{:?}", drop_in.to_str().unwrap());
+        let text = |imports: &str| format!("version = 3\nimports = {imports}\n[grpc]\n");
+        fs::write(home.join("config.toml"), text(&imports.replace("OURS", &ours))).unwrap();
+        for change in uninstall(etc.path()).unwrap() {
+            change.settle(false).unwrap();
+        }
+        assert_eq!(fs::read_to_string(home.join("config.toml")).unwrap(), text(rest));
+        assert!(!drop_in.exists());
+    }
+}
