@@ -1,6 +1,6 @@
 //! The cache outside the tree: kernels and test images, each under a hash of everything that it is made from.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -39,14 +39,31 @@ impl Recipe {
     }
 }
 
-/// Makes the directory `entry` by filling a new one beside it and renaming, so that it is whole or absent.
+/// Makes the directory `entry` by filling a new one beside it and renaming, so that it is whole or absent; what somebody else makes at
+/// the same time is waited for, and taken.
 pub fn fill(entry: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let _only_one = lock(entry)?;
+    if entry.is_dir() {
+        return Ok(());
+    }
     let draft = entry.with_extension("draft");
     remove(&draft)?;
     fs::create_dir_all(&draft).with_context(|| format!("make {}", draft.display()))?;
     make(&draft)?;
-    remove(entry)?;
     fs::rename(&draft, entry).with_context(|| format!("put {} into its place", entry.display()))
+}
+
+/// Keeps others off what is made for `entry` as long as the answer lives.
+pub fn lock(entry: &Path) -> Result<File> {
+    let path = entry.with_extension("lock");
+    let context = || format!("lock {}", path.display());
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).with_context(context)?;
+    let file = File::create(&path).with_context(context)?;
+    if file.try_lock().is_err() {
+        println!("    wait for somebody else who makes {}", entry.display());
+        file.lock().with_context(context)?;
+    }
+    Ok(file)
 }
 
 /// Removes a directory that may not be there.
@@ -62,6 +79,23 @@ pub fn remove(directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_somebody_else_has_made_meanwhile_is_taken() {
+        let scratch = tempfile::tempdir().unwrap();
+        let entry = scratch.path().join("shelf/entry");
+        let held = lock(&entry).unwrap();
+        let late = std::thread::spawn({
+            let entry = entry.clone();
+            move || fill(&entry, |_| anyhow::bail!("made twice"))
+        });
+        fs::create_dir(&entry).unwrap();
+        drop(held);
+        late.join().unwrap().unwrap();
+        let failed = fill(&scratch.path().join("shelf/other"), |_| anyhow::bail!("no"));
+        assert_eq!(failed.unwrap_err().to_string(), "no");
+        assert!(!scratch.path().join("shelf/other").exists());
+    }
 
     #[test]
     fn parts_do_not_run_together() {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build::replace_file;
 use crate::process::{Run, is_in_path};
 use crate::progress::Step;
 
@@ -206,19 +208,47 @@ pub fn update_lists() -> Result<()> {
 }
 
 fn install(packages: &[&str], options: &[&str]) -> Result<()> {
+    let _no_daemons = NoDaemons::for_now(Path::new("/usr/sbin/policy-rc.d"))?;
     let command = Run::new("apt-get")
         .args(["install", "-y", "-q", "--no-install-recommends"])
         .args(options)
         .args(packages)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        // No daemon of an engine is to run because a test needs its program (invoke-rc.d(8)).
-        .env("RUNLEVEL", "1");
+        .env("DEBIAN_FRONTEND", "noninteractive");
     let log = crate::cache::root()?.join("logs/apt.log");
     command.streamed(&log, |line| {
         if line.starts_with("Need to get") || line.starts_with("Setting up") {
             println!("    {line}");
         }
     })
+}
+
+/// As long as it lives, packages start no daemon of theirs: that of an engine is not to run because a test needs its program. Debian
+/// asks this file, if there is one; an administrator's stays as it is.
+struct NoDaemons<'a>(Option<&'a Path>);
+
+const NO_DAEMONS: &str = "#!/bin/sh\n# Of cargo xtask, while it installs packages.\nexit 101\n";
+
+impl<'a> NoDaemons<'a> {
+    fn for_now(policy: &'a Path) -> Result<Self> {
+        match fs::read(policy) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Of a run that was killed.
+            Ok(text) if text == NO_DAEMONS.as_bytes() => {}
+            _ => return Ok(Self(None)),
+        }
+        replace_file(policy, 0o755, |out| {
+            out.write_all(NO_DAEMONS.as_bytes()).context("write the policy")
+        })?;
+        Ok(Self(Some(policy)))
+    }
+}
+
+impl Drop for NoDaemons<'_> {
+    fn drop(&mut self) {
+        if let Some(policy) = self.0 {
+            fs::remove_file(policy).ok();
+        }
+    }
 }
 
 fn debian_release() -> Result<String> {
@@ -236,6 +266,23 @@ fn has_backports() -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_policy_of_ours_is_there_for_a_while_and_nobody_elses_is_touched() {
+        let scratch = tempfile::tempdir().unwrap();
+        let policy = scratch.path().join("policy-rc.d");
+        for _ in 0..2 {
+            let held = NoDaemons::for_now(&policy).unwrap();
+            assert_eq!(fs::read_to_string(&policy).unwrap(), NO_DAEMONS);
+            // As a run that is killed leaves it.
+            std::mem::forget(held);
+        }
+        drop(NoDaemons::for_now(&policy).unwrap());
+        assert!(!policy.exists());
+        fs::write(&policy, [0xff]).unwrap();
+        drop(NoDaemons::for_now(&policy).unwrap());
+        assert_eq!(fs::read(&policy).unwrap(), [0xff]);
+    }
 
     #[test]
     fn the_major_version_of_qemu_is_read_from_what_it_prints() {

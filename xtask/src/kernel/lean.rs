@@ -73,6 +73,10 @@ fn entry(fragments: &Fragments, version: &str) -> Result<PathBuf> {
 
 fn build(fragments: &Fragments, entry: &Path) -> Result<()> {
     let work = entry.with_extension("work");
+    let _only_one = cache::lock(&work)?;
+    if entry.is_dir() {
+        return Ok(());
+    }
     let archive = PathBuf::from(format!("/usr/src/{KERNEL_SOURCE}.tar.xz"));
     let source = unpack(&archive, &work)?;
     let tree = Tree { source, output: work.join("output"), date: date_of(&archive)? };
