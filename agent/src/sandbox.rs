@@ -72,8 +72,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Applies clock, entropy, hostname and network; without a container.
-    pub fn configure(&self, request: &StartSandboxRequest) -> Result<(), Failure> {
+    /// Applies clock, entropy, hostname and network; without a container. Returns the inherited kernel parameters that could not be set.
+    pub fn configure(&self, request: &StartSandboxRequest) -> Result<Vec<String>, Failure> {
         if request.clock_unix_ns != 0 {
             clock::set(request.clock_unix_ns).step(|| "set the clock")?;
         }
@@ -84,13 +84,20 @@ impl Sandbox {
         for (name, value) in &request.sysctls {
             set_sysctl(&sysctl_path(name)?, value)?;
         }
+        let mut left_out = Vec::new();
+        for (name, value) in &request.inherited_sysctls {
+            if set_sysctl(&sysctl_path(name)?, value).is_err() {
+                left_out.push(name.clone());
+            }
+        }
         if request.shm_bytes != 0 {
             let size = format!("size={}", request.shm_bytes);
             let flags = MountFlags::NOSUID | MountFlags::NODEV;
             mount_remount(SHARED_MEMORY, flags, size.as_str())
                 .step(|| "set the size of the shared memory")?;
         }
-        self.network().apply(&request.network)?.into_result()
+        self.network().apply(&request.network)?.into_result()?;
+        Ok(left_out)
     }
 
     /// Creates a container.

@@ -125,12 +125,12 @@ impl Agent for Service {
         mut request: StartSandboxRequest,
     ) -> Answer<StartSandboxResponse> {
         let sandbox = self.sandbox.clone();
-        let first = whole(async move {
-            sandbox.configure(&request)?;
+        let (first, left_out) = whole(async move {
+            let left_out = sandbox.configure(&request)?;
             if let Some(token) = streams::token(&request.resolver_token)? {
                 resolver::serve(token).await?;
             }
-            let Some(first) = request.first_container.take() else { return Ok(None) };
+            let Some(first) = request.first_container.take() else { return Ok((None, left_out)) };
             let container = sandbox.create(first).await?;
             if request.start
                 && let Err(failure) = container.start().await
@@ -138,13 +138,14 @@ impl Agent for Service {
                 sandbox.discard(&container).await;
                 return Err(failure);
             }
-            Ok(Some(created(container.init())))
+            Ok((Some(created(container.init())), left_out))
         })
         .await?;
         Ok(StartSandboxResponse {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
             first_container: first.into(),
+            left_out,
             ..StartSandboxResponse::default()
         })
     }

@@ -20,7 +20,7 @@ pub mod agent_ttrpc {
 }
 
 /// Version of the protocol; agent and shim must agree on it.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Host port of the agent's own connection.
 pub const AGENT_PORT: u32 = 1024;

@@ -140,6 +140,8 @@ pub struct Boot {
 pub struct Common {
     /// Kernel parameters of the namespaces that they share.
     pub sysctls: HashMap<String, String>,
+    /// Those of the host's namespace, for which nobody has asked.
+    pub inherited_sysctls: HashMap<String, String>,
     /// Size of their shared memory; 0 leaves it to the guest's kernel.
     pub shm_bytes: u64,
 }
@@ -348,7 +350,7 @@ impl Sandbox {
     async fn try_boot(self: &Arc<Self>, mut boot: Boot) -> Result<(), SandboxError> {
         let (mirror, attached, localhost) =
             self.attach_network(boot.network.take(), boot.resolver.is_some()).await?;
-        boot.common.complete(attached.sysctls);
+        boot.common.inherit(attached.sysctls);
         self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,
@@ -421,6 +423,7 @@ impl Sandbox {
             first_container: first.into(),
             clock_unix_ns: clock::unix_nanoseconds(),
             sysctls: common.sysctls,
+            inherited_sysctls: common.inherited_sysctls,
             shm_bytes: common.shm_bytes,
             resolver_token: resolver.map(Vec::from).unwrap_or_default(),
             ..Default::default()
@@ -430,7 +433,11 @@ impl Sandbox {
             loss = self.lost() => return Err(self.boot_failed(&loss)),
         };
         match answer {
-            Ok(_) => {
+            Ok(started) => {
+                if !started.left_out.is_empty() {
+                    let note = format!("refused by the guest: {}", started.left_out.join(", "));
+                    self.live().facts.notes.insert("sysctlNote".into(), note);
+                }
                 tokio::spawn(clock::keep(self.clone()));
                 Ok(())
             }

@@ -17,11 +17,12 @@ use crate::{
 };
 
 impl Common {
-    /// Adds parameters of the network namespace, for which the engine does not ask in its own words.
-    pub(super) fn complete(&mut self, sysctls: BTreeMap<String, String>) {
+    /// Takes parameters of the network namespace, for which the engine does not ask in its own words.
+    pub(super) fn inherit(&mut self, sysctls: BTreeMap<String, String>) {
         let asked: BTreeSet<String> =
             self.sysctls.keys().map(|name| name.replace('.', "/")).collect();
-        self.sysctls.extend(sysctls.into_iter().filter(|(name, _)| !asked.contains(name)));
+        self.inherited_sysctls =
+            sysctls.into_iter().filter(|(name, _)| !asked.contains(name)).collect();
     }
 }
 

@@ -114,6 +114,7 @@ pub fn common(spec: &[u8]) -> Common {
             .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
             .collect(),
         shm_bytes: sizes.last().unwrap_or(0),
+        ..Common::default()
     }
 }
 

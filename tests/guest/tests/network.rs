@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{Read, Write},
     net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpListener},
 };
@@ -359,6 +360,12 @@ fn kernel_parameters_of_the_namespace_are_the_guests() {
     let wire = wire();
     let set = ["net.core.somaxconn=321", "net.ipv4.ip_local_port_range=2000 3000"];
     for parameter in set.into_iter().chain(["net.ipv4.conf.all.rp_filter=2"]) {
+        ip(&["netns", "exec", &wire.name, "sysctl", "-qw", parameter]);
+    }
+    // What the guest's kernel does not know is no reason not to start.
+    let known = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap();
+    if known.split_whitespace().any(|name| name == "bbr") {
+        let parameter = "net.ipv4.tcp_congestion_control=bbr";
         ip(&["netns", "exec", &wire.name, "sysctl", "-qw", parameter]);
     }
     let script = "cd /proc/sys/net; cat core/somaxconn ipv4/conf/all/rp_filter; \
