@@ -16,11 +16,14 @@ use std::io;
 
 pub(crate) use reader::{Archive, Source};
 
-/// Longest extended header or long name that is read: attributes have 64 KiB at most.
+/// Most bytes of extended headers and long names before an entry: attributes have 64 KiB at most.
 const LONGEST_EXTENSION: u64 = 1 << 20;
 
 /// Most extents of a sparse file.
 const MOST_EXTENTS: usize = 1 << 16;
+
+/// Most extended attributes of an entry.
+const MOST_ATTRIBUTES: usize = 256;
 
 /// Why an archive can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +40,10 @@ pub(crate) enum TarError {
     Pax,
     #[error("the map of a sparse file is damaged")]
     Sparse,
-    #[error("an extended header has {0} bytes; at most {LONGEST_EXTENSION} are read")]
-    LongExtension(u64),
+    #[error("the extended headers of an entry have more than {LONGEST_EXTENSION} bytes")]
+    LongExtension,
+    #[error("an entry has more than {MOST_ATTRIBUTES} extended attributes")]
+    Attributes,
     #[error("an entry has the unknown type {0:?}")]
     Kind(char),
 }

@@ -1,6 +1,6 @@
 //! PAX records: what a header block has no room for.
 
-use super::TarError;
+use super::{MOST_ATTRIBUTES, MOST_EXTENTS, TarError};
 
 /// What the records before an entry say about it.
 #[derive(Debug, Default)]
@@ -74,7 +74,10 @@ impl Extensions {
                 }
             }
         }
-        Ok(())
+        if self.attributes.len() > MOST_ATTRIBUTES {
+            return Err(TarError::Attributes);
+        }
+        if self.sparse.list.len() > 2 * MOST_EXTENTS { Err(TarError::Sparse) } else { Ok(()) }
     }
 }
 

@@ -45,6 +45,7 @@ impl<S: Source> Archive<S> {
     /// The next entry; `None` at the end. What was not read of the last one is passed over.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
+        let mut room = LONGEST_EXTENSION;
         loop {
             self.pass_over()?;
             let mut block = [0; BLOCK];
@@ -55,11 +56,11 @@ impl<S: Source> Archive<S> {
             let header = Header::parse(&block)?;
             match header.flag() {
                 b'x' => {
-                    let text = self.extension(&header)?;
+                    let text = self.extension(&header, &mut room)?;
                     extensions.read(&text)?;
                 }
-                b'L' => extensions.path = Some(self.long_name(&header)?),
-                b'K' => extensions.link = Some(self.long_name(&header)?),
+                b'L' => extensions.path = Some(self.long_name(&header, &mut room)?),
+                b'K' => extensions.link = Some(self.long_name(&header, &mut room)?),
                 // Nothing that a global header may say holds for a layer's files.
                 b'g' => self.expect_data(header.size()?)?,
                 _ => return self.entry(&header, extensions).map(Some),
@@ -134,18 +135,19 @@ impl<S: Source> Archive<S> {
         })
     }
 
-    /// The data of an extended header.
-    fn extension(&mut self, header: &Header<'_>) -> Result<Vec<u8>, TarError> {
+    /// The data of an extended header, of which all before an entry share the room.
+    fn extension(&mut self, header: &Header<'_>, room: &mut u64) -> Result<Vec<u8>, TarError> {
         let size = header.size()?;
-        let length = usize::try_from(size).ok().filter(|_| size <= LONGEST_EXTENSION);
-        let mut text = vec![0; length.ok_or(TarError::LongExtension(size))?];
+        *room = room.checked_sub(size).ok_or(TarError::LongExtension)?;
+        let length = usize::try_from(size).map_err(|_| TarError::LongExtension)?;
+        let mut text = vec![0; length];
         self.expect_data(size)?;
         self.read_data(&mut text)?;
         Ok(text)
     }
 
-    fn long_name(&mut self, header: &Header<'_>) -> Result<Vec<u8>, TarError> {
-        let mut name = self.extension(header)?;
+    fn long_name(&mut self, header: &Header<'_>, room: &mut u64) -> Result<Vec<u8>, TarError> {
+        let mut name = self.extension(header, room)?;
         while name.last() == Some(&0) {
             name.pop();
         }

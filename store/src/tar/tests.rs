@@ -116,9 +116,45 @@ fn an_archive_may_lack_its_end_but_not_the_end_of_an_entry() {
 fn what_is_no_archive_is_said_to_be_none() {
     assert!(matches!(read(&[b'x'; 1024]), Err(TarError::Checksum)));
     let long = Writer::default().header(&Words { size: 1 << 40, ..Words::new(b'L', "x") }).end();
-    assert!(matches!(read(&long), Err(TarError::LongExtension(_))));
+    assert!(matches!(read(&long), Err(TarError::LongExtension)));
     let strange = Writer::default().header(&Words::new(b'M', "x")).end();
     assert!(matches!(read(&strange), Err(TarError::Kind('M'))));
+}
+
+#[test]
+fn what_stands_before_an_entry_has_a_bound_of_its_own() {
+    let name = |flag| Words { size: 400 << 10, ..Words::new(flag, "././@LongLink") };
+    let named = |archive: Writer, flag| archive.header(&name(flag)).data(&[b'n'; 400 << 10]);
+    let one = |archive| named(named(archive, b'L'), b'K').link(b'2', "short", "x");
+    assert_eq!(read(&one(one(Writer::default())).end()).unwrap().len(), 2);
+    for flags in [b"LLL", b"KKK", b"LKL"] {
+        let more = flags.iter().fold(Writer::default(), |archive, flag| named(archive, *flag));
+        assert!(matches!(read(&more.end()), Err(TarError::LongExtension)));
+    }
+    let records = |key: &str| {
+        (0..30).fold(Writer::default(), |archive, number| {
+            archive.records(&[(&format!("{key}{number}"), &[b'1'; 40_000])])
+        })
+    };
+    for key in ["SCHILY.xattr.user.", "comment."] {
+        assert!(matches!(read(&records(key).end()), Err(TarError::LongExtension)), "{key}");
+    }
+}
+
+#[test]
+fn attributes_and_extents_of_an_entry_are_counted() {
+    let attributes = |count| {
+        let add = |archive: Writer, number| {
+            archive.records(&[(&format!("SCHILY.xattr.user.{number}"), b"1")])
+        };
+        (0..count).fold(Writer::default(), add).file("a", b"").end()
+    };
+    assert_eq!(only(&attributes(256)).0.attributes.len(), 256);
+    assert!(matches!(read(&attributes(257)), Err(TarError::Attributes)));
+    // No entry follows: it is the record that is refused.
+    let map = "0,".repeat(1 << 17) + "0";
+    let archive = Writer::default().records(&[("GNU.sparse.map", map.as_bytes())]);
+    assert!(matches!(read(&archive.end()), Err(TarError::Sparse)));
 }
 
 /// An archive with something of everything.
