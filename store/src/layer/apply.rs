@@ -19,14 +19,16 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Dir, FileType, Mode, OFlags, fstat, ftruncate, linkat, makedev, mkdirat, mknodat,
-        openat, statat, symlinkat, unlinkat,
+        AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, ftruncate, linkat, makedev, mkdirat,
+        mknodat, openat, statat, symlinkat, unlinkat,
     },
     io::Errno,
 };
 
 use super::{
-    Budget, LayerError, attributes,
+    Budget, LayerError,
+    account::{Account, Failure},
+    attributes,
     place::{self, system},
     shown,
 };
@@ -50,15 +52,9 @@ pub(crate) fn apply<S: Source>(
     budget: &mut Budget,
 ) -> Result<S, LayerError> {
     let mut archive = Archive::new(source);
-    let mut changes = Changes {
-        root,
-        made: HashSet::new(),
-        hasher: RandomState::new(),
-        times: HashMap::new(),
-        remembered: 0,
-    };
+    let mut changes = Changes::new(root, budget).map_err(failure(b"/", "look at it"))?;
     while let Some(entry) = archive.next()? {
-        changes.apply(&entry, &mut archive, budget)?;
+        changes.apply(&entry, &mut archive)?;
     }
     changes.set_times()?;
     Ok(archive.into_inner())
@@ -66,6 +62,7 @@ pub(crate) fn apply<S: Source>(
 
 struct Changes<'a> {
     root: BorrowedFd<'a>,
+    account: Account<'a>,
     /// Hashes of the paths that this layer has made: whiteouts spare them.
     made: HashSet<u64>,
     hasher: RandomState,
@@ -74,12 +71,22 @@ struct Changes<'a> {
     remembered: usize,
 }
 
-impl Changes<'_> {
+impl<'a> Changes<'a> {
+    fn new(root: BorrowedFd<'a>, budget: &'a mut Budget) -> Result<Self, Errno> {
+        Ok(Self {
+            root,
+            account: Account::new(root, budget)?,
+            made: HashSet::new(),
+            hasher: RandomState::new(),
+            times: HashMap::new(),
+            remembered: 0,
+        })
+    }
+
     fn apply<S: Source>(
         &mut self,
         entry: &Entry,
         archive: &mut Archive<S>,
-        budget: &mut Budget,
     ) -> Result<(), LayerError> {
         let refuse = |why| LayerError::Refused { path: shown(&entry.path), why };
         let path = place::plain(&entry.path).map_err(refuse)?;
@@ -88,7 +95,7 @@ impl Changes<'_> {
         {
             return Ok(());
         }
-        budget.take(entry.extents.iter().map(|extent| extent.length).sum())?;
+        self.account.take(entry)?;
         let Some(name) = path.file_name() else {
             return match entry.kind {
                 Kind::Directory => self.finish(self.root, entry, &path),
@@ -97,8 +104,8 @@ impl Changes<'_> {
         };
         let failed = |attempted| failure(&entry.path, attempted);
         let above = path.parent().unwrap_or(Path::new(""));
-        let parent = place::directory(self.root, above).map_err(failed("enter its directory"))?;
-        self.keep_time(parent.as_fd(), above).map_err(failed("look at its directory"))?;
+        let parent =
+            self.enter(above).map_err(failure_or_budget(&entry.path, "enter its directory"))?;
         if name.as_bytes() == OPAQUE {
             return self.empty(parent.as_fd(), above).map_err(failed("empty its directory"));
         }
@@ -120,12 +127,26 @@ impl Changes<'_> {
         if let Some(made) = made {
             self.finish(made.as_fd(), entry, &path)?;
         }
-        self.remember(&path)
+        self.made.insert(self.hasher.hash_one(&path));
+        Ok(())
+    }
+
+    /// Opens the directory that an entry changes.
+    fn enter(&mut self, path: &Path) -> Result<OwnedFd, Failure> {
+        let directory = place::directory(self.root, path, &mut self.account)?;
+        self.account.change(directory.as_fd())?;
+        let stat = fstat(&directory)?;
+        // One that has no entry of its own keeps the time it had.
+        if !self.times.contains_key(&(stat.st_dev, stat.st_ino)) {
+            let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
+            self.remember(&stat, path, (stat.st_mtime, nanoseconds))?;
+        }
+        Ok(directory)
     }
 
     /// Makes what an entry says; what is in its place goes, but for a directory in the place of a directory.
     fn make<S: Source>(
-        &self,
+        &mut self,
         parent: BorrowedFd<'_>,
         name: &OsStr,
         entry: &Entry,
@@ -142,8 +163,8 @@ impl Changes<'_> {
             if directory && entry.kind == Kind::Directory {
                 return Ok(());
             }
-            let identity = (there.st_dev, there.st_ino);
-            if target.as_ref().is_some_and(|target| target.identity == identity) {
+            let same = |stat: &Stat| (stat.st_dev, stat.st_ino) == (there.st_dev, there.st_ino);
+            if target.as_ref().is_some_and(|target| same(&target.stat)) {
                 return Ok(());
             }
             self.remove_all(parent, name, 0).map_err(failed("replace what is there"))?;
@@ -166,11 +187,25 @@ impl Changes<'_> {
                 mknodat(parent, name, FileType::BlockDevice, private, device())
             }
             (Kind::HardLink, Some(target)) => {
-                linkat(&target.parent, &target.name, parent, name, AtFlags::empty())
+                let failed = failure_or_budget(&entry.path, "make it");
+                return self.link(&target, parent, name).map_err(failed);
             }
             (Kind::HardLink, None) => Err(Errno::NOENT),
         }
         .map_err(failed("make it"))
+    }
+
+    fn link(
+        &mut self,
+        target: &Target,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<(), Failure> {
+        self.account.link(target.parent.as_fd(), &target.stat)?;
+        linkat(&target.parent, &target.name, parent, name, AtFlags::empty())?;
+        // A copy of one of several names has another identity than the file had.
+        self.account.made(&statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?);
+        Ok(())
     }
 
     /// The file that a hard link is to be another name of, of this layer or of one below.
@@ -186,7 +221,7 @@ impl Changes<'_> {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Err(refuse("it links to a directory"));
         }
-        Ok(Target { parent, name, identity: (stat.st_dev, stat.st_ino) })
+        Ok(Target { parent, name, stat })
     }
 
     fn write<S: Source>(
@@ -237,37 +272,31 @@ impl Changes<'_> {
             source,
         })?;
         let failed = || failure(&entry.path, "set its time");
+        let stat = fstat(made).map_err(failed())?;
+        self.account.made(&stat);
         if entry.kind != Kind::Directory {
             return attributes::set_time(made, entry.modified).map_err(failed());
         }
-        let stat = fstat(made).map_err(failed())?;
-        self.remembered += path.as_os_str().len();
-        self.times.insert((stat.st_dev, stat.st_ino), (path.to_owned(), entry.modified));
-        Ok(())
+        self.remember(&stat, path, entry.modified)
     }
 
-    fn remember(&mut self, path: &Path) -> Result<(), LayerError> {
-        self.made.insert(self.hasher.hash_one(path));
+    /// Remembers which time a directory is to have.
+    fn remember(
+        &mut self,
+        stat: &Stat,
+        path: &Path,
+        modified: (i64, u32),
+    ) -> Result<(), LayerError> {
+        self.remembered += path.as_os_str().len();
         if self.remembered > MOST_REMEMBERED {
             return Err(LayerError::Entries);
         }
+        self.times.insert((stat.st_dev, stat.st_ino), (path.to_owned(), modified));
         Ok(())
     }
 
     fn is_made(&self, path: &Path) -> bool {
         self.made.contains(&self.hasher.hash_one(path))
-    }
-
-    /// A directory that has no entry of its own keeps the time it had.
-    fn keep_time(&mut self, directory: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
-        let stat = fstat(directory)?;
-        let identity = (stat.st_dev, stat.st_ino);
-        if !self.times.contains_key(&identity) {
-            self.remembered += path.as_os_str().len();
-            let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
-            self.times.insert(identity, (path.to_owned(), (stat.st_mtime, nanoseconds)));
-        }
-        Ok(())
     }
 
     fn set_times(&self) -> Result<(), LayerError> {
@@ -343,12 +372,20 @@ impl Changes<'_> {
 struct Target {
     parent: OwnedFd,
     name: OsString,
-    identity: (u64, u64),
+    stat: Stat,
 }
 
 fn failure(path: &[u8], attempted: &'static str) -> impl Fn(Errno) -> LayerError {
     let path = shown(path);
     move |error| LayerError::Entry { path: path.clone(), attempted, source: system(error) }
+}
+
+fn failure_or_budget(path: &[u8], attempted: &'static str) -> impl Fn(Failure) -> LayerError {
+    let failed = failure(path, attempted);
+    move |failure| match failure {
+        Failure::System(error) => failed(error),
+        Failure::Budget(error) => error,
+    }
 }
 
 fn open_here(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
@@ -367,4 +404,29 @@ fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::AsFd};
+
+    use super::{Archive, Budget, Changes, LayerError, MOST_REMEMBERED};
+    use crate::tar::writer::Writer;
+
+    #[test]
+    fn whiteouts_are_remembered_within_the_same_bound() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir(scratch.path().join("d")).unwrap();
+        let root = fs::File::open(scratch.path()).unwrap();
+        for name in ["d/.wh.a", "d/.wh..wh..opq", "d/a"] {
+            let layer = Writer::mine().file(name, b"").end();
+            let mut archive = Archive::new(&layer[..]);
+            let entry = archive.next().unwrap().unwrap();
+            let mut budget = Budget::new(10, 1 << 20);
+            let mut changes = Changes::new(root.as_fd(), &mut budget).unwrap();
+            changes.remembered = MOST_REMEMBERED;
+            let error = changes.apply(&entry, &mut archive).unwrap_err();
+            assert!(matches!(error, LayerError::Entries), "{name}: {error}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ const ENTRIES: u64 = 2_000_000;
 const RESERVE: u64 = 256 << 20;
 
 /// The least that an entry takes on a disk.
-const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// Room that is left for an image.
 #[derive(Debug, Clone)]

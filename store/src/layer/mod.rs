@@ -1,5 +1,6 @@
 //! Layers: from a blob to a tree.
 
+mod account;
 mod apply;
 mod attributes;
 mod budget;

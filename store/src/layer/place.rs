@@ -16,6 +16,8 @@ use rustix::{
     io::Errno,
 };
 
+use super::account::{Account, Failure};
+
 /// As many symbolic links as Linux follows.
 const MOST_LINKS: usize = 40;
 
@@ -53,15 +55,19 @@ pub(super) fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<O
 }
 
 /// Opens a directory below the root; what is missing on the way is made.
-pub(super) fn directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+pub(super) fn directory(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    account: &mut Account<'_>,
+) -> Result<OwnedFd, Failure> {
     match open(root, path, OFlags::PATH | OFlags::DIRECTORY) {
-        Err(Errno::NOENT) => make(root, path),
-        opened => opened,
+        Err(Errno::NOENT) => make(root, path, account),
+        opened => Ok(opened?),
     }
 }
 
 /// Walks component by component, as the kernel would below this root, and makes what is missing, also behind links.
-fn make(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+fn make(root: BorrowedFd<'_>, path: &Path, account: &mut Account<'_>) -> Result<OwnedFd, Failure> {
     let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|_| Errno::MFILE);
     let mut above: Vec<OwnedFd> = Vec::new();
     let mut here = own(root)?;
@@ -72,14 +78,14 @@ fn make(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
             here = above.pop().unwrap_or(own(root)?);
             continue;
         }
-        let next = enter(here.as_fd(), &part)?;
+        let next = enter(here.as_fd(), &part, account)?;
         if FileType::from_raw_mode(fstat(&next)?.st_mode) != FileType::Symlink {
             above.push(std::mem::replace(&mut here, next));
             continue;
         }
         links += 1;
         if links > MOST_LINKS {
-            return Err(Errno::LOOP);
+            return Err(Errno::LOOP.into());
         }
         let target = OsString::from_vec(readlinkat(&next, "", Vec::new())?.into_bytes());
         if target.as_bytes().starts_with(b"/") {
@@ -91,23 +97,30 @@ fn make(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
         }
         // Links that name each other would fill the memory before they are 40.
         if rest.len() > LONGEST_PATH {
-            return Err(Errno::NAMETOOLONG);
+            return Err(Errno::NAMETOOLONG.into());
         }
     }
     // A file on the way was opened, too; below it nothing can be.
     let directory = FileType::from_raw_mode(fstat(&here)?.st_mode) == FileType::Directory;
-    if directory { Ok(here) } else { Err(Errno::NOTDIR) }
+    if directory { Ok(here) } else { Err(Errno::NOTDIR.into()) }
 }
 
 /// Opens a directory, file or link; makes a directory where there is none of them.
-fn enter(here: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+fn enter(
+    here: BorrowedFd<'_>,
+    name: &OsStr,
+    account: &mut Account<'_>,
+) -> Result<OwnedFd, Failure> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat(here, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => {
+            account.take_implied()?;
             mkdirat(here, name, Mode::from_raw_mode(0o755))?;
-            openat(here, name, flags, Mode::empty())
+            let made = openat(here, name, flags, Mode::empty())?;
+            account.made(&fstat(&made)?);
+            Ok(made)
         }
-        opened => opened,
+        opened => Ok(opened?),
     }
 }
 
@@ -132,8 +145,12 @@ mod tests {
     use rustix::io::Errno;
 
     use super::{directory, plain};
+    use crate::layer::{
+        Budget, LayerError,
+        account::{Account, Failure},
+    };
 
-    fn made(links: &[(&str, &str)], path: &str) -> Result<Vec<String>, Errno> {
+    fn made(links: &[(&str, &str)], path: &str) -> Result<Vec<String>, Failure> {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().join("outer/root");
         fs::create_dir_all(&root).unwrap();
@@ -141,7 +158,9 @@ mod tests {
             symlink(target, root.join(name)).unwrap();
         }
         let opened = fs::File::open(&root).unwrap();
-        directory(opened.as_fd(), Path::new(path))?;
+        let mut budget = Budget::new(8, 8 * 4096);
+        let mut account = Account::new(opened.as_fd(), &mut budget)?;
+        directory(opened.as_fd(), Path::new(path), &mut account)?;
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
         assert_eq!(fs::read_dir(scratch.path().join("outer")).unwrap().count(), 1);
         let entries = fs::read_dir(&root).unwrap().flatten();
@@ -160,9 +179,20 @@ mod tests {
 
     #[test]
     fn links_that_lead_nowhere_end() {
-        assert_eq!(made(&[("l", "l")], "l/b").unwrap_err(), Errno::LOOP);
-        assert_eq!(made(&[("l", "m/x"), ("m", "l/x")], "l/b").unwrap_err(), Errno::LOOP);
-        assert_eq!(made(&[("l", "l/l/l/l/l/l")], "l/b").unwrap_err(), Errno::LOOP);
+        for links in [&[("l", "l")][..], &[("l", "m/x"), ("m", "l/x")], &[("l", "l/l/l/l/l/l")]] {
+            let failure = made(links, "l/b").unwrap_err();
+            assert!(matches!(failure, Failure::System(Errno::LOOP)), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_is_taken_of_the_budget() {
+        assert!(made(&[], "1/2/3/4/5/6/7/8").is_ok());
+        let aside = [("l", "1/../2/../3/../4/../5/../6/../7/../8")];
+        for (links, path) in [(&[][..], "1/2/3/4/5/6/7/8/9"), (&aside, "l/9")] {
+            let failure = made(links, path).unwrap_err();
+            assert!(matches!(failure, Failure::Budget(LayerError::Entries)), "{failure:?}");
+        }
     }
 
     #[test]

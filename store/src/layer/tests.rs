@@ -204,6 +204,63 @@ fn a_layer_has_no_more_room_than_it_is_given() {
 }
 
 #[test]
+fn a_link_to_a_file_of_a_lower_layer_takes_as_much_as_its_copy() {
+    let tree = Tree::new();
+    // Blocks are counted: of bytes that no file system compresses.
+    let data: Vec<u8> =
+        (0u32..1 << 16).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    tree.must(layer().file("low/f", &data).directory("own/"));
+    let room = 64 << 10;
+    let link = layer().link(b'1', "h", "low/f").end();
+    let error = tree.apply_within(&link, &mut Budget::new(10, room)).unwrap_err();
+    assert!(matches!(error, LayerError::Room(_)), "{error}");
+    // By the name of a file that the layer has made.
+    let swapped = layer().link(b'2', "d", "own").file("d/f", b"").link(b'2', "d", "low");
+    let swapped = swapped.link(b'1', "h", "d/f").end();
+    let error = tree.apply_within(&swapped, &mut Budget::new(20, room)).unwrap_err();
+    assert!(matches!(error, LayerError::Room(_)), "{error}");
+    // Once copied, or made, a file costs nothing again.
+    let links = |layer: Writer, name: &str| {
+        (0..8).fold(layer, |layer, number| layer.link(b'1', &format!("h{number}"), name)).end()
+    };
+    let mut budget = Budget::new(40, data.len() as u64 + room);
+    tree.apply_within(&links(layer(), "low/f"), &mut budget).unwrap();
+    let mut budget = Budget::new(40, data.len() as u64 + room);
+    tree.apply_within(&links(layer().file("new", &data), "new"), &mut budget).unwrap();
+}
+
+#[test]
+fn directories_that_are_changed_are_entries_too() {
+    let tree = Tree::new();
+    tree.must(layer().file("1/2/3/4/5/f", b""));
+    let entries = |count, layer: Writer| {
+        let applied = tree.apply_within(&layer.end(), &mut Budget::new(count, 64 << 20));
+        assert!(matches!(applied, Ok(()) | Err(LayerError::Entries)), "{applied:?}");
+        applied.is_ok()
+    };
+    let deep = || layer().file("1/2/3/4/5/g", b"").file("1/2/3/4/5/h", b"").file("1/2/3/g", b"");
+    assert!(!entries(7, deep()) && entries(8, deep()));
+    let hidden = || layer().file("1/2/3/4/5/.wh.g", b"");
+    assert!(!entries(5, hidden()) && entries(6, hidden()));
+    let link = || layer().link(b'1', "h", "1/2/3/4/5/f");
+    assert!(!entries(6, link()) && entries(7, link()));
+    // One that has an entry is none twice.
+    let own = || layer().directory("a/").directory("a/b/").file("a/b/c", b"");
+    assert!(!entries(2, own()) && entries(3, own()));
+}
+
+#[test]
+fn attributes_and_scattered_bytes_take_whole_blocks() {
+    let records: [(&str, &[u8]); 1] = [("SCHILY.xattr.user.a", &[1; 5000])];
+    let attributes = layer().records(&records).file("a", b"");
+    let map = [("GNU.sparse.size", &b"99999"[..]), ("GNU.sparse.map", b"0,1,40000,1,90000,1")];
+    for layer in [attributes, layer().records(&map).file("s", b"abc")] {
+        let error = Tree::new().apply_within(&layer.end(), &mut Budget::new(9, 8192)).unwrap_err();
+        assert!(matches!(error, LayerError::Room(0)), "{error}");
+    }
+}
+
+#[test]
 fn messages_are_one_short_line() {
     let name = format!("../{}\n\u{1b}[2J", "x".repeat(80));
     let said = Tree::new().error(layer().file(&name, b"x"));
