@@ -92,6 +92,19 @@ pub enum StoreError {
     Thread,
 }
 
+impl StoreError {
+    /// True for what more room would help against: by the budget, or, as with inodes and quotas, by the kernel's word.
+    fn wants_room(&self) -> bool {
+        let source = match self {
+            Self::Layer { source: LayerError::Room(_), .. } => return true,
+            Self::Layer { source: LayerError::Entry { source, .. }, .. }
+            | Self::Host { source, .. } => source,
+            _ => return false,
+        };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// The layers of an image, unpacked. They stay as long as this is not dropped.
 #[derive(Debug)]
 pub struct Layers {
@@ -190,7 +203,7 @@ impl Store {
             };
             let draft = Draft { store: self, image, layer, number, below: &below };
             let whole = match draft.whole(&id, &mut budget) {
-                Err(StoreError::Layer { source: LayerError::Room(_), .. }) if self.prune()? > 0 => {
+                Err(error) if error.wants_room() && self.prune()? > 0 => {
                     budget = room()?;
                     draft.whole(&id, &mut budget)
                 }
@@ -460,4 +473,26 @@ fn file_name(id: &Digest) -> String {
 fn host(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_owned();
     move |source| StoreError::Host { attempted, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Digest, Errno, LayerError, Path, StoreError, host};
+
+    #[test]
+    fn a_full_disk_is_want_of_room_whoever_says_so() {
+        let entry = |error: Errno| LayerError::Entry {
+            path: "a".into(),
+            attempted: "write it",
+            source: error.into(),
+        };
+        let layer =
+            |source| StoreError::Layer { number: 1, digest: Digest::of(b""), source }.wants_room();
+        assert!(layer(LayerError::Room(0)) && !layer(LayerError::Entries));
+        for error in [Errno::NOSPC, Errno::DQUOT] {
+            assert!(layer(entry(error)));
+            assert!(host("make a tree in", Path::new("/"))(error.into()).wants_room());
+        }
+        assert!(!layer(entry(Errno::ACCESS)));
+    }
 }
