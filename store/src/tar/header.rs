@@ -109,6 +109,12 @@ impl<'a> Header<'a> {
             other => return Err(TarError::Kind(char::from(other))),
         })
     }
+
+    /// Whether data follows. Some programs give links and directories a size that means nothing; as in Go's reader, which
+    /// engines use, only a flag for files makes a directory with data.
+    pub(super) fn has_data(&self, kind: Kind) -> bool {
+        kind == Kind::File || matches!(self.flag(), b'0' | b'7')
+    }
 }
 
 /// Pairs of offset and length, as GNU's old sparse headers have them; an empty one ends the list.

@@ -98,7 +98,8 @@ impl<S: Source> Archive<S> {
                 }
             }
         }
-        let stored = extensions.size.map_or_else(|| header.size(), Ok)?;
+        let size = extensions.size.map_or_else(|| header.size(), Ok)?;
+        let stored = if header.has_data(kind) { size } else { 0 };
         self.expect_data(stored)?;
         let words = &extensions.sparse;
         let (size, extents) = match (old_size, words.is_sparse()) {

@@ -45,6 +45,23 @@ fn entries_come_with_their_data_whether_it_is_read_or_not() {
 }
 
 #[test]
+fn a_size_means_data_for_files_alone() {
+    let sized = |flag, name| Words { size: 700, link: "a", ..Words::new(flag, name) };
+    for (flag, name) in (b'1'..=b'6').map(|flag| (flag, "x")).chain([(0, "x/")]) {
+        let header = Writer::default().header(&sized(flag, name));
+        let told = header.records(&[("size", b"700")]).header(&sized(flag, name));
+        let entries = read(&told.file("b", b"data").end()).unwrap();
+        assert_eq!((entries.len(), entries[2].1.as_slice()), (3, &b"data"[..]), "{flag}");
+    }
+    // A directory by its slash, with data by its flag.
+    for (flag, name) in [(b'0', "x/"), (b'7', "x/"), (0, "x")] {
+        let archive = Writer::default().header(&sized(flag, name)).data(&[1; 700]);
+        let entries = read(&archive.file("b", b"data").end()).unwrap();
+        assert_eq!((entries.len(), entries[1].1.as_slice()), (2, &b"data"[..]), "{flag}");
+    }
+}
+
+#[test]
 fn long_names_are_gnus_or_paxs() {
     let long = "n".repeat(300);
     let with = |flag, text: &str| {
