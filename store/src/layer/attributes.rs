@@ -1,6 +1,7 @@
 //! Owner, mode, extended attributes and times of what an entry has made.
 
 use std::{
+    ffi::OsStr,
     io,
     os::{
         fd::{AsRawFd, BorrowedFd},
@@ -19,13 +20,13 @@ use rustix::{
 
 use crate::tar::{Entry, Kind};
 
+const CAPABILITY: &[u8] = b"security.capability";
+
 /// Attributes that mean the same in every guest. Labels (`security.selinux`, `security.ima`) belong to the policy of the
 /// host that packed the layer, `trusted.` to its overlays.
 fn is_taken_over(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
-    ) || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+    matches!(name, CAPABILITY | b"system.posix_acl_access" | b"system.posix_acl_default")
+        || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
 }
 
 /// Sets everything of it but the time, in the order in which nothing undoes what was set before.
@@ -39,9 +40,11 @@ pub(super) fn set(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), (&'static str
         chmod(&path, Mode::from_raw_mode(entry.mode)).map_err(failed("set its mode"))?;
     }
     for (name, value) in entry.attributes.iter().filter(|(name, _)| is_taken_over(name)) {
-        let name = std::ffi::OsStr::from_bytes(name);
-        setxattr(&path, name, value, XattrFlags::empty())
-            .map_err(failed("set an extended attribute"))?;
+        match setxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty()) {
+            // The file system has none of its kind, and engines go on, too. A program without its capability would be another.
+            Err(Errno::OPNOTSUPP) if name != CAPABILITY => {}
+            set => set.map_err(failed("set an extended attribute"))?,
+        }
     }
     Ok(())
 }

@@ -158,6 +158,17 @@ fn attributes_of_the_packing_host_are_left_behind() {
 }
 
 #[test]
+fn an_attribute_that_can_t_be_kept_does_not_fail_the_layer() {
+    let tree = Tree::new();
+    // No file system has access control lists on symbolic links. Read for all: owner, group, others.
+    let entry = |tag: u16| [&tag.to_le_bytes()[..], &4u16.to_le_bytes(), &[0xff; 4]].concat();
+    let list = [2u32.to_le_bytes().to_vec(), entry(1), entry(4), entry(32)].concat();
+    let records = [("SCHILY.xattr.system.posix_acl_access", &list[..])];
+    tree.must(layer().records(&records).link(b'2', "l", "f"));
+    assert!(tree.path("l").is_symlink());
+}
+
+#[test]
 fn sparse_files_have_holes() {
     let tree = Tree::new();
     let records = [("GNU.sparse.size", &b"1000000000"[..]), ("GNU.sparse.map", b"999999000,3")];
