@@ -96,9 +96,6 @@ pub struct ImageConfig {
     /// Signal that asks it to end.
     #[serde(default, deserialize_with = "or_default")]
     pub stop_signal: String,
-    /// Directories that an engine would put a volume on.
-    #[serde(default, deserialize_with = "or_default")]
-    pub volumes: BTreeMap<String, serde_json::Value>,
 }
 
 /// Programs in Go write `null` for what is empty.

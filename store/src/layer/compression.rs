@@ -74,7 +74,10 @@ fn is_skippable(start: &[u8]) -> bool {
     matches!(start, [low, 0x2a, 0x4d, 0x18, ..] if low & 0xf0 == 0x50)
 }
 
-/// All frames of a zstd stream, one behind the other. The decoder bounds its window, and so its memory, at 100 MiB.
+/// The largest window, and so the most memory, that a frame may ask for: what zstd itself reads when it is told nothing.
+const LARGEST_WINDOW: u64 = 128 << 20;
+
+/// All frames of a zstd stream, one behind the other.
 pub(crate) struct ZstdFrames<R: Read> {
     source: BufReader<R>,
     decoder: FrameDecoder,
@@ -84,7 +87,9 @@ pub(crate) struct ZstdFrames<R: Read> {
 impl<R: Read> ZstdFrames<R> {
     fn new(source: R) -> Self {
         let source = BufReader::with_capacity(1 << 16, source);
-        Self { source, decoder: FrameDecoder::new(), inside: false }
+        let mut decoder = FrameDecoder::new();
+        decoder.set_max_window_size(LARGEST_WINDOW);
+        Self { source, decoder, inside: false }
     }
 
     /// Enters the next frame; false when there is none.
@@ -176,6 +181,15 @@ mod tests {
         let skipped = b"\x50\x2a\x4d\x18\x03\0\0\0xyz";
         let frames = [&zstd(b"one")[..], skipped, &zstd(b"two"), skipped].concat();
         assert_eq!(plain(&frames).unwrap(), b"onetwo");
+    }
+
+    #[test]
+    fn a_frame_has_a_window_of_128_mib_at_most() {
+        // A frame of one empty block: the byte in the middle says how large its window is.
+        let frame = |window| plain(&[0x28, 0xb5, 0x2f, 0xfd, 0, window, 1, 0, 0]);
+        assert_eq!(frame(17 << 3).unwrap(), b"");
+        let error = frame(17 << 3 | 1).unwrap_err().to_string();
+        assert!(error.contains("window"), "{error}");
     }
 
     #[test]
