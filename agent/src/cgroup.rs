@@ -76,6 +76,11 @@ pub struct Cgroup {
     struck_before: u64,
 }
 
+/// The group that all containers' are in.
+pub fn containers() -> io::Result<OwnedFd> {
+    open_directory(Path::new(CONTAINERS))
+}
+
 /// Gives every group the controllers that the kernel has, and puts the agent into a leaf of its own.
 pub fn prepare_hierarchy() -> io::Result<()> {
     fs::create_dir(AGENT)?;

@@ -5,13 +5,17 @@
 //!     ◄─────── answer ─────────────────── by number ◄═════════════════════┘
 //! ```
 //!
+//! It listens at another port, to which a [redirect] leads.
+//!
 //! Messages are passed on as they are, ids included. Questions that wait are bounded: a new one takes the place of the oldest,
 //! whose asker asks again.
+
+mod redirect;
 
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -50,13 +54,16 @@ const LONGEST: usize = u16::MAX as usize;
 
 /// Answers the guest's questions for as long as the host takes them; returns when they can be asked.
 pub async fn serve(token: StreamToken) -> Result<(), Failure> {
-    let listening = || format!("listen on {ADDRESS}");
-    let datagrams = Arc::new(UdpSocket::bind(ADDRESS).await.step(listening)?);
-    let listener = TcpListener::bind(ADDRESS).await.step(listening)?;
+    let (datagrams, listener) = listen().await.step(|| format!("listen on {}", ADDRESS.ip()))?;
+    let port = datagrams.local_addr().step(|| "look at a socket")?.port();
     let stream = streams::dial(StreamKind::Resolver, token).await.step(|| "dial the host")?;
+    let redirect =
+        redirect::install(ADDRESS, port).step(|| format!("redirect {ADDRESS} to port {port}"))?;
     let (questions, waiting) = mpsc::channel(QUEUE);
-    let desk = Arc::new(Desk { questions, askers: Mutex::default(), datagrams });
+    let desk =
+        Arc::new(Desk { questions, askers: Mutex::default(), datagrams: Arc::new(datagrams) });
     tokio::spawn(async move {
+        let _redirect = redirect;
         // Whichever ends first, the stream is gone: with the other end of it nobody is left to answer.
         tokio::select! {
             _ = send_questions(&stream, waiting) => {}
@@ -66,6 +73,20 @@ pub async fn serve(token: StreamToken) -> Result<(), Failure> {
         }
     });
     Ok(())
+}
+
+/// One port, whichever is free, for both transports.
+async fn listen() -> io::Result<(UdpSocket, TcpListener)> {
+    const ATTEMPTS: usize = 16;
+    let mut outcome = Err(io::ErrorKind::AddrInUse.into());
+    for _ in 0..ATTEMPTS {
+        let datagrams = UdpSocket::bind(SocketAddrV4::new(*ADDRESS.ip(), 0)).await?;
+        match TcpListener::bind(datagrams.local_addr()?).await {
+            Ok(listener) => return Ok((datagrams, listener)),
+            Err(error) => outcome = Err(error),
+        }
+    }
+    outcome
 }
 
 /// Who waits for an answer.

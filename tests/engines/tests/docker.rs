@@ -134,5 +134,12 @@ fn containers_of_a_network_find_each_other_by_name() {
         let said = ask(&client, "nslookup outside.example 2>&1");
         assert!(said.contains("192.0.2.53"), "{name}: {said}");
         outside.end(&docker, &gateway);
+        // Port 53 is free for a container that is a server of names itself, and so for any.
+        docker.ok(&["exec", "-d", &client, "sh", "-c", "echo served | nc -l -p 53"]);
+        let fetch = format!(
+            "n=0; until nc -w 1 {client_address} 53 </dev/null; do n=$((n + 1)); [ $n -lt 1000 ] || exit 1; done"
+        );
+        assert_eq!(ask(&server, &fetch), "served", "{name}");
+        assert!(ask(&client, &lookup("server")).contains(&format!("({server_address})")));
     }
 }
