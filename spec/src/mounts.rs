@@ -87,6 +87,8 @@ pub(crate) fn check(
         let host = match class {
             Class::Guest => None,
             Class::Replaced(replacement) => {
+                // What was a bind mount may have any word for a type, and to the guest a type means something.
+                for_guest["type"] = json!("bind");
                 for (name, value) in replacement {
                     for_guest[name] = value;
                 }
@@ -98,8 +100,8 @@ pub(crate) fn check(
                     // Made later; what it shows is in many places of the host.
                     Origin::Overlay(_) => None,
                 };
+                for_guest["type"] = json!("bind");
                 if host.is_none() {
-                    for_guest["type"] = json!("bind");
                     for_guest["options"] = json!(overlay::binding(&mount.options));
                 }
                 mounts.volumes.push(volume);
@@ -177,10 +179,10 @@ impl Mount {
     }
 
     /// An image may name `/proc` as a volume: what the program finds there is to be the kernel's word. Kernel file systems
-    /// are, and a tmpfs hides.
+    /// are, and a tmpfs hides. A bind mount is what it shows, whatever type it has.
     fn check_place(&self, document: &mut Document) -> Result<(), SpecError> {
         let Ok(below) = self.destination.strip_prefix("/proc") else { return Ok(()) };
-        if COVERING.contains(&self.kind.as_str())
+        if !self.is_bind() && COVERING.contains(&self.kind.as_str())
             || SHOWN_OTHERWISE.iter().any(|name| below == Path::new(name))
         {
             return Ok(());
@@ -250,6 +252,11 @@ impl Mount {
         self.options.iter().any(|word| word == option)
     }
 
+    /// As for runc, to which the type of a bind mount means nothing.
+    fn is_bind(&self) -> bool {
+        self.kind == "bind" || self.has("bind") || self.has("rbind")
+    }
+
     /// The last word counts, as for mount(8).
     fn is_read_only(&self) -> bool {
         self.options
@@ -273,7 +280,7 @@ impl Mount {
     }
 
     fn classify(&self, document: &mut Document) -> Result<Class, SpecError> {
-        if self.kind == "bind" || self.has("bind") || self.has("rbind") {
+        if self.is_bind() {
             return self.bind(document);
         }
         if GUEST_TYPES.contains(&self.kind.as_str()) {

@@ -319,6 +319,10 @@ fn volumes_over_proc_are_refused_but_where_lxcfs_has_its_own() {
         let line = complaint(&[("/mounts/-", over(place))]);
         assert!(line.contains("mounts[7].destination: refused: /proc"), "{place}: {line}");
     }
+    let mut as_proc = over("/proc");
+    as_proc["type"] = json!("proc");
+    let line = complaint(&[("/mounts/-", as_proc)]);
+    assert!(line.contains("mounts[7].destination: refused: /proc"), "{line}");
     fs::create_dir(volume.path().join("rootfs")).unwrap();
     for place in ["/proc/cpuinfo", "/proc/sys/crypto/fips_enabled", "/process"] {
         let mut config = default_for("rootfs", &["sh".to_owned()], false);

@@ -133,6 +133,25 @@ fn shared_memory_from_the_engine_becomes_the_guests_own() {
 }
 
 #[test]
+fn a_bind_mount_is_one_whatever_its_type() {
+    let bundle = bundle("{}");
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    let bind = |kind: &str, source: &str| json!({"destination": "/x", "type": kind, "source": source, "options": ["rbind"]});
+    config["mounts"] = json!([
+        bind("tmpfs", "data"),
+        bind("proc", "hosts"),
+        bind("none", "data"),
+        bind("tmpfs", "/dev/null"),
+        {"destination": "/y", "source": "data", "options": ["bind"]},
+    ]);
+    let checked = check(&config, bundle.path()).unwrap();
+    assert_eq!(checked.volumes.len(), 4);
+    for mount in guest(&checked)["mounts"].as_array().unwrap() {
+        assert_eq!(mount["type"], "bind", "{mount}");
+    }
+}
+
+#[test]
 fn an_overlay_becomes_a_volume() {
     let bundle = bundle("{}");
     let mut config = default_for("rootfs", &["sh".to_owned()], false);
