@@ -33,7 +33,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Why the configuration can't be used. Each is one line that names the place.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file or the drop-in directory that exists.
+    /// A file or directory that exists, or that was named.
     #[error("cannot read configuration {}", path.display())]
     Read {
         /// Which.
@@ -130,15 +130,23 @@ impl Default for Loaded {
 }
 
 impl Loaded {
-    /// Reads `config.toml` and `config.d/*.toml` of a directory; absent ones are no error. A file is read alone.
+    /// Reads `config.toml` and `config.d/*.toml` of a directory; absent ones are no error. A file is read alone. Only
+    /// [`DEFAULT_DIRECTORY`] need not be there itself: another place was named by somebody.
     ///
     /// # Errors
     /// The first thing that is wrong, in reading order.
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
         let mut loaded = Self::default();
-        if directory.is_file() {
-            loaded.read_file(directory)?;
-            return Ok(loaded);
+        match fs::metadata(directory) {
+            Ok(metadata) if metadata.is_file() => {
+                loaded.read_file(directory)?;
+                return Ok(loaded);
+            }
+            Ok(_) => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && directory == Path::new(DEFAULT_DIRECTORY) => {}
+            Err(source) => return Err(ConfigError::Read { path: directory.to_owned(), source }),
         }
         for path in files(directory)? {
             loaded.read_file(&path)?;

@@ -10,7 +10,8 @@ pub fn reference() -> String {
         "# Configuration\n\n\
          No file is needed. `/etc/kata/config.toml` is read first, then `/etc/kata/config.d/*.toml` by name; what is\n\
          read later wins. Then come a container's annotations, where the table below has one. `kata-runtime env`\n\
-         shows every key with its value and where that came from. An unknown key or annotation is an error.\n\n\
+         shows every key with its value and where that came from. An unknown key or annotation is an error.\n\
+         `--config` or `KATA_CONFIG_DIR` names another directory, or one file, that is read instead and must be there.\n\n\
          This page is written from the code (`cargo test -p kata-config` compares them).\n",
     );
     let defaults = Config::default();

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use kata_config::{Accelerator, Loaded, Machine, Source, reference};
+use kata_config::{Accelerator, DEFAULT_DIRECTORY, Loaded, Machine, Source, reference};
 
 fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -26,10 +26,25 @@ fn source(loaded: &Loaded, name: &str) -> Source {
 }
 
 #[test]
-fn no_directory_means_defaults() {
-    let loaded = Loaded::read(Path::new("/nonexistent/kata")).unwrap();
+fn a_directory_without_files_means_defaults() {
+    let root = tempfile::tempdir().unwrap();
+    let loaded = Loaded::read(root.path()).unwrap();
     assert_eq!(loaded.config, kata_config::Config::default());
     assert!(loaded.provenance().all(|(_, _, source)| *source == Source::Default));
+}
+
+#[test]
+fn a_place_that_was_named_must_be_there() {
+    if !Path::new(DEFAULT_DIRECTORY).exists() {
+        assert_eq!(
+            Loaded::read(Path::new(DEFAULT_DIRECTORY)).unwrap().config,
+            Loaded::default().config
+        );
+    }
+    for place in ["/nonexistent/kata", "/nonexistent.toml"] {
+        let error = Loaded::read(Path::new(place)).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read configuration {place}"));
+    }
 }
 
 #[test]
