@@ -54,6 +54,24 @@ const SYSFS_MAGIC: u64 = 0x6265_6572;
 const CGROUP_MAGIC: u64 = 0x0027_e0eb;
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
+/// File systems that show and steer the kernel that they are of.
+const VIEWS_OF_A_KERNEL: &[u64] = &[
+    PROC_MAGIC,
+    SYSFS_MAGIC,
+    CGROUP_MAGIC,
+    CGROUP2_MAGIC,
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0xcafe_4a11, // bpf
+    0x7363_6673, // securityfs
+    0xf97c_ff8c, // selinuxfs
+    0x6265_6570, // configfs
+    0x6573_5543, // fusectl
+    0xde5e_81e4, // efivarfs
+    0x6165_676c, // pstore
+    0x4249_4e4d, // binfmt_misc
+];
+
 /// What the host has to do for the mounts.
 pub(crate) struct Mounts {
     pub(crate) volumes: Vec<VolumeSource>,
@@ -345,7 +363,7 @@ impl Mount {
                 document.translate(self.field("source"), "the guest's control groups");
                 Ok(self.control_groups())
             }
-            PROC_MAGIC | SYSFS_MAGIC | CGROUP_MAGIC | CGROUP2_MAGIC => {
+            magic if VIEWS_OF_A_KERNEL.contains(&magic) => {
                 let why =
                     format!("{} shows the host's kernel, not the guest's", self.source.display());
                 Err(document.refuse(self.field("source"), why))

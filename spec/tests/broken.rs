@@ -1,10 +1,18 @@
 //! One thing wrong at a time: one line that names it.
 #![allow(clippy::unwrap_used)]
 
-use std::{error::Error, fs};
+use std::{
+    error::Error,
+    fs,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
 
 use kata_spec::{check, default_for, explain};
 use proptest::prelude::*;
+use rustix::{
+    io::Errno,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
+};
 use serde_json::{Value, json};
 
 /// The message, with its causes, of a default configuration in which the value at a JSON pointer was set.
@@ -330,6 +338,27 @@ fn volumes_over_proc_are_refused_but_where_lxcfs_has_its_own() {
         set(&mut config, "/mounts/-", json!({"destination": "/proc/acpi", "type": "tmpfs"}));
         check(&config, volume.path()).unwrap();
     }
+}
+
+#[test]
+fn what_shows_the_hosts_kernel_is_refused() {
+    for kind in ["debugfs", "tracefs", "bpf", "securityfs", "binfmt_misc"] {
+        let mounted = match mounted_nowhere(kind) {
+            Ok(mounted) => mounted,
+            Err(Errno::PERM) => return eprintln!("SKIP not root"),
+            // The kernel has no such file system.
+            Err(_) => continue,
+        };
+        let path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
+        let line = complaint(&[("/mounts/-", bind(&path))]);
+        assert!(line.contains(&format!("{path} shows the host's kernel")), "{kind}: {line}");
+    }
+}
+
+fn mounted_nowhere(kind: &str) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
 #[test]
