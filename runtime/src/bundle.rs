@@ -1,12 +1,12 @@
 //! A bundle that was read once and checked once.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
 use kata_hooks::Hooks;
-use kata_spec::{Checked, ProgramError, SpecError, check, resolve_program};
+use kata_spec::{Checked, ProgramError, SpecError, check, read_config, resolve_program};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -55,8 +55,8 @@ impl Bundle {
             .canonicalize()
             .map_err(|source| BundleError::Directory { path: directory.to_owned(), source })?;
         let file = path.join("config.json");
-        let config =
-            fs::read(&file).map_err(|source| BundleError::Read { path: file.clone(), source })?;
+        let config = read_config(&file)
+            .map_err(|source| BundleError::Read { path: file.clone(), source })?;
         let value = serde_json::from_slice(&config)
             .map_err(|source| BundleError::Parse { path: file, source })?;
         Self::of(&value, config, &path)
@@ -117,6 +117,14 @@ mod tests {
         assert!(error(Some("{")).contains("EOF while parsing"));
         assert!(error(Some("{}")).contains("config.json: "));
         assert!(error(Some("[]")).contains("config.json"));
+    }
+
+    #[test]
+    fn a_configuration_that_never_ends_is_not_read() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/zero", scratch.path().join("config.json")).unwrap();
+        let line = Failure::from(Bundle::load(scratch.path()).unwrap_err()).line();
+        assert!(line.ends_with("config.json: not a regular file"), "{line}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The OCI process object of `exec`: from a file, or the container's own with what was typed in its place.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
+use kata_spec::read_config;
 use serde_json::{Map, Value, json};
 
 use crate::{args::Exec, bundle::BundleError, failure::Failure, made_spec::set_variable};
@@ -14,14 +15,15 @@ const CAPABILITY_SETS: [&str; 3] = ["bounding", "effective", "permitted"];
 pub fn build(exec: &Exec, bundle: &Path) -> Result<Value, Failure> {
     match (&exec.process, exec.command.is_empty()) {
         (Some(file), true) => {
-            let mut process = read(file)?;
+            let mut process = parse(file, fs::read(file))?;
             if exec.tty {
                 process.insert("terminal".into(), json!(true));
             }
             Ok(process.into())
         }
         (None, false) => {
-            let mut spec = read(&bundle.join("config.json"))?;
+            let config = bundle.join("config.json");
+            let mut spec = parse(&config, read_config(&config))?;
             match spec.remove("process") {
                 Some(Value::Object(own)) => Ok(Value::Object(adapt(own, exec))),
                 _ => {
@@ -43,9 +45,8 @@ pub fn wants_terminal(process: &Value) -> bool {
     process.get("terminal").and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn read(path: &Path) -> Result<Map<String, Value>, Failure> {
-    let text =
-        fs::read(path).map_err(|source| BundleError::Read { path: path.to_owned(), source })?;
+fn parse(path: &Path, text: io::Result<Vec<u8>>) -> Result<Map<String, Value>, Failure> {
+    let text = text.map_err(|source| BundleError::Read { path: path.to_owned(), source })?;
     let parsed = serde_json::from_slice(&text);
     Ok(parsed.map_err(|source| BundleError::Parse { path: path.to_owned(), source })?)
 }

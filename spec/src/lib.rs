@@ -33,7 +33,7 @@ pub use checked::{Checked, HostDisk, IdMap, IdRange, Network, Origin, TerminalSi
 pub use defaults::{DEFAULT_PATH, default_for};
 pub use error::{ProgramError, SpecError};
 pub use features::features;
-pub use load::{Explanation, Neighbours, check, check_beside, explain, load, load_beside};
+pub use load::{Explanation, Neighbours, check, check_beside, explain, read_config};
 pub use overlay::{Layers, OverlayError};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};

@@ -6,6 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::{Mode, OFlags, open},
+    io::Errno,
+};
 use serde_json::Value;
 
 use crate::{
@@ -27,46 +31,28 @@ const LONGEST: u64 = 16 * 1024 * 1024;
 /// same sandbox; `None` when no container of the sandbox is in it.
 pub type Neighbours<'a> = dyn Fn(&str, &Path) -> Option<String> + 'a;
 
-/// Reads and checks `config.json` of a bundle for a sandbox without other containers.
+/// Checks a configuration as if it were `config.json` of `bundle`, which need not exist, for a sandbox without other
+/// containers.
 ///
 /// # Errors
-/// One line that names the file, the field and what is wrong with it.
-pub fn load(bundle: &Path) -> Result<Checked, SpecError> {
-    load_beside(bundle, &|_, _| None)
-}
-
-/// Reads and checks `config.json` of a bundle for a sandbox that has `neighbours`, whose namespaces it may share.
-///
-/// # Errors
-/// As [`load`].
-pub fn load_beside(bundle: &Path, neighbours: &Neighbours<'_>) -> Result<Checked, SpecError> {
-    let bundle = absolute(bundle)?;
-    let path = bundle.join(CONFIG);
-    let json = read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
-    let document = Document::new(path.display().to_string());
-    let config = document.parse(&json)?;
-    check_document(document, &config, bundle, neighbours)
-}
-
-/// Checks a configuration as if it were `config.json` of `bundle`, which need not exist.
-///
-/// # Errors
-/// As [`load`].
+/// One line that names the field and what is wrong with it.
 pub fn check(config: &Value, bundle: &Path) -> Result<Checked, SpecError> {
     check_beside(config, bundle, &|_, _| None)
 }
 
-/// The same for a sandbox that has `neighbours`.
+/// The same for a sandbox that has `neighbours`, whose namespaces it may share.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`check`].
 pub fn check_beside(
     config: &Value,
     bundle: &Path,
     neighbours: &Neighbours<'_>,
 ) -> Result<Checked, SpecError> {
     let bundle = absolute(bundle)?;
-    check_document(Document::new(CONFIG.to_owned()), config, bundle, neighbours)
+    let mut document = Document::new(CONFIG.to_owned());
+    let guest = document.object(table::CONFIG, config, "")?;
+    rules::check(document, config, guest, bundle, neighbours)
 }
 
 /// What becomes of every field that a bundle sets.
@@ -90,7 +76,8 @@ impl Explanation {
 pub fn explain(bundle: &Path) -> Result<Explanation, SpecError> {
     let bundle = absolute(bundle)?;
     let path = bundle.join(CONFIG);
-    let json = read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
+    let json =
+        read_config(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
     let mut document = Document::for_survey(path.display().to_string());
     let config = document.parse(&json)?;
     let checked = document.object(table::CONFIG, &config, "");
@@ -103,24 +90,28 @@ pub fn explain(bundle: &Path) -> Result<Explanation, SpecError> {
     Ok(Explanation { answers: told.iter().filter(|line| specific(line)).cloned().collect() })
 }
 
-fn check_document(
-    mut document: Document,
-    config: &Value,
-    bundle: PathBuf,
-    neighbours: &Neighbours<'_>,
-) -> Result<Checked, SpecError> {
-    let guest = document.object(table::CONFIG, config, "")?;
-    rules::check(document, config, guest, bundle, neighbours)
-}
-
 fn absolute(bundle: &Path) -> Result<PathBuf, SpecError> {
     std::path::absolute(bundle)
         .map_err(|source| SpecError::Read { path: bundle.to_owned(), source })
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+/// Reads the `config.json` at `path`: a file of at most 16 MiB, and nothing that could be waited for.
+///
+/// # Errors
+/// What the system said, or what else it is.
+pub fn read_config(path: &Path) -> io::Result<Vec<u8>> {
+    // Without a writer, a fifo would not open.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(Errno::ISDIR.into());
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
     let mut json = Vec::new();
-    File::open(path)?.take(LONGEST + 1).read_to_end(&mut json)?;
+    file.take(LONGEST + 1).read_to_end(&mut json)?;
     if json.len() as u64 > LONGEST {
         let message = format!("longer than {} MiB", LONGEST / (1024 * 1024));
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));

@@ -5,8 +5,9 @@ use std::{fs, path::Path};
 
 use kata_spec::{
     Checked, IdRange, Network, Origin, SpecError, TerminalSize, check, check_beside, default_for,
-    features, load, parse_process, reference,
+    explain, features, parse_process, read_config, reference,
 };
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -19,6 +20,11 @@ fn bundle(config: &str) -> TempDir {
     fs::write(bundle.path().join("hosts"), "").unwrap();
     fs::write(bundle.path().join("config.json"), config).unwrap();
     bundle
+}
+
+fn load(bundle: &Path) -> Result<Checked, SpecError> {
+    let json = read_config(&bundle.join("config.json")).unwrap();
+    check(&serde_json::from_slice(&json).unwrap(), bundle)
 }
 
 fn guest(checked: &Checked) -> Value {
@@ -270,14 +276,36 @@ fn features_promise_nothing_that_the_table_refuses() {
 #[test]
 fn a_config_that_cannot_be_read_is_named() {
     let bundle = tempfile::tempdir().unwrap();
-    let error = load(bundle.path()).unwrap_err();
+    let error = explain(bundle.path()).unwrap_err();
     let path = bundle.path().join("config.json");
     assert_eq!(error.to_string(), format!("cannot read {}", path.display()));
     fs::write(&path, "{\n  \"ociVersion\": 1.0.2\n}").unwrap();
-    let SpecError::Syntax { document, source } = load(bundle.path()).unwrap_err() else { panic!() };
+    let SpecError::Syntax { document, source } = explain(bundle.path()).unwrap_err() else {
+        panic!()
+    };
     assert_eq!((document, source.line(), source.column()), (path.display().to_string(), 2, 20));
-    fs::File::create(&path).unwrap().set_len(17 << 20).unwrap();
-    assert!(matches!(load(bundle.path()).unwrap_err(), SpecError::Read { .. }));
+}
+
+#[test]
+fn a_config_is_a_file_of_a_bounded_length() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", path("zeroes")).unwrap();
+    fs::create_dir(path("directory")).unwrap();
+    for (name, length) in [("long", 16 << 20), ("longer", (16 << 20) + 1)] {
+        fs::File::create(path(name)).unwrap().set_len(length).unwrap();
+    }
+    for (name, words) in [
+        ("fifo", "not a regular file"),
+        ("zeroes", "not a regular file"),
+        ("directory", "Is a directory"),
+        ("longer", "longer than 16 MiB"),
+    ] {
+        let error = read_config(&path(name)).unwrap_err().to_string();
+        assert!(error.contains(words), "{name}: {error}");
+    }
+    assert_eq!(read_config(&path("long")).unwrap().len(), 16 << 20);
 }
 
 #[test]

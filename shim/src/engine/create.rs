@@ -15,7 +15,9 @@ use kata_engine_api::{
 };
 use kata_hooks::{Hooks, life::Creating};
 use kata_sandbox::network::Namespace;
-use kata_spec::{Checked, Network, Trees, check_beside, parse_process, resolve_program};
+use kata_spec::{
+    Checked, Network, Trees, check_beside, parse_process, read_config, resolve_program,
+};
 use kata_sys::spawn::Child;
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
@@ -357,7 +359,7 @@ fn look(
     files: Option<&files::Detached>,
 ) -> Result<Seen, Refusal> {
     let config = bundle.join("config.json");
-    let text = fs::read(&config).map_err(|e| read_error(&config, &e))?;
+    let text = read_config(&config).map_err(|e| read_error(&config, &e))?;
     let mut value: Value = serde_json::from_slice(&text).map_err(|e| read_error(&config, &e))?;
     let role = pod::role(&value);
     if let (Role::Member, Some(files)) = (role, files) {

@@ -18,6 +18,7 @@ use kata_engine_api::{
     record::{Cause, Ended},
 };
 use kata_sandbox::step::Steps;
+use kata_spec::read_config;
 use protobuf::Message;
 use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
@@ -44,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 pub fn delete(flags: &Flags) -> anyhow::Result<()> {
     flags.check()?;
     let bundle = flags.bundle()?;
-    let config = fs::read(bundle.join("config.json")).ok();
+    let config = read_config(&bundle.join("config.json")).ok();
     let config = config.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let sandbox = config.map_or(flags.id.clone(), |value| pod::sandbox_id(&value, &flags.id));
     let place = Place::of(&flags.address, &flags.namespace, &sandbox);

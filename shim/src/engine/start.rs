@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context;
 use kata_config::DIRECTORY_VARIABLE;
 use kata_engine_api::dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream};
+use kata_spec::read_config;
 use kata_sys::spawn::{Lifetime, Spawn};
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
@@ -39,7 +40,7 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
     let caller = Caller::of(&read_stdin()?, flags)?;
     let bundle = flags.bundle()?;
     let config = bundle.join("config.json");
-    let sandbox = match fs::read(&config) {
+    let sandbox = match read_config(&config) {
         Ok(text) => {
             let value: Value = serde_json::from_slice(&text)
                 .with_context(|| format!("read {}", config.display()))?;
