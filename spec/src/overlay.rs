@@ -126,11 +126,11 @@ fn push(paths: &mut [String], character: Option<char>) {
 }
 
 impl Layers {
-    /// Mounts it, attached nowhere.
+    /// Mounts it, attached nowhere; `attributes` are the mount's own.
     ///
     /// # Errors
     /// [`OverlayError`].
-    pub fn mount(&self) -> Result<OwnedFd, OverlayError> {
+    pub fn mount(&self, attributes: MountAttrFlags) -> Result<OwnedFd, OverlayError> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|error| OverlayError::Mount(error.into()))?;
         let set = |name: &str, value: &str| {
@@ -161,8 +161,7 @@ impl Layers {
         }
         let failed = |error: Errno| OverlayError::Mount(error.into());
         fsconfig_create(context.as_fd()).map_err(failed)?;
-        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-            .map_err(failed)
+        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)
     }
 }
 

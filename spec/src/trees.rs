@@ -62,7 +62,12 @@ impl Trees {
         for volume in &spec.volumes {
             let tree = match &volume.origin {
                 Origin::Path(path) => take_volume(volume, path)?,
-                Origin::Overlay(layers) => layers.mount().map_err(TreeError::Overlay)?,
+                Origin::Overlay(layers) => {
+                    // On the host, as for other volumes: see forbid_writing.
+                    let mut attributes = MountAttrFlags::empty();
+                    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
+                    layers.mount(attributes).map_err(TreeError::Overlay)?
+                }
             };
             volumes.push(tree);
         }

@@ -4,10 +4,13 @@
 use std::{fs, path::Path};
 
 use kata_spec::{
-    Checked, IdRange, Network, Origin, SpecError, TerminalSize, check, check_beside, default_for,
-    explain, features, parse_process, read_config, reference,
+    Checked, IdRange, Network, Origin, SpecError, TerminalSize, TreeError, Trees, check,
+    check_beside, default_for, explain, features, parse_process, read_config, reference,
 };
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::{
+    fs::{CWD, FileType, Mode, mkdirat, mknodat},
+    io::Errno,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -173,6 +176,28 @@ fn an_overlay_becomes_a_volume() {
         (Some("bind"), Some("/volumes/0"))
     );
     assert_eq!(mount["options"], json!(["bind", "nosuid"]));
+}
+
+#[test]
+fn an_overlay_that_is_read_only_is_so_on_the_host() {
+    let bundle = bundle("{}");
+    for layer in ["lower", "upper", "work"] {
+        fs::create_dir(bundle.path().join(layer)).unwrap();
+    }
+    let layer = |option: &str, name: &str| format!("{option}={}/{name}", bundle.path().display());
+    let layers = [layer("lowerdir", "lower"), layer("upperdir", "upper"), layer("workdir", "work")];
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    for (word, written) in [("ro", Err(Errno::ROFS)), ("rw", Ok(()))] {
+        let mut options = layers.to_vec();
+        options.push(word.to_owned());
+        config["mounts"] = json!([{"destination": "/o", "type": "overlay", "options": options}]);
+        let trees = match Trees::take(&check(&config, bundle.path()).unwrap()) {
+            Ok(trees) => trees,
+            Err(TreeError::Take { .. }) => return eprintln!("SKIP not root"),
+            Err(error) => panic!("{error:?}"),
+        };
+        assert_eq!(mkdirat(&trees.volumes[0], "made", Mode::RWXU), written, "{word}");
+    }
 }
 
 #[test]
