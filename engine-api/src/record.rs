@@ -174,7 +174,7 @@ impl Status {
 /// `state.json`: a sandbox with one container, as the OCI command line sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// OCI runtime spec version of the config.
+    /// Version of the OCI runtime spec that the state follows, whatever the config's.
     pub oci_version: String,
     /// Container id.
     pub id: String,

@@ -149,8 +149,8 @@ mod tests {
     #[test]
     fn the_version_is_told_as_other_runtimes_tell_it() {
         let error = Cli::try_parse_from(["kata-runtime", "-v"]).unwrap_err();
-        let version = env!("CARGO_PKG_VERSION");
-        assert_eq!(error.to_string(), format!("kata-runtime version {version}\nspec: 1.2.0\n"));
+        let (own, spec) = (env!("CARGO_PKG_VERSION"), kata_spec::VERSION);
+        assert_eq!(error.to_string(), format!("kata-runtime version {own}\nspec: {spec}\n"));
     }
 
     /// Those of runc 1.3, and what each takes.
