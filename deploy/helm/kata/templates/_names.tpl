@@ -18,10 +18,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   "rke2" "/var/lib/rancher/rke2/agent/etc/containerd") .Values.engine -}}
 {{- end -}}
 
+{{/* A node has one of them, and systemctl fails for a unit that is not there. */}}
+{{- define "kata.restart-either" -}}
+for unit in {{ join " " . }}; do if systemctl --quiet is-active "$unit"; then systemctl restart "$unit"; fi; done
+{{- end -}}
+
 {{- define "kata.restart" -}}
 {{- .Values.restart | default (get (dict
   "containerd" "systemctl restart containerd"
   "crio" "systemctl restart crio"
-  "k3s" "systemctl try-restart k3s k3s-agent"
-  "rke2" "systemctl try-restart rke2-server rke2-agent") .Values.engine) -}}
+  "k3s" (include "kata.restart-either" (list "k3s" "k3s-agent"))
+  "rke2" (include "kata.restart-either" (list "rke2-server" "rke2-agent"))) .Values.engine) -}}
 {{- end -}}
