@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kata_spec::Limits;
+use kata_spec::{CpuLimits, Limits};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use thiserror::Error;
 
@@ -244,16 +244,40 @@ impl Group {
         late.iter().try_for_each(|(directory, setting)| apply(directory, setting))
     }
 
-    /// The same for limits that include what running a VM takes: where the parent allows less, that binds.
+    /// The same for limits that include what running a VM takes: where the parent allows less, that binds. No list of
+    /// processors, or of memory nodes, means all of the parent's.
     ///
     /// # Errors
     /// As [`Group::limit`].
     pub fn bound(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.widen_cpuset(&limits.cpu);
         self.settings(limits).try_for_each(|(directory, setting)| {
             // v1 refuses a quota above the parent's.
             let lenient = setting.lenient || setting.file == "cpu.cfs_quota_us";
             apply(&directory, &Setting { lenient, ..setting })
         })
+    }
+
+    /// Takes back what an earlier list has left the group with.
+    fn widen_cpuset(&self, cpu: &CpuLimits) {
+        let legacy = self.hierarchies.legacy.iter().find(|(controller, _)| *controller == "cpuset");
+        let root = legacy.map(|(_, root)| root).or(self.hierarchies.unified.as_ref());
+        let Some(group) = root.map(|root| root.join(&self.path)) else { return };
+        let lists = [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)];
+        for (file, _) in lists.into_iter().filter(|(_, list)| list.is_none()) {
+            let now = fs::read_to_string(group.join(file)).unwrap_or_default();
+            if now.trim().is_empty() {
+                continue;
+            }
+            // v2's own may be empty; and most kernels let none become empty again while processes are in it.
+            let [effective, own] = [&*format!("{file}.effective"), file]
+                .map(|file| fs::read_to_string(group.with_file_name(file)));
+            let Ok(inherited) = effective.or(own) else { continue };
+            if let Err(error) = write(&group.join(file), inherited.trim()) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the VM keeps to what a container was held to");
+            }
+        }
     }
 
     fn settings(&self, limits: &Limits) -> impl Iterator<Item = (PathBuf, Setting)> {
@@ -407,7 +431,11 @@ fn is_ours(group: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{CgroupError, Group};
+    use std::{fs, path::PathBuf};
+
+    use kata_spec::{CpuLimits, Limits};
+
+    use super::{CgroupError, Group, hierarchies::Hierarchies};
 
     #[test]
     fn a_path_that_leaves_the_file_system_is_refused() {
@@ -434,5 +462,38 @@ mod tests {
         assert_eq!(beside("lone"), "lone.kata-vm");
         let long = beside(&format!("/p/{}", "x".repeat(255)));
         assert!(long.strip_prefix("p/").is_some_and(|name| name.len() <= 255), "{long}");
+    }
+
+    #[test]
+    fn a_group_without_a_list_of_processors_has_its_parents_again() {
+        let lists = |cpus: Option<&str>| Limits {
+            cpu: CpuLimits { cpus: cpus.map(str::to_owned), ..CpuLimits::default() },
+            ..Limits::default()
+        };
+        // v1 has a list in each group; v2 what is in force, and a list where somebody has asked for one.
+        for (parents, is_v2) in [("cpuset.cpus", false), ("cpuset.cpus.effective", true)] {
+            let root = tempfile::tempdir().unwrap();
+            let found = root.path().to_path_buf();
+            let hierarchies = if is_v2 {
+                Hierarchies { legacy: Vec::new(), unified: Some(found) }
+            } else {
+                Hierarchies { legacy: vec![("cpuset", found)], unified: None }
+            };
+            let group = Group { hierarchies, path: PathBuf::from("pod/a.kata-vm") };
+            let pod = root.path().join("pod");
+            let own = pod.join("a.kata-vm/cpuset.cpus");
+            fs::create_dir_all(own.parent().unwrap()).unwrap();
+            if is_v2 {
+                fs::write(pod.join("cpuset.cpus"), "\n").unwrap();
+            }
+            fs::write(pod.join(parents), "0-3\n").unwrap();
+            fs::write(&own, "").unwrap();
+            group.bound(&lists(None)).unwrap();
+            assert_eq!(fs::read_to_string(&own).unwrap(), "", "{parents}");
+            group.bound(&lists(Some("0"))).unwrap();
+            assert_eq!(fs::read_to_string(&own).unwrap(), "0", "{parents}");
+            group.bound(&lists(None)).unwrap();
+            assert_eq!(fs::read_to_string(&own).unwrap(), "0-3", "{parents}");
+        }
     }
 }
