@@ -1,12 +1,14 @@
 //! What VMM and proxy may take of the host: the sum of what the containers of the sandbox may, and what running a VM takes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use kata_hypervisor::{Accelerator, MemoryMib};
-use kata_spec::{CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits};
+use kata_spec::{
+    BlockIoLimits, CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits, ThrottleDevice,
+};
 
 use crate::cgroup::{CgroupError, Group};
 
@@ -65,8 +67,8 @@ impl Budget {
     /// # Errors
     /// As [`Budget::admit`].
     pub fn release(&self, container_id: &str) -> Result<(), CgroupError> {
-        self.containers().remove(container_id);
-        self.bound()
+        let gone = self.containers().remove(container_id);
+        self.bound_without(gone.as_ref())
     }
 
     /// Holds the group to what the containers may take.
@@ -74,7 +76,11 @@ impl Budget {
     /// # Errors
     /// As [`Budget::admit`].
     pub fn bound(&self) -> Result<(), CgroupError> {
-        let sum = vm_limits([self.memory, self.overhead], self.containers().values());
+        self.bound_without(None)
+    }
+
+    fn bound_without(&self, gone: Option<&Limits>) -> Result<(), CgroupError> {
+        let sum = vm_limits([self.memory, self.overhead], self.containers().values(), gone);
         self.group.bound(&sum)
     }
 
@@ -83,10 +89,12 @@ impl Budget {
     }
 }
 
-/// What VMM and proxy may take together: the sum of the containers' limits, and what running a VM takes.
+/// What VMM and proxy may take together: the sum of the containers' limits, and what running a VM takes. What `gone` has
+/// brought is taken away.
 fn vm_limits<'a>(
     [memory, overhead]: [MemoryMib; 2],
     containers: impl Iterator<Item = &'a Limits> + Clone,
+    gone: Option<&'a Limits>,
 ) -> Limits {
     let bytes = (u64::from(memory.0) + u64::from(overhead.0)) * MIB;
     let limit = i64::try_from(bytes).ok();
@@ -94,13 +102,9 @@ fn vm_limits<'a>(
     let swap = containers.clone().map(|limits| swap_bytes(&limits.memory)).sum::<Option<i64>>();
     let swap = swap.and_then(|swap| limit?.checked_add(swap));
     let memory = MemoryLimits { limit, swap, ..MemoryLimits::default() };
-    let block_io = containers.clone().next().map(|first| first.block_io.clone());
-    Limits {
-        memory,
-        cpu: vm_cpu(containers),
-        block_io: block_io.unwrap_or_default(),
-        ..Limits::default()
-    }
+    let all_block_io = containers.clone().map(|limits| &limits.block_io);
+    let block_io = vm_block_io(all_block_io, gone.map(|limits| &limits.block_io));
+    Limits { memory, cpu: vm_cpu(containers), block_io, ..Limits::default() }
 }
 
 /// Swap beside memory; none when there is no limit on it.
@@ -144,10 +148,51 @@ fn union<'a>(lists: impl Iterator<Item = Option<&'a str>>) -> Option<String> {
     (!lists.is_empty()).then(|| lists.join(","))
 }
 
+fn vm_block_io<'a>(
+    containers: impl Iterator<Item = &'a BlockIoLimits> + Clone,
+    gone: Option<&'a BlockIoLimits>,
+) -> BlockIoLimits {
+    // Weights against others below, and of single devices, have no sum.
+    let mut each = containers.clone();
+    let only = each.next().filter(|_| each.next().is_none()).cloned().unwrap_or_default();
+    let weights = containers.clone().map(|of| of.weight.filter(|weight| *weight != 0));
+    let weights: Option<Vec<u16>> = weights.collect();
+    let rates = |list: fn(&'a BlockIoLimits) -> &'a [ThrottleDevice]| {
+        vm_rates(containers.clone().map(list), gone.map(list).unwrap_or_default())
+    };
+    BlockIoLimits {
+        weight: weights.and_then(|weights| weights.into_iter().max()),
+        throttle_read_bps_device: rates(|of| &of.throttle_read_bps_device),
+        throttle_write_bps_device: rates(|of| &of.throttle_write_bps_device),
+        throttle_read_iops_device: rates(|of| &of.throttle_read_iops_device),
+        throttle_write_iops_device: rates(|of| &of.throttle_write_iops_device),
+        ..only
+    }
+}
+
+/// For each device the sum of its rates; zero, which takes away what is in force, when a list has none for it.
+fn vm_rates<'a>(
+    lists: impl Iterator<Item = &'a [ThrottleDevice]> + Clone,
+    gone: &'a [ThrottleDevice],
+) -> Vec<ThrottleDevice> {
+    let number = |device: &ThrottleDevice| (device.major, device.minor);
+    let devices: BTreeSet<_> = lists.clone().flatten().chain(gone).map(number).collect();
+    let sum = |(major, minor)| {
+        // Of a device that a list has twice the last rate counts, as when one after the other is written.
+        let rates = lists.clone().map(|list| {
+            let last = list.iter().rfind(|device| number(device) == (major, minor));
+            last.map(|device| device.rate).filter(|rate| *rate != 0)
+        });
+        let rate = rates.reduce(|sum, rate| Some(sum?.saturating_add(rate?))).flatten();
+        ThrottleDevice { major, minor, rate: rate.unwrap_or(0) }
+    };
+    devices.into_iter().map(sum).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use kata_hypervisor::MemoryMib;
-    use kata_spec::{Limits, check_resources};
+    use kata_spec::{BlockIoLimits, Limits, check_resources};
 
     use super::{MIB, vm_limits};
 
@@ -161,12 +206,66 @@ mod tests {
             limits(r#"{"cpu": {"quota": 50000, "shares": 512, "cpus": "0"}}"#),
             limits(r#"{"cpu": {"quota": 20000, "period": 20000, "cpus": "2-3"}}"#),
         ];
-        let vm = vm_limits([MemoryMib(100), MemoryMib(30)], some.iter());
+        let vm = vm_limits([MemoryMib(100), MemoryMib(30)], some.iter(), None);
         assert_eq!(vm.memory_bytes(), Some(130 * MIB));
         assert_eq!((vm.cpu.quota, vm.cpu.period), (Some(200_000), Some(100_000)));
         assert_eq!((vm.cpu.shares, vm.cpu.cpus.as_deref()), (Some(1536), Some("0,2-3")));
         let unlimited = [some[0].clone(), Limits::default()];
-        let vm = vm_limits([MemoryMib(100), MemoryMib(30)], unlimited.iter());
+        let vm = vm_limits([MemoryMib(100), MemoryMib(30)], unlimited.iter(), None);
         assert_eq!((vm.cpu.quota, vm.cpu.cpus), (Some(-1), None));
+    }
+
+    #[test]
+    fn a_list_of_processors_binds_the_vm_only_when_all_have_one() {
+        let listed = limits(r#"{"cpu": {"cpus": "0", "mems": "0"}}"#);
+        let lists = |all: &[Limits]| {
+            let vm = vm_limits([MemoryMib(100), MemoryMib(30)], all.iter(), None);
+            (vm.cpu.cpus, vm.cpu.mems)
+        };
+        assert_eq!(lists(std::slice::from_ref(&listed)), (Some("0".into()), Some("0".into())));
+        assert_eq!(lists(&[listed, Limits::default()]), (None, None));
+        assert_eq!(lists(&[]), (None, None));
+    }
+
+    fn block_io(all: &[&Limits], gone: Option<&Limits>) -> BlockIoLimits {
+        vm_limits([MemoryMib(100), MemoryMib(30)], all.iter().copied(), gone).block_io
+    }
+
+    #[test]
+    fn the_block_io_of_one_container_is_the_vms() {
+        let one = limits(
+            r#"{"blockIO": {"weight": 300, "leafWeight": 20,
+                "weightDevice": [{"major": 8, "minor": 0, "weight": 500}],
+                "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 7}]}}"#,
+        );
+        assert_eq!(block_io(&[&one], None), one.block_io);
+        let both = block_io(&[&one, &one], None);
+        assert_eq!((both.weight, both.leaf_weight, both.weight_device.len()), (Some(300), None, 0));
+        let heavier = limits(r#"{"blockIO": {"weight": 900}}"#);
+        assert_eq!(block_io(&[&heavier, &one], None).weight, Some(900));
+        assert_eq!(block_io(&[&heavier, &Limits::default()], None).weight, None);
+    }
+
+    #[test]
+    fn a_device_is_as_fast_as_all_containers_may_have_it() {
+        let rates = |of: BlockIoLimits| -> Vec<_> {
+            of.throttle_write_iops_device.iter().map(|d| (d.major, d.minor, d.rate)).collect()
+        };
+        let fast = limits(
+            r#"{"blockIO": {"throttleWriteIOPSDevice": [
+                {"major": 8, "minor": 0, "rate": 40}, {"major": 8, "minor": 16, "rate": 5}]}}"#,
+        );
+        let slow = limits(
+            r#"{"blockIO": {"throttleWriteIOPSDevice": [
+                {"major": 8, "minor": 0, "rate": 2}, {"major": 7, "minor": 1, "rate": 0}]}}"#,
+        );
+        let sums = [(7, 1, 0), (8, 0, 42), (8, 16, 0)];
+        assert_eq!(rates(block_io(&[&fast, &slow], None)), sums);
+        assert_eq!(rates(block_io(&[&slow, &fast], None)), sums);
+        let free = Limits::default();
+        assert_eq!(rates(block_io(&[&free, &fast], None)), [(8, 0, 0), (8, 16, 0)]);
+        // What is left behind would bind the next one.
+        assert_eq!(rates(block_io(&[&slow], Some(&fast))), [(7, 1, 0), (8, 0, 2), (8, 16, 0)]);
+        assert_eq!(rates(block_io(&[], Some(&fast))), [(8, 0, 0), (8, 16, 0)]);
     }
 }

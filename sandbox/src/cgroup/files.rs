@@ -121,9 +121,14 @@ fn legacy_block_io(limits: &Limits) -> Vec<Setting> {
     ] {
         let line =
             |device: &ThrottleDevice| format!("{}:{} {}", device.major, device.minor, device.rate);
-        settings.extend(devices.iter().map(|device| set(file, line(device))));
+        settings.extend(devices.iter().map(|device| throttle(file, device, line(device))));
     }
     settings
+}
+
+/// No rate is as good as set for a device that is not there any more.
+fn throttle(file: &str, device: &ThrottleDevice, value: String) -> Setting {
+    Setting { lenient: device.rate == 0, ..set(file, value) }
 }
 
 /// What a v2 group is told.
@@ -191,7 +196,7 @@ fn unified_block_io(limits: &Limits) -> Vec<Setting> {
         for device in devices {
             let rate = if device.rate == 0 { "max".into() } else { device.rate.to_string() };
             let value = format!("{}:{} {key}={rate}", device.major, device.minor);
-            settings.push(set("io.max", value));
+            settings.push(throttle("io.max", device, value));
         }
     }
     settings
@@ -266,5 +271,17 @@ mod tests {
         assert_eq!(pairs(&unified(&io)), [("io.max", "8:16 wiops=7")]);
         let expected = [("blkio.throttle.write_iops_device", "8:16 7")];
         assert_eq!(pairs(&legacy("blkio", &io, None)), expected);
+    }
+
+    #[test]
+    fn a_rate_of_zero_takes_one_away() {
+        let io = limits(
+            r#"{"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 0}]}}"#,
+        );
+        let (v1, v2) = (legacy("blkio", &io, None), unified(&io));
+        assert_eq!(pairs(&v1), [("blkio.throttle.read_bps_device", "8:0 0")]);
+        assert_eq!(pairs(&v2), [("io.max", "8:0 rbps=max")]);
+        // The device may have gone.
+        assert!(v1[0].lenient && v2[0].lenient);
     }
 }

@@ -8,7 +8,10 @@ use super::{
 const HOST_DEVICE: &str = "a device of the host is not the guest's";
 const NOT_V2: &str =
     "control groups v2, which the guest has, know no such setting; runc ignores it there";
-const PROXYS: &str = "holds on the host, for what the proxy reads and writes there for the guest";
+const PROXYS_WEIGHT: &str = "holds on the host, for what the proxy reads and writes there for the guest, \
+     unless the sandbox has several containers";
+const PROXYS_RATE: &str = "holds on the host, for what the proxy reads and writes there for the guest; \
+     of several containers the sum, or none when one of them has none";
 const NUMBERS: &str = "the VM is held to these on the host; the guest's own are numbered from 0";
 const NET_V1: &str = "control groups v2, which the guest has, know no network classes";
 
@@ -66,11 +69,11 @@ const PIDS: &[Field] = &[applied("limit", I64)];
 const BLOCK_IO: &[Field] = &[
     applied("weight", U16),
     translated("leafWeight", U16, NOT_V2),
-    host_only("weightDevice", Kind::List(&Kind::Object(WEIGHT_DEVICE)), PROXYS),
-    host_only("throttleReadBpsDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
-    host_only("throttleWriteBpsDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
-    host_only("throttleReadIOPSDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
-    host_only("throttleWriteIOPSDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS),
+    host_only("weightDevice", Kind::List(&Kind::Object(WEIGHT_DEVICE)), PROXYS_WEIGHT),
+    host_only("throttleReadBpsDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS_RATE),
+    host_only("throttleWriteBpsDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS_RATE),
+    host_only("throttleReadIOPSDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS_RATE),
+    host_only("throttleWriteIOPSDevice", Kind::List(&Kind::Object(THROTTLE_DEVICE)), PROXYS_RATE),
 ];
 
 const WEIGHT_DEVICE: &[Field] = &[
