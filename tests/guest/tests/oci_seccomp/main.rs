@@ -11,9 +11,7 @@ use serde_json::{Value, json};
 const PROFILE: &str = include_str!("docker.json");
 const PROBE: &str = include_str!("probe.py");
 
-/// vsock is no way into the agent, whatever a profile says: the family does not exist. (runc: as the profile says.)
 const AF_VSOCK: u64 = 40;
-const NO_SUCH_FAMILY: u64 = 97;
 
 fn bundle(kata: &Kata, args: &[&str], seccomp: Value) -> Option<Bundle> {
     let mut bundle = Bundle::new(kata, debian()?, args);
@@ -57,12 +55,24 @@ fn dockers_profile_answers_as_on_runc() {
                 .map(|(call, answer)| format!("{} is {answer}, not {}", call.name, call.answer))
                 .collect();
             assert_eq!(wrong, [""; 0], "{process} process on {:?}", runtime.program());
-            assert_eq!(*vsock, if runtime.is_oracle() { 1 } else { NO_SUCH_FAMILY });
+            assert_eq!(*vsock, 1, "the profile has no vsock");
         }
         let refused = container.exec(&["unshare", "-U", "true"], b"");
         assert_ne!(refused.code, 0);
         assert!(refused.stderr().contains("Operation not permitted"), "{}", refused.stderr());
     }
+}
+
+/// vsock is no way into the agent, whatever a profile allows: the family does not exist.
+#[test]
+fn there_is_no_vsock() {
+    const NO_SUCH_FAMILY: u64 = 97;
+    let Some(kata) = Kata::installed() else { return };
+    let asked = json!([[41, [AF_VSOCK, 1, 0]]]).to_string();
+    let profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    let Some(bundle) = bundle(&kata, &["python3", "-c", PROBE, &asked], profile) else { return };
+    let container = Container::started(&kata, &bundle, "no-vsock");
+    assert_eq!(parse(&container.stdout.until_has("]}\n")).1, [NO_SUCH_FAMILY]);
 }
 
 /// Calls that need nothing: one for each operator, number and name.
