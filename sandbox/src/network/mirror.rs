@@ -16,18 +16,23 @@ mod telling;
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
+    io,
+    time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use kata_config::NetworkModel;
 use kata_protocol::agent as wire;
-use rtnetlink::{IpVersion, RouteMessageBuilder, packet_route::RouteNetlinkMessage};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use self::telling::Arrivals;
 use super::{
     NetworkError, Nic,
     card::{Card, Wired, Wiring},
+    dump::{Reader, Reading},
     model::{Link, Model, Passage},
     monitor::{Burst, Monitor},
     view::{CardAddress, View, format_mac},
@@ -46,6 +51,9 @@ const MODEL_KEY: &str = "network.model";
 
 /// Cards that a guest may let go of unasked before their link gets no more of them.
 const MOST_LOST: u32 = 4;
+
+/// Until a namespace is read again that could not be read, or changed all the time.
+const REST: Duration = Duration::from_secs(5);
 
 /// A link with its card.
 #[derive(Debug)]
@@ -82,7 +90,10 @@ struct Hotplug {
 pub struct Mirror {
     wiring: Wiring,
     monitor: Monitor,
+    reader: Reader,
     model: Model,
+    /// Events were lost that no reading has made up for yet: when the namespace is to be read again.
+    stale: Option<Instant>,
     passed: BTreeMap<u32, Passed>,
     spares: Vec<Card>,
     /// Links that have no card although they should, with the reason; told once.
@@ -106,11 +117,18 @@ pub struct Attached {
 }
 
 impl Mirror {
-    pub(super) fn new(wiring: Wiring, monitor: Monitor, note: watch::Sender<String>) -> Self {
+    pub(super) fn new(
+        wiring: Wiring,
+        monitor: Monitor,
+        reader: Reader,
+        note: watch::Sender<String>,
+    ) -> Self {
         Self {
             wiring,
             monitor,
+            reader,
             model: Model::default(),
+            stale: None,
             passed: BTreeMap::new(),
             spares: Vec::new(),
             without: BTreeMap::new(),
@@ -128,7 +146,7 @@ impl Mirror {
     ) -> Result<Attached, NetworkError> {
         self.wiring.check()?;
         self.wiring.steps.enter(Step::ScanNetwork)?;
-        self.model = self.dump().await?;
+        self.read().await?;
         let attached = self.make_cards(spares).await;
         if attached.is_err() {
             for passed in self.passed.values() {
@@ -174,7 +192,7 @@ impl Mirror {
         loop {
             let burst = tokio::select! {
                 biased;
-                burst = self.monitor.next() => burst,
+                burst = self.hear() => burst,
                 // It may be for a link that has found none, or has lost its card.
                 Ok(()) = freed.changed() => Ok(Burst::Messages(Vec::new())),
                 Some((card, arrived)) = arrivals.next() => {
@@ -207,6 +225,27 @@ impl Mirror {
         }
     }
 
+    /// What happens next; when it is time to read the namespace again, as if something had been lost.
+    async fn hear(&mut self) -> io::Result<Burst> {
+        match self.stale {
+            Some(due) => timeout_at(due, self.monitor.next()).await.unwrap_or(Ok(Burst::Lost)),
+            None => self.monitor.next().await,
+        }
+    }
+
+    /// Reads the namespace; of one that changes all the time what is known already is better than what may have holes.
+    async fn read(&mut self) -> Result<(), NetworkError> {
+        self.stale = Some(Instant::now() + REST);
+        match self.reader.read().await? {
+            Reading::Whole(model) => (self.model, self.stale) = (model, None),
+            Reading::Blurred(model) if self.model.links.is_empty() => self.model = model,
+            Reading::Blurred(_) => {
+                tracing::debug!("the network namespace changed whenever it was read");
+            }
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, burst: Burst, ports: &Ports) -> Result<(), NetworkError> {
         match burst {
             Burst::Messages(messages) => {
@@ -216,8 +255,11 @@ impl Mirror {
             }
             Burst::Lost => {
                 tracing::debug!("events of the network namespace were lost, so it is read again");
-                self.model = self.dump().await?;
+                self.stale = Some(Instant::now());
             }
+        }
+        if self.stale.is_some_and(|due| due <= Instant::now()) {
+            self.read().await?;
         }
         self.failed.retain(|index, _| self.model.links.contains_key(index));
         self.hotplug.leaving.retain(|tap, _| self.model.links.contains_key(tap));
@@ -435,41 +477,6 @@ impl Mirror {
         self.without = without;
         let note = if notes.is_empty() { "loopback alone".into() } else { notes.join("; ") };
         self.note.send_if_modified(|before| std::mem::replace(before, note) != *before);
-    }
-
-    /// The namespace as it is now.
-    async fn dump(&self) -> Result<Model, NetworkError> {
-        let failed = |what| move |source| NetworkError::List { what, source };
-        let handle = &self.wiring.handle;
-        let mut model = Model::default();
-        let mut take = |message| model.apply(&message, false);
-        let mut links = handle.link().get().execute();
-        while let Some(link) = links.try_next().await.map_err(failed("links"))? {
-            take(RouteNetlinkMessage::NewLink(link));
-        }
-        let mut addresses = handle.address().get().execute();
-        while let Some(address) = addresses.try_next().await.map_err(failed("addresses"))? {
-            take(RouteNetlinkMessage::NewAddress(address));
-        }
-        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        for all in [v4, v6] {
-            let mut routes = handle.route().get(all).execute();
-            while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
-                take(RouteNetlinkMessage::NewRoute(route));
-            }
-        }
-        for family in [IpVersion::V4, IpVersion::V6] {
-            let mut rules = handle.rule().get(family).execute();
-            while let Some(rule) = rules.try_next().await.map_err(failed("rules"))? {
-                take(RouteNetlinkMessage::NewRule(rule));
-            }
-        }
-        let mut neighbours = handle.neighbours().get().execute();
-        while let Some(neighbour) = neighbours.try_next().await.map_err(failed("neighbours"))? {
-            take(RouteNetlinkMessage::NewNeighbour(neighbour));
-        }
-        Ok(model)
     }
 }
 

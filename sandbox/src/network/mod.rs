@@ -12,6 +12,7 @@
 //! is the work of the [`Mirror`].
 
 mod card;
+mod dump;
 mod error;
 pub mod guard;
 pub mod localhost;
@@ -38,6 +39,7 @@ use std::{
 };
 
 use kata_config::NetworkModel;
+use rtnetlink::{packet_route::RouteNetlinkMessage, proto::Connection};
 use rustix::{
     fs::fstat,
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -46,6 +48,7 @@ use tokio::{runtime, sync::watch};
 
 use self::{
     card::{Wired, Wiring},
+    dump::Reader,
     guard::{Claim, GuardError, Identity},
     monitor::Monitor,
 };
@@ -141,12 +144,15 @@ pub async fn attach(
     // Whoever may not be looked at is not even listened to.
     claim.check().map_err(|source| namespace.refused(source))?;
     let handle = connect(&namespace.fd)?;
+    let (mut connection, reader) = open(&namespace.fd)?;
+    connection.set_forward_done(true);
+    tokio::spawn(connection);
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
     let sysctls = sysctl::changed(enter(&namespace.fd, sysctl::read)?, &in_a_new_one()?);
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
     let wiring =
         Wiring { handle, namespace, claim, ledger, steps, model, rates, queues, own_sockets };
-    let mut mirror = Mirror::new(wiring, monitor, note);
+    let mut mirror = Mirror::new(wiring, monitor, Reader::new(reader), note);
     let mut attached = mirror.attach(spares).await?;
     attached.sysctls = sysctls;
     Ok((mirror, attached))
@@ -216,14 +222,21 @@ fn reclaim(path: &Path, known: Identity) -> Result<Option<(OwnedFd, Claim)>, Net
 
 /// Speaks rtnetlink in the namespace, on the runtime that it is called on.
 fn connect(namespace: &OwnedFd) -> Result<rtnetlink::Handle, NetworkError> {
+    let (connection, handle) = open(namespace)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// A connection to the namespace, which has to be spawned, and its handle.
+fn open(
+    namespace: &OwnedFd,
+) -> Result<(Connection<RouteNetlinkMessage>, rtnetlink::Handle), NetworkError> {
     let runtime = runtime::Handle::current();
-    let (connection, handle) = enter(namespace, || {
+    enter(namespace, || {
         let _runtime = runtime.enter();
         rtnetlink::new_connection().map(|(connection, handle, _)| (connection, handle))
     })?
-    .map_err(NetworkError::Connect)?;
-    tokio::spawn(connection);
-    Ok(handle)
+    .map_err(NetworkError::Connect)
 }
 
 /// The kernel parameters of a namespace in which nobody has set any.

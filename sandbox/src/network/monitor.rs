@@ -54,19 +54,23 @@ impl Monitor {
     pub async fn next(&mut self) -> io::Result<Burst> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let mut messages = Vec::new();
+            let (mut messages, mut lost) = (Vec::new(), false);
             loop {
                 let received =
                     recv(self.socket.get_ref(), &mut self.buffer[..], RecvFlags::empty());
                 match received {
                     Ok((length, _)) => messages.extend(parse(&self.buffer[..length])),
-                    Err(Errno::NOBUFS) => return Ok(Burst::Lost),
+                    // The kernel tells nothing more until the queue is empty, and what is in it is older than any dump.
+                    Err(Errno::NOBUFS) => lost = true,
                     Err(Errno::AGAIN) => break,
                     Err(Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
             ready.clear_ready();
+            if lost {
+                return Ok(Burst::Lost);
+            }
             if !messages.is_empty() {
                 return Ok(Burst::Messages(messages));
             }
@@ -87,4 +91,45 @@ fn parse(mut datagram: &[u8]) -> Vec<(RouteNetlinkMessage, bool)> {
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     messages
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::{
+        packet_core::{NLM_F_REQUEST, NetlinkMessage},
+        packet_route::{RouteNetlinkMessage, link::LinkMessage},
+    };
+    use rustix::net::{
+        AddressFamily, SendFlags, SocketFlags, SocketType, send, socket_with, sockopt,
+    };
+
+    use super::{Burst, Monitor};
+
+    /// Lets the kernel tell of the loopback link.
+    fn ask(monitor: &Monitor) {
+        let mut link = LinkMessage::default();
+        link.header.index = 1;
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(link));
+        request.header.flags = NLM_F_REQUEST;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        send(monitor.socket.get_ref(), &bytes, SendFlags::empty()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_an_overrun_is_heard_and_what_was_queued_before_is_not() {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // No subscription: nothing comes but answers.
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).unwrap();
+        sockopt::set_socket_recv_buffer_size(&socket, 1 << 14).unwrap();
+        let mut monitor = Monitor::new(socket).unwrap();
+        for _ in 0..100 {
+            ask(&monitor);
+        }
+        assert!(matches!(monitor.next().await.unwrap(), Burst::Lost));
+        ask(&monitor);
+        let Burst::Messages(heard) = monitor.next().await.unwrap() else { panic!("lost") };
+        assert_eq!(heard.len(), 1);
+    }
 }

@@ -174,11 +174,17 @@ fn events_that_were_lost_are_made_up_for() {
         .collect();
     let batch = fixture.bundle.file("routes");
     std::fs::write(&batch, routes).unwrap();
+    // This one is in the queue, and that it goes is not.
+    fixture.ip("address add 192.0.2.4/32 dev eth0");
     fixture.wire.ip(&["-batch", batch.to_str().unwrap()]);
+    fixture.ip("address delete 192.0.2.4/32 dev eth0");
     fixture.ip("address add 192.0.2.3/32 dev eth0");
     container.signal_host(HostProcess::Shim, Signal::CONT);
     container.until(&format!("test $(ip route | grep -c '^10.50.') -eq {ROUTES}"));
     container.until("ip address show dev eth0 | grep -q 192.0.2.3/32");
+    // What happens from then on is heard again.
+    fixture.ip("address delete 192.0.2.3/32 dev eth0");
+    container.until("! ip address show dev eth0 | grep -q -e 192.0.2.3/32 -e 192.0.2.4/32");
 }
 
 #[test]
