@@ -251,10 +251,11 @@ pub struct RouteMessage {
 
 impl RouteMessage {
     pub fn encode(&self) -> Vec<u8> {
-        // Of IPv4 there may be two that differ in nothing but where they lead to. IPv6's are merged by the kernel,
-        // the host's too, and it has made some itself, from the addresses.
-        let beside = if self.destination.address.is_ipv4() { APPEND } else { REPLACE };
-        self.finish(NEW_ROUTE, ACKNOWLEDGE | CREATE | beside)
+        // There may be several that differ in nothing but where they lead to: the link-local network is on each link. Of
+        // IPv6's those with gateways are one for the kernel, whose ways are those of the last word on it.
+        let merged = self.destination.address.is_ipv6()
+            && (self.hops.len() > 1 || self.hops.iter().any(|hop| hop.gateway.is_some()));
+        self.finish(NEW_ROUTE, ACKNOWLEDGE | CREATE | if merged { REPLACE } else { APPEND })
     }
 
     pub fn encode_removal(&self) -> Vec<u8> {
@@ -355,7 +356,7 @@ impl NeighbourMessage {
 
 #[cfg(test)]
 mod tests {
-    use super::{AddressMessage, Hop, LinkMessage, Prefix, RouteMessage};
+    use super::{APPEND, AddressMessage, Hop, LinkMessage, Prefix, REPLACE, RouteMessage};
 
     #[test]
     fn a_link_message_is_as_iproute2_sends_it() {
@@ -428,6 +429,24 @@ mod tests {
         assert_eq!(&encoded[36..40], [36, 0, 9, 0]);
         assert_eq!(&encoded[40..56], [16, 0, 4, 0, 3, 0, 0, 0, 8, 0, 5, 0, 10, 0, 0, 1]);
         assert_eq!(encoded.len(), 72);
+    }
+
+    #[test]
+    fn only_what_the_kernel_takes_for_one_is_replaced() {
+        let all = |text: &str| Prefix { address: text.parse().unwrap(), length: 64 };
+        let direct = |link| Hop { gateway: None, ..hop("::", link) };
+        let cases = [
+            ("fe80::", vec![direct(3)], APPEND),
+            ("2001:db8::", vec![], APPEND),
+            ("2001:db8::", vec![hop("fe80::1", 3)], REPLACE),
+            ("2001:db8::", vec![direct(3), direct(4)], REPLACE),
+            ("10.0.0.0", vec![hop("10.0.0.1", 3)], APPEND),
+        ];
+        for (destination, hops, beside) in cases {
+            let route = RouteMessage { destination: all(destination), ..default_route(hops) };
+            let flags = u16::from_ne_bytes([route.encode()[6], route.encode()[7]]);
+            assert_eq!(flags & (APPEND | REPLACE), beside, "{destination}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ const SHOW: [&str; 8] = [
     "-json -6 rule show",
 ];
 
-/// A namespace as both sides have to see it; without link-local addresses, which come by themselves and in their time.
+/// A namespace as both sides have to see it.
 #[derive(Debug, PartialEq, Eq)]
 struct View {
     links: BTreeSet<String>,
@@ -94,9 +94,6 @@ impl View {
         }
         let whole = |list: &Value| list.as_array().unwrap().iter().map(Value::to_string).collect();
         let rules: [BTreeSet<String>; 2] = [whole(&lists[6]), whole(&lists[7])];
-        for set in [&mut addresses, &mut routes] {
-            set.retain(|line| !line.contains("\"fe80:"));
-        }
         Self {
             links: of(&lists[0], &["ifname", "address", "mtu"]),
             addresses,

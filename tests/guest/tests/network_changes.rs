@@ -102,6 +102,14 @@ fn a_link_that_appears_is_usable_and_one_that_goes_is_gone() {
 }
 
 #[test]
+fn each_link_has_a_link_local_network_of_its_own() {
+    let Some(fixture) = fixture() else { return };
+    let container = fixture.start("local");
+    fixture.wire.connect("net1", 9);
+    container.until("test \"$(echo $(ip -6 route show fe80::/64 | grep -o 'dev [a-z0-9]*' | sort))\" = 'dev eth0 dev net1'");
+}
+
+#[test]
 fn a_link_appears_between_create_and_start() {
     let Some(fixture) = fixture() else { return };
     let container = Container::create(&fixture.kata, &fixture.bundle, "between");
