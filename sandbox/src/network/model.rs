@@ -53,6 +53,8 @@ pub(super) struct Link {
     pub passage: Passage,
     /// The link that it stands on, if that is in the same namespace.
     pub lower: Option<u32>,
+    /// The link that it is a port of.
+    pub master: Option<u32>,
 }
 
 /// An address with the length of its network.
@@ -196,6 +198,16 @@ impl Model {
 
     /// How a link's frames get into a guest, its neighbours considered.
     pub fn passage(&self, link: &Link) -> Passage {
+        if let Some(master) = link.master.filter(|_| link.passage != Passage::None) {
+            return match self.links.get(&master) {
+                Some(vrf) if vrf.kind == parse::VRF => Passage::Refused(format!(
+                    "it is a port of {}, a VRF, which no guest gets",
+                    vrf.name
+                )),
+                // Its frames are that one's.
+                _ => Passage::None,
+            };
+        }
         match link.lower.and_then(|lower| self.links.get(&lower)) {
             Some(lower) if link.passage.is_one() => Passage::Refused(format!(
                 "it stands on {}, whose frames go to the guest already",
@@ -221,6 +233,7 @@ impl Link {
             kind: "veth".into(),
             passage: Passage::Frames,
             lower: None,
+            master: None,
         }
     }
 }
@@ -234,7 +247,7 @@ mod tests {
         packet_route::{
             AddressFamily, RouteNetlinkMessage,
             address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-            link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+            link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         },
     };
 
@@ -346,6 +359,25 @@ mod tests {
         let model = fed([named, card].map(RouteNetlinkMessage::NewLink));
         assert_eq!(model.passage(&model.links[&2]), Passage::Frames);
         assert_eq!(model.passage(&model.links[&3]), Passage::None);
+    }
+
+    #[test]
+    fn a_port_comes_with_its_bridge_and_is_refused_with_its_vrf() {
+        for (kind, refused) in [(InfoKind::Bridge, false), (InfoKind::Vrf, true)] {
+            let mut master = link(3, "above", true);
+            master.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+            let mut port = link(2, "eth0", true);
+            port.attributes.push(LinkAttribute::Controller(3));
+            let model = fed([port, master].map(RouteNetlinkMessage::NewLink));
+            let passages = [2, 3].map(|index| model.passage(&model.links[&index]));
+            match (refused, passages) {
+                (false, [Passage::None, Passage::Frames]) => {}
+                (true, [Passage::Refused(port), Passage::Refused(vrf)]) => {
+                    assert!(port.contains("above, a VRF") && vrf.contains("VRF"), "{port}, {vrf}");
+                }
+                (_, passages) => panic!("{passages:?}"),
+            }
+        }
     }
 
     #[test]

@@ -41,6 +41,9 @@ const HEADERLESS: [LinkLayerType; 8] = [
 /// Kinds of links that are made two at a time.
 const PAIRS: &[&str] = &["veth", "netkit"];
 
+/// A link that other ones are ports of, and that is no way out of the namespace for them: it chooses their table of routes.
+pub(super) const VRF: &str = "vrf";
+
 pub(super) fn link(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
@@ -54,8 +57,9 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         kind: String::new(),
         passage: Passage::Frames,
         lower: None,
+        master: None,
     };
-    let (mut device, mut master, mut elsewhere, mut card) = (None, false, false, false);
+    let (mut device, mut elsewhere, mut card) = (None, false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -72,7 +76,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             }
             LinkAttribute::Link(lower) => link.lower = Some(*lower),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
-            LinkAttribute::Controller(_) => master = true,
+            LinkAttribute::Controller(master) => link.master = Some(*master),
             LinkAttribute::IfAlias(alias) => card = alias == CARD_ALIAS,
             LinkAttribute::ParentDevName(name) => device = Some(name.clone()),
             LinkAttribute::AfSpecUnspec(families) => link.no_ipv6 = without_ipv6(families),
@@ -84,9 +88,11 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     {
         link.lower = None;
     }
-    let nothing = link.loopback || master || card || FALLBACK.contains(&link.name.as_str());
+    let nothing = link.loopback || card || FALLBACK.contains(&link.name.as_str());
     link.passage = if nothing {
         Passage::None
+    } else if link.kind == VRF {
+        Passage::Refused("it is a VRF, which no guest gets".into())
     } else if HEADERLESS.contains(&message.header.link_layer_type) {
         Passage::Packets
     } else if message.header.link_layer_type != LinkLayerType::Ether {
