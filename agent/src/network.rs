@@ -239,11 +239,24 @@ fn switch_ipv6(link: &Link) -> Result<(), Failure> {
     }
 }
 
-/// Routes without a gateway first: those with one are refused until it can be reached.
-fn in_order(routes: &[Route]) -> impl Iterator<Item = &Route> {
-    let direct = |route: &&Route| route.hops.iter().all(|hop| hop.gateway.is_empty());
-    let others = move |route: &&Route| !direct(route);
-    routes.iter().filter(direct).chain(routes.iter().filter(others))
+/// Routes without a gateway first: those with one are refused until it can be reached. Likes, which differ in nothing but where
+/// they lead to, stay together and in their order, for it decides which of them is used.
+fn in_order(routes: &[Route]) -> Vec<&Route> {
+    let key = |route: &Route| (route.table, route.destination.clone(), route.tos, route.metric);
+    // Of the likes some have no gateway, and some have one.
+    let mut kinds: HashMap<_, [bool; 2]> = HashMap::new();
+    for route in routes {
+        let has_gateway = route.hops.iter().any(|hop| !hop.gateway.is_empty());
+        kinds.entry(key(route)).or_default()[usize::from(has_gateway)] = true;
+    }
+    let rank = |route: &&Route| match kinds.get(&key(route)) {
+        Some([_, false]) | None => 0,
+        Some([true, true]) => 1,
+        Some([false, true]) => 2,
+    };
+    let mut ordered: Vec<&Route> = routes.iter().collect();
+    ordered.sort_by_cached_key(rank);
+    ordered
 }
 
 fn route_message(route: &Route, devices: &[Device]) -> Result<Option<RouteMessage>, Failure> {
@@ -381,8 +394,25 @@ mod tests {
             hops: vec![Hop { gateway: gateway.into(), ..Hop::default() }],
             ..Route::default()
         };
-        let routes = [route("0.0.0.0/0", "169.254.1.1"), route("169.254.1.1/32", "")];
-        let order: Vec<_> = in_order(&routes).map(|route| route.destination.as_str()).collect();
-        assert_eq!(order, ["169.254.1.1/32", "0.0.0.0/0"]);
+        let routes = [
+            route("0.0.0.0/0", "169.254.1.1"),
+            route("10.0.0.0/8", "169.254.1.1"),
+            route("10.0.0.0/8", ""),
+            route("169.254.1.1/32", ""),
+        ];
+        let order: Vec<_> = in_order(&routes)
+            .iter()
+            .map(|route| (route.destination.as_str(), route.hops[0].gateway.as_str()))
+            .collect();
+        assert_eq!(
+            order,
+            [
+                ("169.254.1.1/32", ""),
+                // Likes stay as they are.
+                ("10.0.0.0/8", "169.254.1.1"),
+                ("10.0.0.0/8", ""),
+                ("0.0.0.0/0", "169.254.1.1"),
+            ]
+        );
     }
 }

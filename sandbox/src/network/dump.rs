@@ -15,7 +15,7 @@ use rtnetlink::{
     },
 };
 
-use super::{NetworkError, model::Model};
+use super::{NetworkError, model::Model, routes::Place};
 
 /// Times that a namespace is read before it is left to itself for a while.
 const ATTEMPTS: u32 = 3;
@@ -93,7 +93,7 @@ async fn take(
     while let Some(answer) = answers.next().await {
         whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
         match answer.payload {
-            NetlinkPayload::InnerMessage(message) => model.apply(&message, false),
+            NetlinkPayload::InnerMessage(message) => model.apply(&message, Place::Last),
             NetlinkPayload::Error(error) => return Err(Error::NetlinkError(error)),
             // A family that the kernel does not have ends with an error, and has nothing.
             NetlinkPayload::Done(_) => return Ok(whole),

@@ -249,8 +249,8 @@ impl Mirror {
     async fn take(&mut self, burst: Burst, ports: &Ports) -> Result<(), NetworkError> {
         match burst {
             Burst::Messages(messages) => {
-                for (message, replaces) in &messages {
-                    self.model.apply(message, *replaces);
+                for (message, place) in &messages {
+                    self.model.apply(message, *place);
                 }
             }
             Burst::Lost => {

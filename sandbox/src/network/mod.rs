@@ -24,6 +24,7 @@ mod parse;
 mod program;
 mod rate;
 mod redirect;
+mod routes;
 mod rule;
 mod sysctl;
 mod view;

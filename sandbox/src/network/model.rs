@@ -2,7 +2,7 @@
 //!
 //! A [`Model`] is fed rtnetlink's messages. Those of a dump and those of events are the same, so there is one way in.
 //! Some things the kernel does without a word, and the model does them too: with a link that goes down or an address
-//! that goes, IPv4 routes go.
+//! that goes, IPv4 routes go, but for those that have a way left.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +13,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{
     parse,
+    routes::{Place, Routes},
     rule::{self, Rule},
 };
 
@@ -64,38 +65,6 @@ pub(super) struct Prefix {
     pub length: u8,
 }
 
-/// One way that a route leads.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Hop {
-    pub link: u32,
-    pub gateway: Option<IpAddr>,
-    pub weight: u8,
-    pub on_link: bool,
-}
-
-/// A route. What the kernel tells routes apart by comes first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Route {
-    pub table: u32,
-    pub destination: Prefix,
-    pub tos: u8,
-    pub metric: u32,
-    /// None for one that leads nowhere: blackhole, unreachable, prohibit, throw.
-    pub hops: Vec<Hop>,
-    pub kind: u8,
-    pub source: Option<IpAddr>,
-    pub scope: u8,
-    pub protocol: u8,
-    pub mtu: u32,
-}
-
-impl Route {
-    fn same_key(&self, other: &Self) -> bool {
-        let key = |route: &Self| (route.table, route.destination, route.tos, route.metric);
-        key(self) == key(other)
-    }
-}
-
 /// A permanent neighbour, but for its hardware address.
 pub(super) type NeighbourKey = (u32, IpAddr);
 
@@ -105,15 +74,15 @@ pub(super) struct Model {
     pub links: BTreeMap<u32, Link>,
     /// In their order, which decides on the address that a connection comes from.
     pub addresses: Vec<(u32, Prefix)>,
-    pub routes: BTreeSet<Route>,
+    pub routes: Routes,
     /// Which table a packet goes by.
     pub rules: BTreeSet<Rule>,
     pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
 }
 
 impl Model {
-    /// Takes a message in; `replaces` is its NLM_F_REPLACE.
-    pub fn apply(&mut self, message: &RouteNetlinkMessage, replaces: bool) {
+    /// Takes a message in; `place` is for a route.
+    pub fn apply(&mut self, message: &RouteNetlinkMessage, place: Place) {
         match message {
             // Of bridges and of IPv6 there are messages of the same kind that say something else.
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
@@ -136,18 +105,12 @@ impl Model {
             }
             RouteNetlinkMessage::NewRoute(message) => {
                 if let Some(route) = parse::route(message) {
-                    if replaces {
-                        self.routes.retain(|other| !other.same_key(&route));
-                    }
-                    self.routes.insert(route);
+                    self.routes.add(route, place);
                 }
             }
             RouteNetlinkMessage::DelRoute(message) => {
-                if let Some(route) = parse::route(message)
-                    && !self.routes.remove(&route)
-                {
-                    self.routes
-                        .retain(|other| !(other.same_key(&route) && other.hops == route.hops));
+                if let Some(route) = parse::route(message) {
+                    self.routes.remove(&route);
                 }
             }
             RouteNetlinkMessage::NewRule(message) => self.rules.extend(rule::parse(message)),
@@ -174,9 +137,9 @@ impl Model {
         let went_down = !link.up && self.links.get(&index).is_some_and(|before| before.up);
         self.links.insert(index, link);
         if went_down {
+            let up = |link| self.links.get(&link).is_some_and(|link| link.up);
             self.routes.retain(|route| {
-                route.destination.address.is_ipv6()
-                    || route.hops.iter().all(|hop| hop.link != index)
+                route.is_ipv6() || !route.uses(index) || route.hops.iter().any(|hop| up(hop.link))
             });
         }
     }
@@ -184,7 +147,11 @@ impl Model {
     fn remove_link(&mut self, index: u32) {
         self.links.remove(&index);
         self.addresses.retain(|(link, _)| *link != index);
-        self.routes.retain(|route| route.hops.iter().all(|hop| hop.link != index));
+        // Of IPv6 only the way by that link goes.
+        self.routes.retain(|route| match route.is_ipv6() {
+            true => route.narrow(|hop| hop.link != index),
+            false => !route.uses(index),
+        });
         self.neighbours.retain(|(link, _), _| *link != index);
     }
 
@@ -243,15 +210,16 @@ mod tests {
     use std::net::IpAddr;
 
     use rtnetlink::{
-        LinkUnspec, RouteMessageBuilder,
+        LinkUnspec, RouteMessageBuilder, RouteNextHopBuilder,
         packet_route::{
             AddressFamily, RouteNetlinkMessage,
             address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
             link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+            route::RouteAttribute,
         },
     };
 
-    use super::{Model, Passage};
+    use super::{Model, Passage, Place};
 
     fn link(index: u32, name: &str, up: bool) -> LinkMessage {
         let mut message = LinkUnspec::new_with_index(index).build();
@@ -286,7 +254,7 @@ mod tests {
     fn fed(messages: impl IntoIterator<Item = RouteNetlinkMessage>) -> Model {
         let mut model = Model::default();
         for message in messages {
-            model.apply(&message, false);
+            model.apply(&message, Place::Last);
         }
         model
     }
@@ -303,15 +271,63 @@ mod tests {
     #[test]
     fn with_a_link_goes_what_hangs_on_it() {
         let mut model = example();
-        model.apply(&RouteNetlinkMessage::DelLink(link(2, "eth0", true)), false);
-        assert!(model.links.is_empty() && model.addresses.is_empty() && model.routes.is_empty());
+        model.apply(&RouteNetlinkMessage::DelLink(link(2, "eth0", true)), Place::First);
+        assert!(
+            model.links.is_empty()
+                && model.addresses.is_empty()
+                && model.routes.iter().next().is_none()
+        );
     }
 
     #[test]
     fn a_link_that_goes_down_loses_ipv4_routes_without_a_word() {
         let mut model = example();
-        model.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0", false)), false);
-        assert_eq!((model.routes.len(), model.addresses.len()), (0, 2));
+        model.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0", false)), Place::First);
+        assert_eq!((model.routes.iter().count(), model.addresses.len()), (0, 2));
+    }
+
+    /// Two links, and a route by both of them.
+    fn forked(gateways: [&str; 2]) -> Model {
+        let gateways: [IpAddr; 2] = gateways.map(|gateway| gateway.parse().unwrap());
+        let ways = gateways.iter().zip(2..).map(|(gateway, link)| {
+            let family = if gateway.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            RouteNextHopBuilder::new(family).interface(link).via(*gateway).unwrap().build()
+        });
+        let mut forked = route([192, 0, 2, 1], 0);
+        if gateways[0].is_ipv6() {
+            forked.header.address_family = AddressFamily::Inet6;
+            forked.header.destination_prefix_length = 0;
+        }
+        forked.attributes = vec![RouteAttribute::MultiPath(ways.collect())];
+        fed([
+            RouteNetlinkMessage::NewLink(link(2, "eth0", true)),
+            RouteNetlinkMessage::NewLink(link(3, "net1", true)),
+            RouteNetlinkMessage::NewRoute(forked),
+        ])
+    }
+
+    fn ways(model: &Model) -> Vec<usize> {
+        model.routes.iter().map(|route| route.hops.len()).collect()
+    }
+
+    #[test]
+    fn a_route_by_several_links_goes_when_all_are_down_or_one_is_gone() {
+        let mut model = forked(["192.0.2.1", "198.51.100.1"]);
+        let down = |index, name| RouteNetlinkMessage::NewLink(link(index, name, false));
+        model.apply(&down(2, "eth0"), Place::First);
+        assert_eq!(ways(&model), [2]);
+        model.apply(&down(3, "net1"), Place::First);
+        assert!(ways(&model).is_empty());
+        let mut model = forked(["192.0.2.1", "198.51.100.1"]);
+        model.apply(&RouteNetlinkMessage::DelLink(link(3, "net1", false)), Place::First);
+        assert!(ways(&model).is_empty());
+    }
+
+    #[test]
+    fn with_a_link_an_ipv6_route_loses_one_of_its_ways() {
+        let mut model = forked(["fe80::1", "fe80::1"]);
+        model.apply(&RouteNetlinkMessage::DelLink(link(3, "net1", false)), Place::First);
+        assert_eq!(ways(&model), [1]);
     }
 
     #[test]
@@ -319,26 +335,26 @@ mod tests {
         let mut model = example();
         let mut message = link(2, "eth0", true);
         message.header.interface_family = AddressFamily::Bridge;
-        model.apply(&RouteNetlinkMessage::DelLink(message), false);
+        model.apply(&RouteNetlinkMessage::DelLink(message), Place::First);
         assert_eq!(model.links.len(), 1);
     }
 
     #[test]
     fn a_route_that_replaces_takes_the_place_of_its_like() {
         let mut model = example();
-        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 9], 0)), true);
-        assert_eq!(model.routes.len(), 1);
-        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 9], 7)), true);
-        assert_eq!(model.routes.len(), 2, "another metric is another route");
-        model.apply(&RouteNetlinkMessage::DelRoute(route([192, 0, 2, 9], 7)), false);
-        assert_eq!(model.routes.len(), 1);
+        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 9], 0)), Place::Instead);
+        assert_eq!(model.routes.iter().count(), 1);
+        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 9], 7)), Place::Instead);
+        assert_eq!(model.routes.iter().count(), 2, "another metric is another route");
+        model.apply(&RouteNetlinkMessage::DelRoute(route([192, 0, 2, 9], 7)), Place::First);
+        assert_eq!(model.routes.iter().count(), 1);
     }
 
     #[test]
     fn taking_the_same_in_twice_changes_nothing() {
         let (once, mut twice) = (example(), example());
-        twice.apply(&RouteNetlinkMessage::NewAddress(address(2, "192.0.2.2")), false);
-        twice.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 1], 0)), false);
+        twice.apply(&RouteNetlinkMessage::NewAddress(address(2, "192.0.2.2")), Place::First);
+        twice.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 1], 0)), Place::First);
         assert_eq!((once.addresses, once.routes), (twice.addresses, twice.routes));
     }
 
@@ -385,7 +401,7 @@ mod tests {
         let mut model = example();
         let mut upper = link(3, "eth0.7", true);
         upper.attributes.push(LinkAttribute::Link(2));
-        model.apply(&RouteNetlinkMessage::NewLink(upper), false);
+        model.apply(&RouteNetlinkMessage::NewLink(upper), Place::First);
         assert!(matches!(model.passage(&model.links[&3]), Passage::Refused(_)));
         assert_eq!(model.passage(&model.links[&2]), Passage::Frames);
     }

@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use kata_sys::watch::watch;
-use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rustix::{
     io::Errno,
@@ -14,6 +14,8 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::routes::Place;
+
 /// RTMGRP_ of linux/rtnetlink.h: links, neighbours, IPv4 and IPv6 addresses, routes and rules.
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
 
@@ -23,8 +25,8 @@ const DATAGRAM: usize = 64 * 1024;
 /// Some of what has happened.
 #[derive(Debug)]
 pub(super) enum Burst {
-    /// All of it so far, in order, each with its NLM_F_REPLACE.
-    Messages(Vec<(RouteNetlinkMessage, bool)>),
+    /// All of it so far, in order, each with where a route's place is.
+    Messages(Vec<(RouteNetlinkMessage, Place)>),
     /// The socket's buffer overflowed: some is lost, and only a dump tells how things are.
     Lost,
 }
@@ -79,14 +81,14 @@ impl Monitor {
 }
 
 /// A message that is not understood says nothing that a guest has to know.
-fn parse(mut datagram: &[u8]) -> Vec<(RouteNetlinkMessage, bool)> {
+fn parse(mut datagram: &[u8]) -> Vec<(RouteNetlinkMessage, Place)> {
     let mut messages = Vec::new();
     while let Ok(header) = NetlinkBuffer::new_checked(datagram) {
         let length = header.length() as usize;
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram)
             && let NetlinkPayload::InnerMessage(inner) = message.payload
         {
-            messages.push((inner, message.header.flags & NLM_F_REPLACE != 0));
+            messages.push((inner, Place::of(message.header.flags)));
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }

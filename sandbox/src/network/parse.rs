@@ -17,7 +17,10 @@ use rtnetlink::packet_route::{
     },
 };
 
-use super::model::{Hop, Link, NeighbourKey, Passage, Prefix, Route};
+use super::{
+    model::{Link, NeighbourKey, Passage, Prefix},
+    routes::{Hop, Route, RouteKey},
+};
 
 /// The kernel puts these into every new namespace; they are down and go nowhere.
 const FALLBACK: [&str; 9] =
@@ -161,10 +164,12 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
         _ => return None,
     };
     let mut route = Route {
-        table: header.table.into(),
-        destination: Prefix { address: any, length: header.destination_prefix_length },
-        tos: header.tos,
-        metric: 0,
+        key: RouteKey {
+            table: header.table.into(),
+            destination: Prefix { address: any, length: header.destination_prefix_length },
+            tos: header.tos,
+            metric: 0,
+        },
         hops: Vec::new(),
         kind: header.kind.into(),
         source: None,
@@ -176,10 +181,10 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let mut only = Hop { link: 0, gateway: None, weight: 0, on_link };
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => route.destination.address = ip(address)?,
-            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Destination(address) => route.key.destination.address = ip(address)?,
+            RouteAttribute::Table(table) => route.key.table = *table,
             RouteAttribute::PrefSource(address) => route.source = ip(address),
-            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Priority(metric) => route.key.metric = *metric,
             RouteAttribute::Oif(link) => only.link = *link,
             RouteAttribute::MultiPath(hops) => route.hops = hops.iter().map(hop).collect(),
             RouteAttribute::Metrics(metrics) => {

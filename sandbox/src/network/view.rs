@@ -8,7 +8,8 @@ use std::{
 use kata_protocol::agent;
 
 use super::{
-    model::{Model, NeighbourKey, Passage, Prefix, Route},
+    model::{Model, NeighbourKey, Passage, Prefix},
+    routes::{Route, Routes},
     rule::{self, Rule},
 };
 
@@ -19,7 +20,7 @@ pub(super) type CardAddress = [u8; 6];
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct View {
     links: BTreeMap<u32, agent::Link>,
-    routes: BTreeSet<Route>,
+    routes: Routes,
     rules: BTreeSet<Rule>,
     neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
 }
@@ -57,11 +58,11 @@ impl View {
             links.insert(*index, told);
         }
         let there = |index: u32| links.contains_key(&index);
-        let routes = model.routes.iter();
-        let routes = routes.filter(|route| route.hops.iter().all(|hop| there(hop.link)));
+        let mut routes = model.routes.clone();
+        routes.retain(|route| route.hops.iter().all(|hop| there(hop.link)));
         let neighbours = model.neighbours.iter().filter(|((link, _), _)| there(*link));
         Self {
-            routes: routes.cloned().collect(),
+            routes,
             rules: model.rules.clone(),
             neighbours: neighbours.map(|(key, mac)| (*key, *mac)).collect(),
             links,
@@ -74,7 +75,7 @@ impl View {
             let card = std::mem::take(&mut link.card);
             *link = agent::Link { card, ..agent::Link::default() };
         }
-        self.routes.retain(|route| route.hops.iter().all(|hop| hop.link != index));
+        self.routes.retain(|route| !route.uses(index));
         self.neighbours.retain(|(link, _), _| *link != index);
     }
 
@@ -92,12 +93,10 @@ impl View {
             }
         }
         // With a link that went, and with one that goes down, the guest's routes went.
-        let stays =
-            |route: &&Route| route.hops.iter().all(|hop| self.links.contains_key(&hop.link));
-        let removed = before.routes.difference(&self.routes).filter(stays);
-        change.removed_routes = removed.map(|route| before.route(route)).collect();
-        let added = self.routes.difference(&before.routes);
-        change.routes = added.map(|route| self.route(route)).collect();
+        let stays = |route: &Route| route.hops.iter().all(|hop| self.links.contains_key(&hop.link));
+        let (gone, come) = self.routes.changes_since(&before.routes, stays);
+        change.removed_routes = gone.into_iter().map(|route| before.route(route)).collect();
+        change.routes = come.into_iter().map(|route| self.route(route)).collect();
         let bytes = |rule: &Rule| rule.bytes().to_vec();
         change.removed_rules = before.rules.difference(&self.rules).map(bytes).collect();
         change.rules = self.rules.difference(&before.rules).map(bytes).collect();
@@ -127,15 +126,15 @@ impl View {
             ..Default::default()
         });
         agent::Route {
-            destination: format_prefix(route.destination),
+            destination: format_prefix(route.key.destination),
             hops: hops.collect(),
             source: route.source.as_ref().map(IpAddr::to_string).unwrap_or_default(),
             scope: route.scope.into(),
-            metric: route.metric,
-            table: route.table,
+            metric: route.key.metric,
+            table: route.key.table,
             kind: route.kind.into(),
             protocol: route.protocol.into(),
-            tos: route.tos.into(),
+            tos: route.key.tos.into(),
             mtu: route.mtu,
             ..Default::default()
         }
@@ -164,16 +163,17 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::{Model, View};
-    use crate::network::model::{Hop, Link, Prefix, Route};
+    use crate::network::{
+        model::{Link, Prefix},
+        routes::{Hop, Place, Route, RouteKey, Routes},
+    };
 
     fn model() -> Model {
         let prefix = |text: &str| Prefix { address: text.parse().unwrap(), length: 24 };
         let hops = vec![Hop { link: 2, gateway: None, weight: 0, on_link: false }];
+        let mut routes = Routes::default();
         let route = Route {
-            table: 254,
-            destination: prefix("192.0.2.0"),
-            tos: 0,
-            metric: 0,
+            key: RouteKey { table: 254, destination: prefix("192.0.2.0"), tos: 0, metric: 0 },
             hops,
             kind: 1,
             source: None,
@@ -181,10 +181,11 @@ mod tests {
             protocol: 2,
             mtu: 0,
         };
+        routes.add(route, Place::Last);
         Model {
             links: BTreeMap::from([(2, Link::veth("eth0")), (3, Link::veth("net1"))]),
             addresses: vec![(2, prefix("192.0.2.2")), (3, prefix("198.51.100.2"))],
-            routes: [route].into(),
+            routes,
             rules: BTreeSet::new(),
             neighbours: BTreeMap::from([((3, "198.51.100.1".parse().unwrap()), [2; 6])]),
         }
@@ -208,7 +209,7 @@ mod tests {
         assert_eq!(before.change_since(&before), None);
         let mut renamed = model();
         renamed.links.get_mut(&3).unwrap().name = "net2".into();
-        renamed.routes.clear();
+        renamed.routes = Routes::default();
         let change = View::of(&renamed, &cards).change_since(&before).unwrap();
         let names: Vec<_> = change.links.iter().map(|link| link.name.as_str()).collect();
         assert_eq!((names, change.removed_routes.len()), (vec!["net2"], 1));

@@ -44,6 +44,23 @@ fn addresses_routes_and_neighbours_come_and_go() {
             "ip route | grep -q 'default via 192.0.2.9' && ! ip route | grep -q 'default via 192.0.2.1 '",
         ),
         (
+            "route prepend default via 192.0.2.7",
+            "test \"$(ip route show default | cut -d ' ' -f 3 | xargs)\" = '192.0.2.7 192.0.2.9'",
+        ),
+        ("route delete default via 192.0.2.7", "! ip route | grep -q 192.0.2.7"),
+        (
+            "route append 2001:db8:9::/48 via 2001:db8::1",
+            "ip -6 route | grep -q '2001:db8:9::/48 via 2001:db8::1'",
+        ),
+        (
+            "route append 2001:db8:9::/48 via 2001:db8::9",
+            "test $(ip -6 route | grep -A2 ^2001:db8:9::/48 | grep -c nexthop) -eq 2",
+        ),
+        (
+            "route delete 2001:db8:9::/48 via 2001:db8::1",
+            "ip -6 route | grep -q '2001:db8:9::/48 via 2001:db8::9'",
+        ),
+        (
             "neighbour add 192.0.2.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0",
             "ip neighbour | grep -q '192.0.2.77.*02:00:00:00:00:77'",
         ),
@@ -99,6 +116,21 @@ fn a_link_that_appears_is_usable_and_one_that_goes_is_gone() {
     }
     load.was_served();
     container.remove_running();
+}
+
+#[test]
+fn a_route_by_two_links_goes_on_by_one() {
+    let Some(fixture) = fixture() else { return };
+    let container = fixture.start("forked");
+    fixture.wire.connect("net1", 9);
+    fixture.ip("route add 10.2.0.0/16 nexthop via 192.0.2.1 nexthop via 10.9.0.1");
+    let alive =
+        "ip route show 10.2.0.0/16 | grep via | grep -v dead | grep -o 'dev [a-z0-9]*' | xargs";
+    container.until(&format!("test \"$({alive})\" = 'dev eth0 dev net1'"));
+    fixture.ip("link set net1 down");
+    container.until(&format!("test \"$({alive})\" = 'dev eth0'"));
+    fixture.ip("link set net1 up");
+    container.until(&format!("test \"$({alive})\" = 'dev eth0 dev net1'"));
 }
 
 #[test]
