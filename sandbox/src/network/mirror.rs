@@ -293,16 +293,15 @@ impl Mirror {
         }
     }
 
-    /// Takes the cards back from links that are gone.
+    /// Takes the cards back from links that are gone, or have become another one's: ports of a bridge, say.
     async fn free_cards(&mut self) -> Result<(), NetworkError> {
-        let gone: Vec<u32> = self
-            .passed
-            .keys()
-            .filter(|index| !self.model.links.contains_key(index))
-            .copied()
-            .collect();
-        for index in gone {
+        let passing: BTreeSet<u32> = self.passing().map(|(index, _)| index).collect();
+        let gone = self.passed.keys().filter(|index| !passing.contains(index));
+        for index in gone.copied().collect::<Vec<_>>() {
             if let Some(passed) = self.passed.remove(&index) {
+                if self.model.links.contains_key(&index) {
+                    self.wiring.disconnect(&passed.wired).await;
+                }
                 // It may serve one that has found none.
                 self.failed.clear();
                 self.wiring.clear(&passed.card).await?;

@@ -17,6 +17,9 @@ use super::{
     rule::{self, Rule},
 };
 
+/// Links that stand on each other, as in the kernel (MAX_NEST_DEV); tunnels may name each other in a circle.
+const MOST_STACKED: u8 = 8;
+
 /// How a link's frames could get into a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Passage {
@@ -165,6 +168,10 @@ impl Model {
 
     /// How a link's frames get into a guest, its neighbours considered.
     pub fn passage(&self, link: &Link) -> Passage {
+        self.passage_above(link, MOST_STACKED)
+    }
+
+    fn passage_above(&self, link: &Link, stacked: u8) -> Passage {
         if let Some(master) = link.master.filter(|_| link.passage != Passage::None) {
             return match self.links.get(&master) {
                 Some(vrf) if vrf.kind == parse::VRF => Passage::Refused(format!(
@@ -175,11 +182,15 @@ impl Model {
                 _ => Passage::None,
             };
         }
-        match link.lower.and_then(|lower| self.links.get(&lower)) {
-            Some(lower) if link.passage.is_one() => Passage::Refused(format!(
-                "it stands on {}, whose frames go to the guest already",
-                lower.name
-            )),
+        let lower = link.lower.filter(|_| link.passage.is_one());
+        let lower = lower.and_then(|lower| self.links.get(&lower)).zip(stacked.checked_sub(1));
+        match lower {
+            Some((lower, stacked)) if self.passage_above(lower, stacked).is_one() => {
+                Passage::Refused(format!(
+                    "it stands on {}, whose frames go to the guest already",
+                    lower.name
+                ))
+            }
             _ => link.passage.clone(),
         }
     }
@@ -404,5 +415,32 @@ mod tests {
         model.apply(&RouteNetlinkMessage::NewLink(upper), Place::First);
         assert!(matches!(model.passage(&model.links[&3]), Passage::Refused(_)));
         assert_eq!(model.passage(&model.links[&2]), Passage::Frames);
+    }
+
+    #[test]
+    fn a_link_on_one_that_is_not_passed_is_passed_itself() {
+        for attribute in [
+            LinkAttribute::ParentDevName("0000:3b:02.1".into()),
+            // A port's frames are its bridge's, but those of its VLANs are not.
+            LinkAttribute::Controller(9),
+        ] {
+            let (mut lower, mut upper, mut top) =
+                (link(2, "eth0", true), link(3, "eth0.7", true), link(4, "eth0.7.8", true));
+            lower.attributes.push(attribute);
+            upper.attributes.push(LinkAttribute::Link(2));
+            top.attributes.push(LinkAttribute::Link(3));
+            let model = fed([lower, upper, top].map(RouteNetlinkMessage::NewLink));
+            assert_eq!(model.passage(&model.links[&3]), Passage::Frames);
+            assert!(matches!(model.passage(&model.links[&4]), Passage::Refused(_)));
+        }
+    }
+
+    #[test]
+    fn links_that_stand_on_each_other_end_somewhere() {
+        let (mut one, mut other) = (link(2, "gre1", true), link(3, "gre2", true));
+        one.attributes.push(LinkAttribute::Link(3));
+        other.attributes.push(LinkAttribute::Link(2));
+        let model = fed([one, other].map(RouteNetlinkMessage::NewLink));
+        assert!(model.passage(&model.links[&2]).is_one());
     }
 }

@@ -1,7 +1,7 @@
 //! What happens to a network namespace after the start of its container happens in the guest.
 #![allow(clippy::unwrap_used)]
 
-use kata_guest_tests::{Container, HostProcess, Load, Wire, Wired, repetitions};
+use kata_guest_tests::{Container, HostProcess, Load, Wire, Wired, has_kind, repetitions};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -116,6 +116,31 @@ fn a_link_that_appears_is_usable_and_one_that_goes_is_gone() {
     }
     load.was_served();
     container.remove_running();
+}
+
+#[test]
+fn a_link_that_becomes_a_port_comes_with_its_bridge() {
+    let Some(fixture) = fixture().filter(|_| has_kind("bridge")) else { return };
+    let before = fixture.snapshot();
+    let container = fixture.start("port");
+    fixture.wire.connect("net1", 9);
+    container.until("ping -c 1 -W 1 10.9.0.1");
+    for step in [
+        "link add br0 type bridge",
+        "link set net1 master br0",
+        "address delete 10.9.0.2/24 dev net1",
+        "address add 10.9.0.2/24 dev br0",
+        "link set br0 up",
+    ] {
+        fixture.ip(step);
+    }
+    // There is one spare card, which was the port's.
+    container.until("test ! -e /sys/class/net/net1 && ping -c 1 -W 1 10.9.0.1");
+    container.network_told("br0 (bridge): redirected to a tap");
+    fixture.ip("link delete br0");
+    container.network_told("net1 (veth): redirected to a tap");
+    fixture.ip("link delete net1");
+    fixture.ends_as_before(container, &before);
 }
 
 #[test]
