@@ -40,6 +40,7 @@ impl View {
                 None => continue,
             };
             let mine = model.addresses.iter().filter(|(link, _)| link == index);
+            let has_ipv6 = mine.clone().any(|(_, prefix)| prefix.address.is_ipv6());
             let addresses = mine.map(|(_, prefix)| format_prefix(*prefix)).collect();
             let told = agent::Link {
                 name: link.name.clone(),
@@ -52,7 +53,8 @@ impl View {
                 up: link.up,
                 card,
                 no_arp: link.no_arp || link.passage == Passage::Packets,
-                no_ipv6: link.no_ipv6,
+                // Of IPv6 that is switched on later the kernel tells nothing but this.
+                no_ipv6: link.no_ipv6 && !has_ipv6,
                 ..Default::default()
             };
             links.insert(*index, told);
@@ -214,6 +216,17 @@ mod tests {
         let names: Vec<_> = change.links.iter().map(|link| link.name.as_str()).collect();
         assert_eq!((names, change.removed_routes.len()), (vec!["net2"], 1));
         assert!(change.routes.is_empty() && change.removed_cards.is_empty());
+    }
+
+    #[test]
+    fn a_link_with_an_ipv6_address_has_ipv6() {
+        let mut model = model();
+        model.links.get_mut(&2).unwrap().no_ipv6 = true;
+        let cards = BTreeMap::from([(2, [9; 6])]);
+        let before = View::of(&model, &cards);
+        model.addresses.push((2, Prefix { address: "fe80::2".parse().unwrap(), length: 64 }));
+        let change = View::of(&model, &cards).change_since(&before).unwrap();
+        assert!(before.links[&2].no_ipv6 && !change.links[0].no_ipv6);
     }
 
     #[test]

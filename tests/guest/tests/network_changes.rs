@@ -1,7 +1,7 @@
 //! What happens to a network namespace after the start of its container happens in the guest.
 #![allow(clippy::unwrap_used)]
 
-use kata_guest_tests::{Container, HostProcess, Load, Wire, Wired, has_kind, repetitions};
+use kata_guest_tests::{Container, HostProcess, Load, Wire, Wired, has_kind, ip, repetitions};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -141,6 +141,26 @@ fn a_link_that_becomes_a_port_comes_with_its_bridge() {
     container.network_told("net1 (veth): redirected to a tap");
     fixture.ip("link delete net1");
     fixture.ends_as_before(container, &before);
+}
+
+#[test]
+fn ipv6_that_is_switched_on_later_comes_with_its_addresses() {
+    let off = || {
+        let wire = Wire::new(&["192.0.2.2/24"], &["192.0.2.1/24", "2001:db8::1/64"]);
+        switch_ipv6(&wire, false);
+        wire
+    };
+    let Some(fixture) = Wired::new(off, &["sleep", "1000"], json!({})) else { return };
+    let container = fixture.start("later");
+    container.until("test $(cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6) = 1");
+    switch_ipv6(&fixture.wire, true);
+    fixture.ip("address add 2001:db8::2/64 dev eth0 nodad");
+    container.until("ping -c 1 -W 1 2001:db8::1");
+}
+
+fn switch_ipv6(wire: &Wire, on: bool) {
+    let disabled = format!("net.ipv6.conf.eth0.disable_ipv6={}", u8::from(!on));
+    ip(&["netns", "exec", &wire.name, "sysctl", "-qw", &disabled]);
 }
 
 #[test]
