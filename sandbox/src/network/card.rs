@@ -34,6 +34,9 @@ const PREFIX: [u8; 2] = [0x02, 0x6b];
 const INBOUND_KEY: &str = "network.inbound_kbit_s";
 const OUTBOUND_KEY: &str = "network.outbound_kbit_s";
 
+/// Kinds of links that pass on frames to the groups that the namespace itself is in, and none to the guest's.
+const CHOOSY: [&str; 5] = ["macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"];
+
 /// A link without Ethernet has no address of its.
 const NONE: CardAddress = [0; 6];
 
@@ -231,6 +234,22 @@ impl Wiring {
                 error,
                 "docker's resolver gets no answers from outside"
             );
+        }
+    }
+
+    /// Lets frames to all groups in, for as long as the descriptor is held: which of them the guest wants is not known here.
+    pub fn open_to_groups(&self, index: u32, link: &Link) -> Option<OwnedFd> {
+        if !CHOOSY.contains(&link.kind.as_str()) {
+            return None;
+        }
+        let taken = enter(&self.namespace.fd, || kata_sys::network::take_all_groups(index));
+        match taken.and_then(|taken| taken.map_err(NetworkError::Groups)) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(link = link.name, error, "multicast does not reach the guest");
+                None
+            }
         }
     }
 

@@ -42,6 +42,8 @@ pub enum NetworkError {
     },
     #[error("get random bytes")]
     Random(#[source] io::Error),
+    #[error("let a link take in frames to all groups")]
+    Groups(#[source] io::Error),
     #[error("make a tap")]
     Tap(#[source] io::Error),
     #[error("set up tap {tap}")]

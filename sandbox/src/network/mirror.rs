@@ -17,6 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
     io,
+    os::fd::OwnedFd,
     time::Duration,
 };
 
@@ -61,6 +62,8 @@ struct Passed {
     card: Card,
     wired: Wired,
     mtu: u32,
+    /// What makes the link take in frames to all groups, where it would not.
+    _groups: Option<OwnedFd>,
     /// Why the guest has no such link, though it was told.
     refused: Option<String>,
     /// Whether the guest was asked to say when it has the card: once, for it may say anything.
@@ -68,8 +71,8 @@ struct Passed {
 }
 
 impl Passed {
-    fn new(card: Card, wired: Wired, mtu: u32) -> Self {
-        Self { card, wired, mtu, refused: None, awaited: false }
+    fn new(card: Card, wired: Wired, mtu: u32, groups: Option<OwnedFd>) -> Self {
+        Self { card, wired, mtu, _groups: groups, refused: None, awaited: false }
     }
 }
 
@@ -167,7 +170,8 @@ impl Mirror {
             let (card, nic) = self.wiring.make_card(Some(link), &mut taken).await?;
             attached.nics.push(nic);
             let wired = self.wiring.connect(*index, link, &card).await?;
-            self.passed.insert(*index, Passed::new(card, wired, link.mtu));
+            let groups = self.wiring.open_to_groups(*index, link);
+            self.passed.insert(*index, Passed::new(card, wired, link.mtu, groups));
         }
         for _ in 0..spares(passing.len()) {
             let (card, nic) = self.wiring.make_card(None, &mut taken).await?;
@@ -352,7 +356,8 @@ impl Mirror {
         match self.wiring.connect(index, link, &card).await {
             Ok(wired) => {
                 self.hotplug.unconnected.remove(&card.tap);
-                self.passed.insert(index, Passed::new(card, wired, link.mtu));
+                let groups = self.wiring.open_to_groups(index, link);
+                self.passed.insert(index, Passed::new(card, wired, link.mtu, groups));
                 Ok(())
             }
             Err(error) => {

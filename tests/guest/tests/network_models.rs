@@ -3,8 +3,10 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::Duration,
 };
 
 use kata_guest_tests::{Capture, Container, Wire, Wired, has_kind, ip, run, snapshot};
@@ -193,6 +195,53 @@ fn netkit_reaches_the_guest_in_both_modes() {
         set_up(&wire, "eth0");
         println!("{kind}");
         reaches_the_guest(wire, "eth0 (netkit): redirected to a tap");
+    }
+}
+
+/// Prints what is sent to a group.
+const LISTENER: &str = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('', 5000))
+group = socket.inet_aton('239.1.2.3') + socket.inet_aton('192.0.2.2')
+s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+s.settimeout(60)
+print(s.recv(100).decode())
+";
+
+#[test]
+fn multicast_reaches_the_guest_by_links_that_choose() {
+    for kind in ["macvlan mode bridge", "ipvlan mode l2"] {
+        if !has_kind(kind) {
+            continue;
+        }
+        let wire = Wire::bare();
+        for command in [
+            "link add lower type veth peer name other",
+            "link set lower up",
+            "link set other up",
+            "address add 192.0.2.1/24 dev other",
+            "route add 239.0.0.0/8 dev other",
+            &format!("link add eth0 link lower netns {} type {kind}", wire.name),
+        ] {
+            ip(&[&["-n", &wire.peer], &command.split(' ').collect::<Vec<_>>()[..]].concat());
+        }
+        wire.ip(&["address", "add", "192.0.2.2/24", "dev", "eth0"]);
+        wire.ip(&["link", "set", "eth0", "up"]);
+        let Some(case) = case("auto", wire) else { return };
+        let container = case.start("groups");
+        let (heard, hears) = mpsc::channel::<()>();
+        let sender = case.wire.beside(move || {
+            let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+            // Who has not joined yet gets none.
+            while hears.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+                socket.send_to(b"to all", "239.1.2.3:5000").unwrap();
+            }
+        });
+        let said = container.exec(&["python3", "-c", LISTENER], b"");
+        drop(heard);
+        sender.join().unwrap();
+        assert_eq!(said.stdout(), "to all\n", "{kind}: {}", said.stderr());
     }
 }
 

@@ -110,7 +110,7 @@ mod tests {
     fn passed(address: CardAddress) -> Passed {
         let card = Card { address, tap: 100, tap_name: "kata0".into(), plugged: None, new: true };
         let wired = Wired { link: 1, name: "net1".into(), own_qdisc: true, limited: false };
-        Passed::new(card, wired, 1500)
+        Passed::new(card, wired, 1500, None)
     }
 
     fn view() -> View {
