@@ -137,9 +137,10 @@ impl Model {
     }
 
     fn set_link(&mut self, index: u32, link: Link) {
-        let went_down = !link.up && self.links.get(&index).is_some_and(|before| before.up);
+        let down = !link.up;
         self.links.insert(index, link);
-        if went_down {
+        // Also of one that was read as down already: an older event may have brought a route since.
+        if down {
             let up = |link| self.links.get(&link).is_some_and(|link| link.up);
             self.routes.retain(|route| {
                 route.is_ipv6() || !route.uses(index) || route.hops.iter().any(|hop| up(hop.link))
@@ -295,6 +296,10 @@ mod tests {
         let mut model = example();
         model.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0", false)), Place::First);
         assert_eq!((model.routes.iter().count(), model.addresses.len()), (0, 2));
+        // Both are told once more, when they were read after they had happened.
+        model.apply(&RouteNetlinkMessage::NewRoute(route([192, 0, 2, 1], 0)), Place::First);
+        model.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0", false)), Place::First);
+        assert!(model.routes.iter().next().is_none());
     }
 
     /// Two links, and a route by both of them.
