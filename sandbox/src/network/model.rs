@@ -1,8 +1,8 @@
 //! What a network namespace holds: links, addresses, routes, rules, neighbours.
 //!
 //! A [`Model`] is fed rtnetlink's messages. Those of a dump and those of events are the same, so there is one way in.
-//! Some things the kernel does without a word, and the model does them too: with a link that goes down or an address
-//! that goes, IPv4 routes go, but for those that have a way left.
+//! Some things the kernel does without a word, and the model does them too: with a link that goes down and with its last
+//! address IPv4 routes go, but for those that have a way left, and with any address those that come from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{
     parse,
-    routes::{Place, Routes},
+    routes::{Hop, Place, Routes},
     rule::{self, Rule},
 };
 
@@ -141,11 +141,20 @@ impl Model {
         self.links.insert(index, link);
         // Also of one that was read as down already: an older event may have brought a route since.
         if down {
-            let up = |link| self.links.get(&link).is_some_and(|link| link.up);
-            self.routes.retain(|route| {
-                route.is_ipv6() || !route.uses(index) || route.hops.iter().any(|hop| up(hop.link))
-            });
+            self.strand(index);
         }
+    }
+
+    /// IPv4 leaves a link: routes go that have no way by another one.
+    fn strand(&mut self, index: u32) {
+        let (links, addresses) = (&self.links, &self.addresses);
+        let serves = |hop: &Hop| {
+            let has =
+                |(link, prefix): &(u32, Prefix)| *link == hop.link && prefix.address.is_ipv4();
+            links.get(&hop.link).is_some_and(|link| link.up) && addresses.iter().any(has)
+        };
+        self.routes
+            .retain(|route| route.is_ipv6() || !route.uses(index) || route.hops.iter().any(serves));
     }
 
     fn remove_link(&mut self, index: u32) {
@@ -164,6 +173,10 @@ impl Model {
         let address = row.1.address;
         if address.is_ipv4() && self.addresses.iter().all(|(_, other)| other.address != address) {
             self.routes.retain(|route| route.source != Some(address));
+        }
+        let of_ipv4 = |(link, prefix): &(u32, Prefix)| *link == row.0 && prefix.address.is_ipv4();
+        if address.is_ipv4() && !self.addresses.iter().any(of_ipv4) {
+            self.strand(row.0);
         }
     }
 
@@ -318,6 +331,8 @@ mod tests {
         fed([
             RouteNetlinkMessage::NewLink(link(2, "eth0", true)),
             RouteNetlinkMessage::NewLink(link(3, "net1", true)),
+            RouteNetlinkMessage::NewAddress(address(2, "192.0.2.2")),
+            RouteNetlinkMessage::NewAddress(address(3, "198.51.100.2")),
             RouteNetlinkMessage::NewRoute(forked),
         ])
     }
@@ -327,13 +342,14 @@ mod tests {
     }
 
     #[test]
-    fn a_route_by_several_links_goes_when_all_are_down_or_one_is_gone() {
+    fn a_route_by_several_links_goes_when_none_serves_or_one_is_gone() {
         let mut model = forked(["192.0.2.1", "198.51.100.1"]);
         let down = |index, name| RouteNetlinkMessage::NewLink(link(index, name, false));
         model.apply(&down(2, "eth0"), Place::First);
         assert_eq!(ways(&model), [2]);
-        model.apply(&down(3, "net1"), Place::First);
-        assert!(ways(&model).is_empty());
+        let without = RouteNetlinkMessage::DelAddress(address(3, "198.51.100.2"));
+        model.apply(&without, Place::First);
+        assert!(ways(&model).is_empty(), "none of the links has both");
         let mut model = forked(["192.0.2.1", "198.51.100.1"]);
         model.apply(&RouteNetlinkMessage::DelLink(link(3, "net1", false)), Place::First);
         assert!(ways(&model).is_empty());
@@ -344,6 +360,16 @@ mod tests {
         let mut model = forked(["fe80::1", "fe80::1"]);
         model.apply(&RouteNetlinkMessage::DelLink(link(3, "net1", false)), Place::First);
         assert_eq!(ways(&model), [1]);
+    }
+
+    #[test]
+    fn with_the_last_ipv4_address_a_link_loses_ipv4_routes_without_a_word() {
+        let mut model = example();
+        model.apply(&RouteNetlinkMessage::NewAddress(address(2, "192.0.2.3")), Place::First);
+        model.apply(&RouteNetlinkMessage::DelAddress(address(2, "192.0.2.2")), Place::First);
+        assert_eq!(model.routes.iter().count(), 1);
+        model.apply(&RouteNetlinkMessage::DelAddress(address(2, "192.0.2.3")), Place::First);
+        assert_eq!(model.routes.iter().count(), 0);
     }
 
     #[test]

@@ -134,11 +134,13 @@ impl Routes {
         });
     }
 
-    /// What leads from `before` to here: what goes, and what comes then, behind its likes. What does not stay has gone by itself.
+    /// What leads from `before` to here: what goes, and what comes then, behind its likes. What does not stay has gone by itself,
+    /// and what may be lost comes once more.
     pub fn changes_since<'a>(
         &'a self,
         before: &'a Self,
         stays: impl Fn(&Route) -> bool,
+        lost: impl Fn(&Route) -> bool,
     ) -> (Vec<&'a Route>, Vec<&'a Route>) {
         let (mut gone, mut come) = (Vec::new(), Vec::new());
         for (key, old) in &before.0 {
@@ -153,7 +155,7 @@ impl Routes {
             let kept = old.iter().filter(|route| new.contains(route));
             let (same, others) = new.split_at(kept.zip(new).take_while(|(a, b)| **a == *b).count());
             gone.extend(old.into_iter().filter(|route| !same.contains(route)));
-            come.extend(others);
+            come.extend(same.iter().filter(|route| lost(route)).chain(others));
         }
         (gone, come)
     }
@@ -258,12 +260,12 @@ mod tests {
         };
         for (before, after, gone, come) in cases {
             let (before, after) = (of(before), of(after));
-            let changes = after.changes_since(&before, |_| true);
+            let changes = after.changes_since(&before, |_| true, |_| false);
             assert_eq!((all(changes.0), all(changes.1)), (strings(gone), strings(come)));
         }
         // A link took its route along.
         let (before, after) = (of(&[&a, &b]), of(&[&b]));
-        let changes = after.changes_since(&before, |route| !route.uses(2));
+        let changes = after.changes_since(&before, |route| !route.uses(2), |_| false);
         assert_eq!((changes.0.len(), changes.1.len()), (0, 0));
     }
 

@@ -96,7 +96,11 @@ impl View {
         }
         // With a link that went, and with one that goes down, the guest's routes went.
         let stays = |route: &Route| route.hops.iter().all(|hop| self.links.contains_key(&hop.link));
-        let (gone, come) = self.routes.changes_since(&before.routes, stays);
+        // They go with the last IPv4 address of their link, and that may be gone for a moment.
+        let lost = |route: &Route| {
+            !route.is_ipv6() && route.hops.iter().any(|hop| self.readdresses(before, hop.link))
+        };
+        let (gone, come) = self.routes.changes_since(&before.routes, stays, lost);
         change.removed_routes = gone.into_iter().map(|route| before.route(route)).collect();
         change.routes = come.into_iter().map(|route| self.route(route)).collect();
         let bytes = |rule: &Rule| rule.bytes().to_vec();
@@ -113,6 +117,15 @@ impl View {
             }
         }
         (change != agent::NetworkChange::default()).then_some(change)
+    }
+
+    /// Whether a link gives up an IPv4 address that it had; others may go along with it.
+    fn readdresses(&self, before: &Self, index: u32) -> bool {
+        let (Some(now), Some(before)) = (self.links.get(&index), before.links.get(&index)) else {
+            return false;
+        };
+        let mut ipv4 = before.addresses.iter().filter(|address| !address.contains(':'));
+        ipv4.any(|address| !now.addresses.contains(address))
     }
 
     fn name(&self, index: u32) -> String {
@@ -227,6 +240,18 @@ mod tests {
         model.addresses.push((2, Prefix { address: "fe80::2".parse().unwrap(), length: 64 }));
         let change = View::of(&model, &cards).change_since(&before).unwrap();
         assert!(before.links[&2].no_ipv6 && !change.links[0].no_ipv6);
+    }
+
+    #[test]
+    fn with_another_ipv4_address_a_link_is_told_its_routes_again() {
+        let cards = BTreeMap::from([(2, [9; 6]), (3, [8; 6])]);
+        let before = View::of(&model(), &cards);
+        for (link, told) in [(2, 1), (3, 0)] {
+            let mut model = model();
+            model.addresses.retain(|(owner, _)| *owner != link);
+            let change = View::of(&model, &cards).change_since(&before).unwrap();
+            assert_eq!((change.routes.len(), change.removed_routes.len()), (told, 0));
+        }
     }
 
     #[test]

@@ -158,6 +158,34 @@ fn ipv6_that_is_switched_on_later_comes_with_its_addresses() {
     container.until("ping -c 1 -W 1 2001:db8::1");
 }
 
+#[test]
+fn routes_that_went_with_an_address_come_again_with_the_next() {
+    let Some(fixture) = fixture() else { return };
+    let container = fixture.start("moved");
+    fixture.ip("route add default via 192.0.2.1");
+    container.until("ip route | grep -q ^default");
+    for (old, new) in [("192.0.2.2/24", "192.0.2.3/24"), ("192.0.2.3/24", "192.0.2.2/24")] {
+        // All at once, or one after the other.
+        let steps = [
+            format!("address delete {old} dev eth0"),
+            format!("address add {new} dev eth0"),
+            "route add default via 192.0.2.1".to_owned(),
+        ];
+        if old == "192.0.2.2/24" {
+            let batch = fixture.bundle.file("moves");
+            std::fs::write(&batch, steps.join("\n")).unwrap();
+            fixture.wire.ip(&["-batch", batch.to_str().unwrap()]);
+        } else {
+            fixture.ip(&steps[0]);
+            container.until("! ip route | grep -q ^default");
+            steps[1..].iter().for_each(|step| _ = fixture.ip(step));
+        }
+        container.until(&format!("ip address show dev eth0 | grep -q {new}"));
+        container.until("ip route | grep -q ^default && ip route | grep -q ^192.0.2.0/24");
+    }
+    container.until("ping -c 1 -W 1 192.0.2.1");
+}
+
 fn switch_ipv6(wire: &Wire, on: bool) {
     let disabled = format!("net.ipv6.conf.eth0.disable_ipv6={}", u8::from(!on));
     ip(&["netns", "exec", &wire.name, "sysctl", "-qw", &disabled]);
