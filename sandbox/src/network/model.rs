@@ -68,6 +68,21 @@ pub(super) struct Prefix {
     pub length: u8,
 }
 
+impl Prefix {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let differing = match (self.address, address) {
+            (IpAddr::V4(ours), IpAddr::V4(address)) => {
+                (ours.to_bits() ^ address.to_bits()).leading_zeros()
+            }
+            (IpAddr::V6(ours), IpAddr::V6(address)) => {
+                (ours.to_bits() ^ address.to_bits()).leading_zeros()
+            }
+            _ => return false,
+        };
+        differing >= u32::from(self.length)
+    }
+}
+
 /// A permanent neighbour, but for its hardware address.
 pub(super) type NeighbourKey = (u32, IpAddr);
 

@@ -134,6 +134,31 @@ impl Routes {
         });
     }
 
+    /// Leaves those ways out of routes with several that no kernel would take: by a link that is down, or to a gateway that is not
+    /// to be reached by it. The kernel that had them before has them as dead.
+    pub fn leave_dead_ways_out(&mut self, is_up: impl Fn(u32) -> bool) {
+        let mut reached: BTreeMap<u32, Vec<Prefix>> = BTreeMap::new();
+        for route in self.0.values().flatten() {
+            if let [Hop { link, gateway: None, .. }] = route.hops[..] {
+                reached.entry(link).or_default().push(route.key.destination);
+            }
+        }
+        let reaches = |link, gateway| match gateway {
+            // Needs no route.
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => true,
+            _ => reached.get(&link).into_iter().flatten().any(|prefix| prefix.contains(gateway)),
+        };
+        let serves = |hop: &Hop| {
+            let leads_on = |gateway| hop.on_link || reaches(hop.link, gateway);
+            is_up(hop.link) && hop.gateway.is_none_or(leads_on)
+        };
+        for route in self.0.values_mut().flatten() {
+            if route.hops.len() > 1 && route.hops.iter().any(serves) {
+                route.hops.retain(serves);
+            }
+        }
+    }
+
     /// What leads from `before` to here: what goes, and what comes then, behind its likes. What does not stay has gone by itself,
     /// and what may be lost comes once more.
     pub fn changes_since<'a>(
@@ -267,6 +292,27 @@ mod tests {
         let (before, after) = (of(&[&a, &b]), of(&[&b]));
         let changes = after.changes_since(&before, |route| !route.uses(2), |_| false);
         assert_eq!((changes.0.len(), changes.1.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_way_that_is_dead_is_left_out_of_several() {
+        let both = route("0.0.0.0", &["192.0.2.1@2", "192.0.2.2@3"]);
+        let direct = |link: &str| route("192.0.2.2", &[link]);
+        // Which links are up; what is reached; what is left of both ways.
+        let cases: [(&[u32], &[Route], &str); 5] = [
+            (&[2, 3], &[direct("@3")], "192.0.2.2@3"),
+            (&[2, 3], &[route("192.0.2.1", &["@2"]), direct("@3")], "192.0.2.1@2 192.0.2.2@3"),
+            (&[2], &[route("192.0.2.1", &["@2"]), direct("@3")], "192.0.2.1@2"),
+            // By which link it is reached matters; and of none at all something is told.
+            (&[2, 3], &[direct("@2")], "192.0.2.1@2 192.0.2.2@3"),
+            (&[], &[direct("@3")], "192.0.2.1@2 192.0.2.2@3"),
+        ];
+        for (up, reached, left) in cases {
+            let mut routes = routes(&[(Place::Last, both.clone())]);
+            reached.iter().for_each(|route| routes.add(route.clone(), Place::Last));
+            routes.leave_dead_ways_out(|link| up.contains(&link));
+            assert_eq!(all(routes.iter().take(1)), [left]);
+        }
     }
 
     fn strings(words: &[&str]) -> Vec<String> {

@@ -62,6 +62,7 @@ impl View {
         let there = |index: u32| links.contains_key(&index);
         let mut routes = model.routes.clone();
         routes.retain(|route| route.hops.iter().all(|hop| there(hop.link)));
+        routes.leave_dead_ways_out(|index| links.get(&index).is_some_and(|link| link.up));
         let neighbours = model.neighbours.iter().filter(|((link, _), _)| there(*link));
         Self {
             routes,
