@@ -132,11 +132,22 @@ enum Outcome {
     Undecided(String),
 }
 
+/// What a VMM says, in the words of strerror(3), when it is the host that is short of something.
+const SHORT: [&str; 4] = [
+    "Cannot allocate memory",
+    "Too many open files",
+    "Resource temporarily unavailable",
+    "No space left on device",
+];
+
 impl Outcome {
     fn of_end(end: &VmEnd) -> Self {
         match end {
             VmEnd::AgentDied(_) => Self::Up,
             VmEnd::Stopped | VmEnd::VmmKilled { .. } => Self::Undecided(end.to_string()),
+            VmEnd::VmmExited { stderr, .. } if SHORT.iter().any(|word| stderr.contains(word)) => {
+                Self::Undecided(end.to_string())
+            }
             _ => Self::Failed(end.to_string()),
         }
     }
@@ -276,7 +287,9 @@ mod tests {
 
     #[test]
     fn what_the_host_may_have_ended_is_to_be_tried_again() {
-        for end in [None, Some(VmEnd::VmmKilled { signal: 9 })] {
+        let short = "qemu: cannot set up guest memory 'ram': Cannot allocate memory";
+        let short = VmEnd::VmmExited { code: 1, stderr: short.into() };
+        for end in [None, Some(VmEnd::VmmKilled { signal: 9 }), Some(short)] {
             let undecided = prove(end);
             assert!(!undecided.is_certain());
             assert!(undecided.judge().unwrap_err().to_string().contains("check tries again"));

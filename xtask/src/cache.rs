@@ -55,10 +55,13 @@ pub fn fill(entry: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
 
 /// Keeps others off what is made for `entry` as long as the answer lives.
 pub fn lock(entry: &Path) -> Result<File> {
-    let path = entry.with_extension("lock");
+    // Behind the whole name: what is made on the way to an entry may have a lock of its own.
+    let mut path = entry.as_os_str().to_owned();
+    path.push(".lock");
+    let path = Path::new(&path);
     let context = || format!("lock {}", path.display());
     fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).with_context(context)?;
-    let file = File::create(&path).with_context(context)?;
+    let file = File::create(path).with_context(context)?;
     if file.try_lock().is_err() {
         println!("    wait for somebody else who makes {}", entry.display());
         file.lock().with_context(context)?;
@@ -92,7 +95,9 @@ mod tests {
         fs::create_dir(&entry).unwrap();
         drop(held);
         late.join().unwrap().unwrap();
+        let work = lock(&scratch.path().join("shelf/other.work")).unwrap();
         let failed = fill(&scratch.path().join("shelf/other"), |_| anyhow::bail!("no"));
+        drop(work);
         assert_eq!(failed.unwrap_err().to_string(), "no");
         assert!(!scratch.path().join("shelf/other").exists());
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::build::replace_file;
+use crate::cache;
 use crate::process::{Run, is_in_path};
 use crate::progress::Step;
 
@@ -208,13 +209,14 @@ pub fn update_lists() -> Result<()> {
 }
 
 fn install(packages: &[&str], options: &[&str]) -> Result<()> {
+    let _only_one = cache::lock(&cache::root()?.join("packages"))?;
     let _no_daemons = NoDaemons::for_now(Path::new("/usr/sbin/policy-rc.d"))?;
     let command = Run::new("apt-get")
         .args(["install", "-y", "-q", "--no-install-recommends"])
         .args(options)
         .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive");
-    let log = crate::cache::root()?.join("logs/apt.log");
+    let log = cache::root()?.join("logs/apt.log");
     command.streamed(&log, |line| {
         if line.starts_with("Need to get") || line.starts_with("Setting up") {
             println!("    {line}");

@@ -61,6 +61,7 @@ impl Monitor {
                 let received =
                     recv(self.socket.get_ref(), &mut self.buffer[..], RecvFlags::empty());
                 match received {
+                    Ok(_) if lost => {}
                     Ok((length, _)) => messages.extend(parse(&self.buffer[..length])),
                     // The kernel tells nothing more until the queue is empty, and what is in it is older than any dump.
                     Err(Errno::NOBUFS) => lost = true,

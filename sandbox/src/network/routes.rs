@@ -160,7 +160,7 @@ impl Routes {
     }
 
     /// What leads from `before` to here: what goes, and what comes then, behind its likes. What does not stay has gone by itself,
-    /// and what may be lost comes once more.
+    /// and what may be lost comes once more, with the likes behind it.
     pub fn changes_since<'a>(
         &'a self,
         before: &'a Self,
@@ -176,11 +176,12 @@ impl Routes {
         for (key, new) in &self.0 {
             let old: Vec<&Route> =
                 before.0.get(key).into_iter().flatten().filter(|route| stays(route)).collect();
-            // From where the order is another one all of them are set anew.
+            // From where the order is another one, or one may be missing, all of them are set anew.
             let kept = old.iter().filter(|route| new.contains(route));
-            let (same, others) = new.split_at(kept.zip(new).take_while(|(a, b)| **a == *b).count());
+            let same = kept.zip(new).take_while(|(a, b)| **a == *b && !lost(b)).count();
+            let (same, others) = new.split_at(same);
             gone.extend(old.into_iter().filter(|route| !same.contains(route)));
-            come.extend(same.iter().filter(|route| lost(route)).chain(others));
+            come.extend(others);
         }
         (gone, come)
     }
@@ -292,6 +293,11 @@ mod tests {
         let (before, after) = (of(&[&a, &b]), of(&[&b]));
         let changes = after.changes_since(&before, |route| !route.uses(2), |_| false);
         assert_eq!((changes.0.len(), changes.1.len()), (0, 0));
+        // One that may be lost would come back behind what it is to be before.
+        let before = of(&[&a, &b, &c]);
+        let changes = before.changes_since(&before, |_| true, |route| route.uses(3));
+        let again = strings(&["10.0.0.2@3", "10.0.0.3@4"]);
+        assert_eq!((all(changes.0), all(changes.1)), (again.clone(), again));
     }
 
     #[test]

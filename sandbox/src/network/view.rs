@@ -251,7 +251,7 @@ mod tests {
             let mut model = model();
             model.addresses.retain(|(owner, _)| *owner != link);
             let change = View::of(&model, &cards).change_since(&before).unwrap();
-            assert_eq!((change.routes.len(), change.removed_routes.len()), (told, 0));
+            assert_eq!((change.routes.len(), change.removed_routes.len()), (told, told));
         }
     }
 

@@ -13,14 +13,21 @@ use crate::{
     process::{LOST, Outcome, Phase},
 };
 
+/// What a guest is booted with.
+enum First {
+    None,
+    /// The container itself.
+    This,
+}
+
 impl Container {
     /// Has the guest run the container; boots the guest, if that is the container's part.
     pub(super) async fn bring_up(self: &Arc<Self>) -> Result<(), Refusal> {
         let mut entered = self.entered.lock().await;
         match self.role {
             // One round trip for all of it.
-            Role::Alone if !*entered => self.boot(Some(self.request()?)).await,
-            Role::Pod => self.boot(None).await,
+            Role::Alone if !*entered => self.boot(First::This).await,
+            Role::Pod => self.boot(First::None).await,
             Role::Alone | Role::Member => {
                 if !*entered {
                     self.enter().await?;
@@ -68,7 +75,7 @@ impl Container {
     /// Has the guest make it; its program waits.
     async fn enter(self: &Arc<Self>) -> Result<(), Refusal> {
         // Also a group of containers without one that stands for the sandbox: the first to start boots it.
-        self.boot(None).await?;
+        self.boot(First::None).await?;
         let agent = self.sandbox.agent()?;
         if self.shares_pids {
             agent.hold_pids(&agent::Empty::new()).await?;
@@ -113,15 +120,16 @@ impl Container {
     }
 
     /// Boots the guest, unless it runs; what was to be first in one that was booted before is refused.
-    async fn boot(
-        self: &Arc<Self>,
-        first: Option<agent::CreateContainerRequest>,
-    ) -> Result<(), Refusal> {
+    async fn boot(self: &Arc<Self>, first: First) -> Result<(), Refusal> {
         let Some(turn) = self.sandbox.turn_to_boot().await? else {
             return match first {
-                None => Ok(()),
-                Some(_) => Err(Refusal::precondition("the sandbox was booted already")),
+                First::None => Ok(()),
+                First::This => Err(Refusal::precondition("the sandbox was booted already")),
             };
+        };
+        let first = match first {
+            First::None => None,
+            First::This => Some(self.request()?),
         };
         let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
         let resolver = self.expect_resolver()?;

@@ -20,7 +20,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* A node has one of them, and systemctl fails for a unit that is not there. */}}
 {{- define "kata.restart-either" -}}
-for unit in {{ join " " . }}; do if systemctl --quiet is-active "$unit"; then systemctl restart "$unit"; fi; done
+for unit in {{ join " " . }}; do if systemctl cat "$unit" >/dev/null 2>&1; then systemctl try-restart "$unit"; fi; done
 {{- end -}}
 
 {{- define "kata.restart" -}}

@@ -85,9 +85,12 @@ impl Versions {
     pub(super) fn remove(&self, dry_run: bool) -> Result<String, Failure> {
         let link = self.directory.join(CURRENT);
         let mut report = String::new();
+        let mut keep = Vec::new();
         if let Ok(name) = fs::read_link(&link) {
-            if is_in_use(&self.directory.join(name), &running()) {
-                report += &format!("kept: {}, until that has ended\n", link.display());
+            let running = running();
+            if self.versions()?.iter().any(|version| is_in_use(version, &running)) {
+                report += &format!("kept: {}, by which engines reach what runs\n", link.display());
+                keep.push(name);
             } else {
                 report += &told("remove", &link, dry_run);
                 if !dry_run {
@@ -95,7 +98,7 @@ impl Versions {
                 }
             }
         }
-        report += &self.prune(&[], dry_run)?;
+        report += &self.prune(&keep, dry_run)?;
         if !dry_run {
             // Not empty, or a mount: it stays.
             fs::remove_dir(&self.directory).ok();
@@ -107,13 +110,8 @@ impl Versions {
     fn prune(&self, keep: &[PathBuf], dry_run: bool) -> Result<String, Failure> {
         let running = running();
         let mut report = String::new();
-        let Ok(entries) = fs::read_dir(&self.directory) else { return Ok(report) };
-        for entry in entries {
-            let entry = entry.map_err(failed("list", &self.directory))?;
-            let path = entry.path();
-            let is_version = path.join(Artefact::Monitor.relative_path()).is_file()
-                && entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if !is_version || keep.contains(&PathBuf::from(entry.file_name())) {
+        for path in self.versions()? {
+            if keep.iter().any(|name| path.ends_with(name)) {
                 continue;
             }
             if is_in_use(&path, &running) {
@@ -126,6 +124,22 @@ impl Versions {
             }
         }
         Ok(report)
+    }
+
+    /// Those that are whole.
+    fn versions(&self) -> Result<Vec<PathBuf>, Failure> {
+        let mut versions = Vec::new();
+        let Ok(entries) = fs::read_dir(&self.directory) else { return Ok(versions) };
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &self.directory))?;
+            let path = entry.path();
+            if path.join(Artefact::Monitor.relative_path()).is_file()
+                && entry.file_type().is_ok_and(|kind| kind.is_dir())
+            {
+                versions.push(path);
+            }
+        }
+        Ok(versions)
     }
 
     /// All or nothing: a version has its name when it is whole and on the disk.
@@ -293,9 +307,13 @@ mod tests {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let told = open().remove(false).unwrap();
-        assert!(told.contains(&format!("kept: {}", current.display())), "{told}");
-        assert!(current.join("bin/kata-runtime").is_file());
+        // Of another version, too: it is the newer one's runtime that ends what the older one began.
+        for _ in 0..2 {
+            let told = open().remove(false).unwrap();
+            assert!(told.contains(&format!("kept: {}", current.display())), "{told}");
+            assert!(current.join("bin/kata-runtime").is_file());
+            open().add(&built(scratch.path(), "two"), false).unwrap();
+        }
         drop(shim.stdin.take());
         shim.wait().unwrap();
         open().remove(false).unwrap();
