@@ -135,10 +135,13 @@ fn an_end_has_its_time_its_code_and_its_reason() {
         let end = graceful.status();
         assert_eq!((end.exit_code, end.reason.as_str()), (7, "Error"));
         assert!(end.created_at < end.started_at && end.started_at < end.finished_at, "{end}");
+        let sibling = pod.start(pod.script("exec sleep 1000"));
         let mut greedy = pod.script("exec dd if=/dev/zero of=/dev/null bs=64M");
         resources(&mut greedy).memory_limit_in_bytes = 32 << 20;
         let end = pod.start(greedy).ended();
         assert_eq!((end.exit_code, end.reason.as_str()), (137, "OOMKilled"));
+        assert_eq!(sibling.status().state, ContainerState::CONTAINER_RUNNING.into());
+        assert_eq!(sibling.output("echo still"), "still");
         let good = pod.start(pod.script("true"));
         assert_eq!(good.ended().reason, "Completed");
         pod.remove();

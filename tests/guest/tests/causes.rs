@@ -1,7 +1,7 @@
 //! Why a container ended: each cause by its own doing, told by `state`.
 #![allow(clippy::unwrap_used)]
 
-use std::{ffi::OsStr, fs, io::Write, path::Path, process::Command, thread};
+use std::{ffi::OsStr, fs, io::Write, os::unix::fs::FileExt, path::Path, process::Command, thread};
 
 use kata_guest_tests::{Bundle, Container, HostGroup, HostProcess, Kata, LoopDevice, busybox};
 use rustix::process::Signal;
@@ -147,7 +147,6 @@ fn lose(which: HostProcess, signal: Signal, name: &str) -> Option<Value> {
 #[test]
 fn a_crash_is_told_apart_from_a_kill() {
     for (which, signal, cause) in [
-        // The VMM is the first process of its namespace, which the kernel spares what others would crash by.
         (HostProcess::Vmm, Signal::KILL, "vmm_killed"),
         (HostProcess::Proxy, Signal::ABORT, "proxy_crashed"),
         (HostProcess::Proxy, Signal::KILL, "proxy_killed"),
@@ -155,6 +154,28 @@ fn a_crash_is_told_apart_from_a_kill() {
         let Some(ended) = lose(which, signal, cause) else { return };
         assert_eq!(ended["cause"], cause, "{ended}");
     }
+}
+
+/// The VMM is the first process of its namespace, which the kernel spares the signals that others would crash by; so its
+/// code becomes one that no processor knows.
+#[test]
+fn a_vmm_that_crashes_is_told_as_such() {
+    const UD2: [u8; 2] = [0x0f, 0x0b];
+    let Some(kata) = Kata::installed() else { return };
+    let Some(bundle) = bundle(&kata, "echo ready; sleep 1000") else { return };
+    let container = Container::started(&kata, &bundle, "vmm-crash");
+    container.stdout.until_has("ready");
+    let process = Path::new("/proc").join(kata.host_pid(&container.id, "vmmPid").to_string());
+    let maps = fs::read_to_string(process.join("maps")).unwrap();
+    let code = maps.lines().find(|line| line.contains("r-xp") && line.contains("qemu-system"));
+    let (begin, end) = code.unwrap().split(' ').next().unwrap().split_once('-').unwrap();
+    let [begin, end] = [begin, end].map(|address| u64::from_str_radix(address, 16).unwrap());
+    let memory = fs::File::options().write(true).open(process.join("mem")).unwrap();
+    let broken = UD2.repeat(usize::try_from(end - begin).unwrap() / UD2.len());
+    memory.write_all_at(&broken, begin).unwrap();
+    assert_eq!(container.wait().0, 137);
+    let ended = ended(&container);
+    assert_eq!(ended["cause"], "vmm_crashed", "{ended}");
 }
 
 #[test]

@@ -26,9 +26,8 @@ use crate::setup::{self, Purpose};
 
 const INIT_PACKAGE: &str = "kata-nested-host";
 
-/// Hosts in a row that may die without having finished any program. The emulated processor now and then writes where it
-/// should not (seen once in 15 minutes of work: "corrupted stack end detected inside scheduler"), and the host's kernel
-/// panics. That says nothing of what is tested; a program that kills one host after the other does.
+/// Hosts in a row that may die without having finished any program. When the emulated processor goes wrong, the host's
+/// kernel panics. That says nothing of what is tested; a program that kills one host after the other does.
 const MOST_HOSTS: usize = 3;
 
 /// Boots the host, runs the job in it, and waits until it is off. What a host that died had not finished is done by
