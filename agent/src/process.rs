@@ -76,7 +76,7 @@ impl Process {
         let settled = terminal.clone();
         let life = life(&pidfd).step(|| "look at the process")?;
         if life == Life::Ended {
-            reaper.collect();
+            reaper.collect_one(pid);
         }
         reaper.on_end(pid, life, move |exit| {
             let (exit, oom) = finish(exit);

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How a process ended.
@@ -36,6 +36,9 @@ struct State {
     launches: usize,
 }
 
+/// Ends that are told before others have their turn.
+const AT_ONCE: usize = 64;
+
 /// The one place where processes are waited for.
 #[derive(Default)]
 pub struct Reaper(Mutex<State>);
@@ -45,19 +48,34 @@ impl Reaper {
     pub async fn run(self: Arc<Self>) -> io::Result<()> {
         let mut children = signal(SignalKind::child())?;
         loop {
-            self.collect();
+            while self.collect() {
+                // A container may make children of ours faster than they are reaped.
+                tokio::task::yield_now().await;
+            }
             children.recv().await;
         }
     }
 
-    /// Reaps whatever has ended: one signal may stand for many children.
-    pub fn collect(&self) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+    /// Reaps a child that has ended, if nobody has.
+    pub fn collect_one(&self, pid: i32) {
+        let known = Pid::from_raw(pid);
+        if let Ok(Some((_, status))) = waitpid(known, WaitOptions::NOHANG)
+            && let Some(exit) = exit_of(status)
+        {
+            self.reaped(pid, exit);
+        }
+    }
+
+    /// Reaps what has ended, as one signal may stand for many children; whether there may be more.
+    fn collect(&self) -> bool {
+        for _ in 0..AT_ONCE {
+            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else { return false };
             // Stopped or continued: not asked for, and no end.
             if let Some(exit) = exit_of(status) {
                 self.reaped(pid.as_raw_nonzero().get(), exit);
             }
         }
+        true
     }
 
     fn reaped(&self, pid: i32, exit: Exit) {

@@ -80,8 +80,13 @@ fn bind(volume: &VolumeWord) -> Value {
 /// The spec that `spec` writes: a shell on a terminal in a root that stays as it is, to be edited.
 pub fn template() -> Value {
     let made_up = MadeUp { terminal: true, read_only: true, ..MadeUp::default() };
-    let args = vec!["sh".to_owned()];
-    made("rootfs", &Program { args, cwd: "/".to_owned(), ..Program::default() }, "kata", &made_up)
+    let program =
+        Program { args: vec!["sh".to_owned()], cwd: "/".to_owned(), ..Program::default() };
+    let mut spec = made("rootfs", &program, "kata", &made_up);
+    // What is edited begins with as little as runc's; tools that edit it go by that.
+    let few = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    spec["process"]["capabilities"] = json!({"bounding": few, "effective": few, "permitted": few});
+    spec
 }
 
 /// Sets a variable in a list of `NAME=VALUE`; a name alone takes the caller's value.

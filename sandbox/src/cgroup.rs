@@ -320,11 +320,11 @@ impl Group {
         };
         let mut path = root.clone();
         for part in self.path.components() {
-            for controller in ["+memory", "+cpu", "+cpuset", "+pids", "+io", "+hugetlb"] {
+            let there = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+            for controller in there.split_whitespace() {
                 let file = path.join("cgroup.subtree_control");
-                // A controller that the host does not have, or a parent that has processes: the limit's own
-                // write says so when such a limit was asked for.
-                if let Err(error) = fs::write(&file, controller) {
+                // A parent that has processes: the limit's own write says so when such a limit was asked for.
+                if let Err(error) = fs::write(&file, format!("+{controller}")) {
                     tracing::debug!(%error, file = %file.display(), controller, "controller not enabled");
                 }
             }

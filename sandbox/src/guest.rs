@@ -93,6 +93,8 @@ impl Switchboard {
     pub fn expect(&self, token: StreamToken, kind: StreamKind) -> oneshot::Receiver<OwnedFd> {
         let (sender, receiver) = oneshot::channel();
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that a guest never sent, and nobody waits for any more.
+        streams.retain(|_, waiting| !waiting.is_closed());
         streams.insert((token, kind), sender);
         receiver
     }

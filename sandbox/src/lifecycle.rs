@@ -15,6 +15,7 @@
 mod ending;
 mod links;
 mod members;
+mod proxied;
 mod ranking;
 
 use std::{
@@ -364,9 +365,7 @@ impl Sandbox {
         // As the VMM's launcher does.
         self.rank_vm();
         self.settings.vm_group.enter(proxy_pid)?;
-        let control = proxy.control;
-        let sandbox = self.clone();
-        tokio::spawn(self.board.clone().serve(control, move || sandbox.drop_guest_caches()));
+        self.hear_proxy(proxy.control);
         self.steps.enter(Step::BootVmm)?;
         let disks = std::mem::take(&mut self.live().disks);
         let devices = vm::Devices { ends, nics: attached.nics, disks };
@@ -434,8 +433,12 @@ impl Sandbox {
         };
         match answer {
             Ok(started) => {
-                if !started.left_out.is_empty() {
-                    let note = format!("refused by the guest: {}", started.left_out.join(", "));
+                let asked = request.inherited_sysctls.keys().map(String::as_str);
+                let mut left_out: Vec<&str> =
+                    asked.filter(|name| started.left_out.iter().any(|left| left == name)).collect();
+                left_out.sort_unstable();
+                if !left_out.is_empty() {
+                    let note = format!("refused by the guest: {}", left_out.join(", "));
                     self.live().facts.notes.insert("sysctlNote".into(), note);
                 }
                 tokio::spawn(clock::keep(self.clone()));
@@ -454,15 +457,6 @@ impl Sandbox {
         let VmSettings { kernel, initrd, .. } = &self.settings.vm;
         let (kernel, initrd) = (kernel.clone(), initrd.clone());
         SandboxError::BootFailed { why: loss.describe(), kernel, initrd }
-    }
-
-    fn drop_guest_caches(&self) {
-        let Ok(agent) = self.agent() else { return };
-        tokio::spawn(async move {
-            if let Err(error) = agent.drop_caches(&agent::Empty::new()).await {
-                tracing::warn!(%error, "ask the guest to drop cached inodes");
-            }
-        });
     }
 
     /// Undoes what was made for a creation that has failed.

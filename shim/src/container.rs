@@ -40,7 +40,6 @@ use kata_sandbox::{
     network::Namespace,
     step::Step,
 };
-
 use kata_spec::{HostDisk, Limits};
 use tokio::{
     sync::{Notify, watch},
@@ -411,7 +410,7 @@ impl Container {
         }
         let grace = if process.monitor.is_ours() { UNTIL_DELETED } else { self.grace };
         let grace_ms = u64::try_from(grace.as_millis()).ok();
-        process.drain(End { grace_ms, ..outcome.end.clone() }).await;
+        let drained = process.drain(End { grace_ms, ..outcome.end.clone() }).await;
         let mut ended = outcome.recorded();
         if process.is_init() {
             self.explain(&mut ended);
@@ -436,8 +435,7 @@ impl Container {
             }
         }
         process.advance(&[Phase::Ending], Phase::Ended);
-        process.publish(ended);
-        tokio::spawn(process.clone().dismiss());
+        process.leave(ended, drained).await;
         if process.is_init() && self.role != Role::Member {
             self.sandbox.stop().await;
         }

@@ -8,6 +8,7 @@ use rustix::{
     fs::{AtFlags, CWD, FileType, StatxFlags, statx},
     process::{Signal, pidfd_send_signal},
 };
+use tokio::sync::watch;
 
 /// Major and minor number of `/dev/null`, for ever.
 const NULL: (u32, u32) = (1, 3);
@@ -20,6 +21,7 @@ pub struct Monitor {
     pub pid: u32,
     /// The process, when it is a child of the shim.
     process: Option<OwnedFd>,
+    reaped: Option<watch::Receiver<()>>,
     /// It stands on the caller's own terminal.
     pub callers_terminal: bool,
 }
@@ -31,6 +33,7 @@ impl Monitor {
             control: PacketSocket::new(control)?,
             pid,
             process: None,
+            reaped: None,
             callers_terminal: false,
         })
     }
@@ -40,9 +43,17 @@ impl Monitor {
         Self { callers_terminal, ..self }
     }
 
-    /// One that the shim itself has started.
-    pub fn of_ours(self, process: OwnedFd) -> Self {
-        Self { process: Some(process), ..self }
+    /// One that the shim itself has started, and waits for; `reaped` closes when it has.
+    pub fn of_ours(self, process: OwnedFd, reaped: watch::Receiver<()>) -> Self {
+        Self { process: Some(process), reaped: Some(reaped), ..self }
+    }
+
+    /// Waits until there is no process of its number any more, if it is one of ours.
+    pub async fn reaped(&self) {
+        if let Some(mut reaped) = self.reaped.clone() {
+            // Nothing is ever sent.
+            reaped.changed().await.ok();
+        }
     }
 
     /// Whether nobody but the shim waits for it.

@@ -50,6 +50,9 @@ const HANDOVER: Duration = Duration::from_secs(10);
 /// What runc's shim gives readers before it takes the end of a process for told.
 pub const LATE_OUTPUT: Duration = Duration::from_secs(2);
 
+/// For a monitor to exit that has nothing left to do; some milliseconds are usual.
+const LAST_STEPS: Duration = Duration::from_secs(1);
+
 /// Where a process is in its life; later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -204,9 +207,22 @@ impl Process {
         end.ok().and_then(|end| end.clone()).ok_or_else(|| Refusal::precondition("shim is ending"))
     }
 
-    /// The last step: those who wait get the end.
+    /// Those who wait get the end.
     pub fn publish(&self, ended: Ended) {
         self.ended.send_replace(Some(ended));
+    }
+
+    /// The last step. Where the monitor is one of ours that has passed on everything, who hears of the end finds no process
+    /// of its number any more.
+    pub async fn leave(self: &Arc<Self>, ended: Ended, drained: bool) {
+        if drained && self.monitor.is_ours() {
+            self.monitor.dismiss();
+            if timeout(LAST_STEPS, self.monitor.reaped()).await.is_err() {
+                tracing::warn!(pid = self.monitor.pid, "a monitor takes its time to exit");
+            }
+        }
+        self.publish(ended);
+        tokio::spawn(self.clone().dismiss());
     }
 
     /// Its start was told, and its end will be; or that is told too.
@@ -279,27 +295,33 @@ impl Process {
     ///
     /// The monitor of an engine that calls us is waited for only so long: a fifo whose reader is gone is never emptied, and
     /// the engine reads on after it has heard of the end.
-    pub async fn drain(&self, end: End) {
+    /// Whether all of it is.
+    pub async fn drain(&self, end: End) -> bool {
         let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(handover) = handover
-            && end.stdout_bytes.is_some()
-            && timeout(HANDOVER, handover).await.is_err()
-        {
-            tracing::warn!("the streams of an ended process did not arrive");
+        if let Some(mut handover) = handover {
+            if end.stdout_bytes.is_some() && timeout(HANDOVER, &mut handover).await.is_err() {
+                tracing::warn!("the streams of an ended process did not arrive");
+            }
+            // A guest may never send them.
+            handover.abort();
         }
         self.monitor.end(end).await;
         let drained = self.drained.notified();
         if !self.monitor.is_ours() {
             drained.await;
-        } else if timeout(LATE_OUTPUT, drained).await.is_err() {
-            tracing::debug!(pid = self.monitor.pid, "output is read on after the end");
-        } else {
-            self.note_drained();
+            return true;
         }
+        let in_time = timeout(LATE_OUTPUT, drained).await.is_ok();
+        if in_time {
+            self.note_drained();
+        } else {
+            tracing::debug!(pid = self.monitor.pid, "output is read on after the end");
+        }
+        in_time
     }
 
     /// Lets the monitor exit: at once on the command line, else when all output is passed on.
-    pub async fn dismiss(self: Arc<Self>) {
+    async fn dismiss(self: Arc<Self>) {
         if self.monitor.is_ours() {
             self.drained.notified().await;
             self.note_drained();
@@ -440,59 +462,4 @@ pub fn signal_code(signal: u32) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{os::unix::net::UnixDatagram, sync::Arc};
-
-    use kata_engine_api::{handover::TerminalSize, record::Cause};
-    use kata_protocol::agent::ProcessEnd;
-    use kata_sandbox::{guest::Switchboard, loss::Loss};
-
-    use super::{Outcome, Process};
-    use crate::monitor::Monitor;
-
-    #[test]
-    fn a_signal_is_128_and_more_and_oom_has_a_cause_of_its_own() {
-        let killed = ProcessEnd { signal: 9, ..Default::default() };
-        let outcome = Outcome::of_agent(&killed);
-        assert_eq!((outcome.end.code, outcome.end.cause), (137, Cause::Signaled));
-        let oom = ProcessEnd { signal: 9, oom_killed: true, ..Default::default() };
-        assert_eq!(Outcome::of_agent(&oom).end.cause, Cause::Oom);
-        let guest = ProcessEnd { signal: 9, guest_oom: true, ..Default::default() };
-        assert_eq!(Outcome::of_agent(&guest).end.cause, Cause::GuestOom);
-        let asked = ProcessEnd { signal: 15, oom_killed: true, ..Default::default() };
-        assert_eq!(Outcome::of_agent(&asked).end.cause, Cause::Signaled);
-    }
-
-    #[tokio::test]
-    async fn a_size_that_came_after_the_request_is_owed() {
-        let size = |rows| TerminalSize { rows, columns: 80 };
-        let (ours, _) = UnixDatagram::pair().unwrap();
-        let monitor = Monitor::new(ours.into(), 1).unwrap();
-        let process = Arc::new(Process::new("c", "", monitor, Some(Some(size(24)))));
-        let (board, _agent) = Switchboard::new([0; 32]);
-        process.expect_streams(&board, [0; 16]);
-        assert_eq!(process.changed_size(), None);
-        process.set_size(size(30));
-        assert_eq!(process.changed_size(), Some(size(30)));
-    }
-
-    #[test]
-    fn no_loss_is_ever_exit_code_0() {
-        let text = String::new;
-        for loss in [
-            Loss::GuestPanic(text()),
-            Loss::Agent(text()),
-            Loss::GuestOom(text()),
-            Loss::GuestReset(text()),
-            Loss::GuestStuck(text()),
-            Loss::Vmm(text()),
-            Loss::VmmCrash(text()),
-            Loss::HostOom(text()),
-            Loss::Proxy(text()),
-            Loss::ProxyCrash(text()),
-            Loss::Stopped,
-        ] {
-            assert_ne!(Outcome::of_loss(&loss).end.code, 0);
-        }
-    }
-}
+mod tests;

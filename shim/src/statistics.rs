@@ -31,10 +31,15 @@ impl Form {
 }
 
 /// What a container uses.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Statistics(v2::Metrics);
 
 impl Statistics {
+    /// Nothing is used, and nothing limited.
+    pub fn none() -> Self {
+        Self::parse(&HashMap::new())
+    }
+
     /// From the files of a group of v2, by name.
     pub fn parse(files: &HashMap<String, String>) -> Self {
         let files = Files(files);
@@ -85,6 +90,8 @@ impl Statistics {
         add(&mut memory.anon, other.memory.anon);
         add(&mut memory.file, other.memory.file);
         add(&mut memory.inactive_file, other.memory.inactive_file);
+        add(&mut memory.pgfault, other.memory.pgfault);
+        add(&mut memory.pgmajfault, other.memory.pgmajfault);
         let events = sum.memory_events.mut_or_insert_default();
         add(&mut events.oom_kill, other.memory_events.oom_kill);
     }

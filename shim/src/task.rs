@@ -300,7 +300,8 @@ impl Task for TaskService {
             process.ended().ok_or_else(|| Refusal::precondition("process has not ended"))?;
         Ok(task::DeleteResponse {
             pid: process.monitor.pid,
-            exit_status: ended.code.into(),
+            // Of what never ran engines expect none.
+            exit_status: if unstarted { 0 } else { ended.code.into() },
             exited_at: Some(exited_at(&ended)).into(),
             ..Default::default()
         })

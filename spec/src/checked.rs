@@ -20,8 +20,8 @@ pub struct Checked {
     pub read_only_root: bool,
     /// The program, its terminal and environment.
     pub process: CheckedProcess,
-    /// `hostname`.
-    pub hostname: Option<String>,
+    /// `hostname`; of a container without one the host's, as a new namespace has it.
+    pub hostname: String,
     /// Network namespace that the sandbox is connected to.
     pub network: Network,
     /// Sources of bind mounts that the guest gets as volumes, in the order of `mounts`.

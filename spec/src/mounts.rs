@@ -10,7 +10,7 @@ use kata_sys::{
     mount_table,
     proc_files::{COVERING, SHOWN_OTHERWISE},
 };
-use rustix::fs::statfs;
+use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use serde_json::{Value, json};
 
 use crate::{
@@ -53,6 +53,16 @@ const PROC_MAGIC: u64 = 0x9fa0;
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 const CGROUP_MAGIC: u64 = 0x0027_e0eb;
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// Flags of a mount of the host's that a bind mount of it has, too.
+const INHERITED: [(StatVfsMountFlags, &str); 6] = [
+    (StatVfsMountFlags::RDONLY, "ro"),
+    (StatVfsMountFlags::NOSUID, "nosuid"),
+    (StatVfsMountFlags::NODEV, "nodev"),
+    (StatVfsMountFlags::NOEXEC, "noexec"),
+    (StatVfsMountFlags::NOATIME, "noatime"),
+    (StatVfsMountFlags::NODIRATIME, "nodiratime"),
+];
 
 /// File systems that show and steer the kernel that they are of.
 const VIEWS_OF_A_KERNEL: &[u64] = &[
@@ -99,8 +109,11 @@ pub(crate) fn check(
         // runc takes a relative destination for one below the root.
         for_guest["destination"] = json!(mount.destination);
         let held_by_host = mount.is_held_by_host(document, &class);
-        if mount.id_map.is_some() || held_by_host {
-            for_guest["options"] = json!(mount.options_for_guest(held_by_host));
+        let inherited = mount.inherited(&class);
+        if mount.id_map.is_some() || held_by_host || !inherited.is_empty() {
+            let mut options = mount.options_for_guest(held_by_host);
+            options.extend(inherited);
+            for_guest["options"] = json!(options);
         }
         let host = match class {
             Class::Guest => None,
@@ -241,13 +254,34 @@ impl Mount {
     }
 
     /// The host has mapped the ids before the guest sees the mount.
-    fn options_for_guest(&self, held_by_host: bool) -> Vec<&String> {
-        let for_guest = |word: &&String| match word.as_str() {
+    fn options_for_guest(&self, held_by_host: bool) -> Vec<&str> {
+        let for_guest = |word: &&str| match *word {
             "idmap" | "ridmap" => false,
             "ro" => !held_by_host,
             _ => true,
         };
-        self.options.iter().filter(for_guest).collect()
+        self.options.iter().map(String::as_str).filter(for_guest).collect()
+    }
+
+    /// The flags of what is bound: a bind mount for which none are given keeps them, and the guest does not see them. Below
+    /// it they would be everything's, so where something is mounted there they stay with the host.
+    fn inherited(&self, class: &Class) -> Vec<&'static str> {
+        let Class::Volume(VolumeSource { origin: Origin::Path(path), recursive, .. }) = class
+        else {
+            return Vec::new();
+        };
+        let is_flag =
+            |word: &String| !matches!(word.as_str(), "bind" | "rbind") && !is_propagation(word);
+        if self.options.iter().any(is_flag) {
+            return Vec::new();
+        }
+        let Ok(filesystem) = statvfs(path) else { return Vec::new() };
+        let set = |(flag, word): &(StatVfsMountFlags, _)| {
+            filesystem.f_flag.contains(*flag).then_some(*word)
+        };
+        let words: Vec<_> = INHERITED.iter().filter_map(set).collect();
+        let alone = words.is_empty() || !recursive || !mount_table::has_below(path).unwrap_or(true);
+        if alone { words } else { Vec::new() }
     }
 
     /// Whether the host alone keeps a volume from being written to. What is mounted below it may be, as with mount(8), and
@@ -285,11 +319,8 @@ impl Mount {
 
     /// `shared` is no more than `slave` here: what is mounted in a guest is its own kernel's.
     fn follows_host(&self) -> bool {
-        let kind = |word: &&String| {
-            let kind = word.strip_prefix('r').unwrap_or(word);
-            ["shared", "slave", "private", "unbindable"].contains(&kind)
-        };
-        self.options.iter().rfind(kind).is_some_and(|word| word.contains('s'))
+        let last = self.options.iter().rfind(|word| is_propagation(word));
+        last.is_some_and(|word| word.contains('s'))
     }
 
     fn is_read_only_below(&self) -> bool {
@@ -441,6 +472,11 @@ impl Mount {
         let about_binding = |option: &&String| matches!(option.as_str(), "bind" | "rbind");
         self.options.iter().filter(|option| !about_binding(option)).cloned().collect()
     }
+}
+
+fn is_propagation(word: &str) -> bool {
+    let kind = word.strip_prefix('r').unwrap_or(word);
+    ["shared", "slave", "private", "unbindable"].contains(&kind)
 }
 
 fn ranges(map: &[Value]) -> Vec<IdRange> {

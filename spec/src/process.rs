@@ -86,6 +86,7 @@ pub(crate) fn check(
     check_rlimits(document, &guest, path)?;
     scheduling::check(document, &guest, path)?;
     drop_unknown_capabilities(document, &mut guest, path);
+    warn_of_ambient_capabilities(document, &guest);
     let terminal = guest["terminal"] == json!(true);
     let terminal_size = terminal_size(&guest["consoleSize"]).filter(|_| terminal);
     let warnings = Vec::new();
@@ -128,6 +129,18 @@ fn drop_unknown_capabilities(document: &mut Document, guest: &mut Value, path: &
         let unknown = unknown.into_iter().collect::<Vec<_>>().join(" ");
         let warning = format!("ignoring unknown or unavailable capabilities: [{unknown}]");
         document.warnings.push(warning);
+    }
+}
+
+/// A kernel raises those alone that are permitted and inheritable. runc goes on without the others, with these words.
+fn warn_of_ambient_capabilities(document: &mut Document, guest: &Value) {
+    let set = |name: &str| strings(&guest["capabilities"][name]);
+    let (permitted, inheritable) = (set("permitted"), set("inheritable"));
+    for name in set("ambient") {
+        if !permitted.contains(&name) || !inheritable.contains(&name) {
+            let warning = format!("can't raise ambient capability {name}: operation not permitted");
+            document.warnings.push(warning);
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn check(
         read_only_root: guest["root"]["readonly"] == true,
         rootfs,
         process,
-        hostname: text(&config["hostname"]).or_else(|| namespaces::shared_name(config)),
+        hostname: text(&config["hostname"]).unwrap_or_else(namespaces::inherited_name),
         network,
         volumes: mounts.volumes,
         disks,

@@ -278,11 +278,6 @@ fn what_belongs_to_a_namespace_needs_it() {
 fn fields_of_scheduling_that_do_not_go_together_are_named() {
     let cases = [
         ("scheduler", json!({"policy": "SCHED_FIFO"}), "scheduler.priority: must be from 1 to 99"),
-        (
-            "scheduler",
-            json!({"policy": "SCHED_RR", "nice": 1, "priority": 1}),
-            "nice: goes only with",
-        ),
         ("scheduler", json!({"policy": "SCHED_OTHER", "priority": 1}), "priority: goes only with"),
         ("scheduler", json!({"policy": "SCHED_BATCH", "period": 1}), "period: goes only with"),
         ("scheduler", json!({"policy": "SCHED_ISO"}), "scheduler.policy: must be one of"),

@@ -123,6 +123,8 @@ fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), F
         let value = match (swap, limit) {
             (..0, _) => "max".to_owned(),
             (swap, Some(limit @ 0..)) if swap >= limit => (swap - limit).to_string(),
+            // As for runc, nothing can be taken off it.
+            (swap, Some(..0)) => swap.to_string(),
             _ => {
                 return Err(Failure::invalid(
                     "memory.swap counts memory and swap together: it needs a memory.limit that is not above it",

@@ -155,7 +155,7 @@ pub(super) fn launch(
         wait(control, terminal)?;
     }
     if let Some((id, Some(hooks))) = container {
-        run_hooks(hooks, id, &process.env, filters)?;
+        run_hooks(hooks, id, &program.variables(), filters)?;
     }
     fork::reset_signals().step(|| "reset signals")?;
     become_program(control, || {

@@ -46,6 +46,11 @@ impl Program {
         })
     }
 
+    /// What it finds in its environment; HOME is one of it.
+    pub fn variables(&self) -> Vec<String> {
+        self.environment.iter().map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
     /// Becomes the program; returns only why it could not.
     pub fn execute(&self) -> Failure {
         let error = fork::execute(&self.path, &self.arguments, &self.environment);

@@ -1,6 +1,6 @@
 //! The root of a container: prepared from outside, then entered for good.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{collections::BTreeSet, os::fd::OwnedFd, path::Path};
 
 use kata_sys::mount_attr::Reach;
 use rustix::{
@@ -90,7 +90,8 @@ fn cover_paths(root: &Root, linux: &Linux) -> Result<(), Failure> {
             "/dev/null of the container is no null device: can't mask paths",
         ));
     }
-    for path in &linux.masked_paths {
+    // Twice the same needs no second cover.
+    for path in linux.masked_paths.iter().collect::<BTreeSet<_>>() {
         mounts::mask(root, Path::new(path), &null).step(|| format!("mask {path}"))?;
     }
     Ok(())

@@ -1,7 +1,9 @@
 //! Limits as the files of a group, of v1 and of v2.
 
 use kata_protocol::weight;
-use kata_spec::{CpuLimits, DEFAULT_PERIOD_US, Limits, MemoryLimits, ThrottleDevice};
+use kata_spec::{
+    CpuLimits, DEFAULT_PERIOD_US, HugepageLimit, Limits, MemoryLimits, ThrottleDevice,
+};
 
 /// One value for one file of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,12 @@ fn set(file: impl Into<String>, value: impl ToString) -> Setting {
 
 fn shown(file: &str, value: impl ToString) -> Setting {
     Setting { lenient: true, ..set(file, value) }
+}
+
+/// What is used and what is reserved. Kernels before 5.7 do not know the second.
+fn huge_pages(huge: &HugepageLimit, [used, reserved]: [&str; 2]) -> [Setting; 2] {
+    let file = |file| format!("hugetlb.{}.{file}", huge.page_size);
+    [set(file(used), huge.limit), shown(&file(reserved), huge.limit)]
 }
 
 /// A number that asks for something.
@@ -40,7 +48,7 @@ pub(super) fn legacy(controller: &str, limits: &Limits, in_force: Option<i64>) -
         "hugetlb" => limits
             .hugepage_limits
             .iter()
-            .map(|huge| set(format!("hugetlb.{}.limit_in_bytes", huge.page_size), huge.limit))
+            .flat_map(|huge| huge_pages(huge, ["limit_in_bytes", "rsvd.limit_in_bytes"]))
             .collect(),
         _ => Vec::new(),
     }
@@ -139,7 +147,7 @@ pub(super) fn unified(limits: &Limits) -> Vec<Setting> {
     settings.extend(pids(limits));
     settings.extend(unified_block_io(limits));
     for huge in &limits.hugepage_limits {
-        settings.push(set(format!("hugetlb.{}.max", huge.page_size), huge.limit));
+        settings.extend(huge_pages(huge, ["max", "rsvd.max"]));
     }
     settings
 }
@@ -149,6 +157,8 @@ fn unified_memory(memory: &MemoryLimits) -> Vec<Setting> {
     let swap = match (some(memory.swap), limit) {
         (None, Some(-1)) | (Some(..0), _) => Some("max".to_owned()),
         (Some(swap), Some(limit @ 0..)) => Some((swap - limit).max(0).to_string()),
+        // Nothing can be taken off it.
+        (Some(swap), Some(..0)) => Some(swap.to_string()),
         _ => None,
     };
     let mut settings: Vec<Setting> = swap.map(|v| set("memory.swap.max", v)).into_iter().collect();

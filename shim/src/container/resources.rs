@@ -153,7 +153,7 @@ impl Container {
     pub async fn statistics(&self) -> Result<Statistics, Refusal> {
         let status = self.record().status;
         if !matches!(status, Status::Running | Status::Paused) {
-            return Ok(self.last_statistics().unwrap_or_default());
+            return Ok(self.last_statistics().unwrap_or_else(Statistics::none));
         }
         match self.ask_for_statistics().await {
             Ok(statistics) => Ok(statistics),
@@ -165,7 +165,7 @@ impl Container {
     pub(super) async fn ask_for_statistics(&self) -> Result<Statistics, Refusal> {
         if self.role == Role::Pod {
             // As good as nothing, too, is what a pause program uses.
-            return Ok(Statistics::default());
+            return Ok(Statistics::none());
         }
         let container = self.reference();
         let answer = self.sandbox.agent()?.container_stats(&container).await?;

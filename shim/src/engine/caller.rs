@@ -31,8 +31,10 @@ const OPTIONS: &str = "runtimeoptions.v1.Options";
 /// Those of runc's shim. containerd 2 takes them to say where the shim of a sandbox is, which we know.
 const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 
-/// In [`RUNC_OPTIONS`]: address and version of the Task service.
-const TASK_API: [u32; 2] = [12, 13];
+/// In [`RUNC_OPTIONS`], what wishes nothing of a VM, or what it has anyhow: no pivot_root, no keyring, owners of the streams
+/// (they are the user's), systemd's names of groups (a spec shows by itself whether it has one), and the paths of CRIU, for
+/// what is refused by itself; and address and version of the Task service.
+const NOTHING: [u32; 9] = [1, 2, 4, 5, 9, 10, 11, 12, 13];
 
 /// With this version an engine starts the program for each container of a pod, and to clean up after each; what is
 /// served does not depend on it.
@@ -116,19 +118,34 @@ fn is_ours(any: &Any) -> bool {
     any.type_url.rsplit('/').next() == Some(OPTIONS)
 }
 
-/// Whether there is nothing in runc's options that would be dropped.
-fn wishes_nothing(options: &[u8]) -> anyhow::Result<bool> {
+/// Refuses what would be dropped of runc's options.
+fn check_of_runc(options: &[u8]) -> anyhow::Result<()> {
     // None of the fields is known to this type, so all are listed.
     let options = Empty::parse_from_bytes(options).context("read the options of runc")?;
     let mut fields = options.special_fields.unknown_fields().iter();
-    Ok(fields.all(|(number, _)| TASK_API.contains(&number)))
+    match fields.find(|(number, _)| !NOTHING.contains(number)).map(|(number, _)| number) {
+        None => Ok(()),
+        Some(number) => {
+            let name = match number {
+                3 => "ShimCgroup",
+                6 => "BinaryName",
+                7 => "Root",
+                _ => "one of a later version",
+            };
+            bail!(
+                "{RUNC_OPTIONS:?} has field {number} ({name}), which means nothing here: take it out"
+            )
+        }
+    }
 }
 
 fn configuration(any: &Any) -> anyhow::Result<Option<Configuration>> {
     if !is_ours(any) {
+        if any.type_url.rsplit('/').next() == Some(RUNC_OPTIONS) {
+            return check_of_runc(&any.value).map(|()| None);
+        }
         // Of another runtime: none of its wishes would be met.
-        let of_runc = any.type_url.rsplit('/').next() == Some(RUNC_OPTIONS);
-        if any.value.is_empty() || of_runc && wishes_nothing(&any.value)? {
+        if any.value.is_empty() {
             return Ok(None);
         }
         bail!("options of the type {:?} are not known here, but {OPTIONS:?} are", any.type_url);
@@ -226,8 +243,8 @@ mod tests {
         let runc = any("containerd.runc.v1.Options", &text("x"));
         assert!(Caller::of(&stdin(runc), &flags()).is_err());
         let none = any("containerd.runc.v1.Options", &Options::default());
-        // Field 12 is a string, field 13 a number.
-        let value = vec![12 << 3 | 2, 1, b'x', 13 << 3, 2];
+        // Field 12 is a string, fields 4 and 13 are numbers.
+        let value = vec![12 << 3 | 2, 1, b'x', 13 << 3, 2, 4 << 3, 100];
         let place = Any { value, ..none.clone() };
         assert!(Caller::of(&stdin(place), &flags()).is_ok());
         assert!(Caller::of(&stdin(none), &flags()).is_ok());

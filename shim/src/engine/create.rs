@@ -21,6 +21,7 @@ use kata_spec::{
 use kata_sys::spawn::Child;
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::{
     Engine,
@@ -285,9 +286,13 @@ impl Engine {
         let started = started.map_err(|e| Refusal::internal(&e))?;
         let pid = started.pid();
         let pidfd = started.child.pidfd.try_clone().map_err(|e| Refusal::internal(&e))?;
-        tokio::spawn(reap(started.child));
+        let (until_reaped, reaped) = watch::channel(());
+        tokio::spawn(async move {
+            reap(started.child).await;
+            drop(until_reaped);
+        });
         let monitor = Monitor::new(started.control, pid).map_err(|e| Refusal::internal(&e))?;
-        Ok(monitor.of_ours(pidfd))
+        Ok(monitor.of_ours(pidfd, reaped))
     }
 
     fn neighbours(&self) -> Neighbours {

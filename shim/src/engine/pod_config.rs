@@ -2,6 +2,7 @@
 //! that the engine would have written for that container, and the files that it would have bound into the others.
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -11,6 +12,11 @@ use serde_json::{Map, Value, json};
 
 /// What CRI gives the pods of others; in bytes.
 const SHARED_MEMORY: u64 = 64 * 1024 * 1024;
+
+/// What containerd gives pods with a network of their own when it writes their configuration itself, by its defaults: low
+/// ports and ping without privileges.
+const UNPRIVILEGED: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Files of a pod, by their place in its containers.
 const FILES: [(&str, &str); 3] =
@@ -32,7 +38,11 @@ pub fn specification(id: &str, (netns, root): (&str, &Path), config: &PodSandbox
     }
     let memory = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
     let memory = [&memory[..], &[format!("size={SHARED_MEMORY}")]].concat();
-    let mut linux = json!({"namespaces": namespaces, "sysctl": config.linux.sysctls});
+    let mut sysctls: HashMap<&str, &str> =
+        if netns.is_empty() { HashMap::new() } else { UNPRIVILEGED.into() };
+    sysctls
+        .extend(config.linux.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let mut linux = json!({"namespaces": namespaces, "sysctl": sysctls});
     if let Some(group) = group(&config.linux.cgroup_parent, id) {
         linux["cgroupsPath"] = json!(group);
     }

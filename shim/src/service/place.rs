@@ -101,7 +101,7 @@ impl Service {
         Ok(Settings {
             directory: self.directory.clone(),
             directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
-            hostname: spec.hostname.clone().unwrap_or_default(),
+            hostname: spec.hostname.clone(),
             proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
             container_id: (role == Role::Alone).then(|| id.to_owned()),
             limits: spec.limits.clone(),

@@ -29,7 +29,6 @@ fn check_scheduler(document: &Document, scheduler: &Value, field: &str) -> Resul
         let why = || format!("goes only with {}", policies.join(" or "));
         if wrong { Err(document.wrong(format!("{field}.{name}"), why())) } else { Ok(()) }
     };
-    needs("nice", &["SCHED_OTHER", "SCHED_BATCH"])?;
     needs("priority", &["SCHED_FIFO", "SCHED_RR"])?;
     for name in ["runtime", "deadline", "period"] {
         needs(name, &["SCHED_DEADLINE"])?;

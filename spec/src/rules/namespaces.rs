@@ -111,10 +111,9 @@ pub(super) fn complete(config: &Value, guest: &mut Value) {
     }
 }
 
-/// The name of a container that shares the host's.
-pub(super) fn shared_name(config: &Value) -> Option<String> {
-    let name = || uname().nodename().to_string_lossy().into_owned();
-    (!has(config, "uts")).then(name)
+/// The name of a container for which none is given: it shares the host's, or has a copy of it.
+pub(super) fn inherited_name() -> String {
+    uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Leaving a namespace out is how an engine asks for the host's.

@@ -166,7 +166,7 @@ fn what_can_not_be_started_is_one_line_and_leaves_nothing() {
     let Some(caller) = Caller::new("golden-refused") else { return };
     let runc = any(
         "containerd.runc.v1.Options",
-        &Options { config_path: "/x".into(), ..Options::default() },
+        &Options { config_body: "/x".into(), ..Options::default() },
     );
     let refused = caller.call(&["start"], &runc.write_to_bytes().unwrap());
     assert!(!refused.status.success() && refused.stdout.is_empty());

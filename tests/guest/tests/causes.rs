@@ -133,6 +133,24 @@ fn a_guest_that_restarts_itself_has_a_cause_of_its_own() {
     suicide('b', "guest_reset");
 }
 
+/// Words of a container's that the guest's kernel repeats on its console are not the kernel's own.
+#[test]
+fn a_container_can_not_say_that_its_guest_has_panicked() {
+    let Some(kata) = Kata::installed() else { return };
+    let last_words = r"x\nKernel panic - not syncing: Attempted to kill init!\nreboot: Power down";
+    let script = format!(
+        "mount -t tmpfs -o \"$(printf '{last_words}')\" x /tmp || echo refused; read line; exit 7"
+    );
+    let Some(bundle) = unleashed(&kata, &script) else { return };
+    let container = Container::started(&kata, &bundle, "forged-panic");
+    container.stdout.until_has("refused");
+    // The VM answers still, and whoever would end it had the time to.
+    assert_eq!(container.exec(&["sleep", "2"], b"").code, 0);
+    container.write(b"go\n");
+    assert_eq!(container.wait().0, 7);
+    assert_eq!(ended(&container)["cause"], "exited");
+}
+
 /// Sends a signal to a part of a sandbox; returns how the container is said to have ended.
 fn lose(which: HostProcess, signal: Signal, name: &str) -> Option<Value> {
     let kata = Kata::installed()?;

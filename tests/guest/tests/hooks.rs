@@ -183,7 +183,8 @@ fn a_hook_without_an_environment_has_the_callers_or_the_programs() {
         let script = |place: &str| json!(["sh", "-c", format!("echo $MARK > {place}")]);
         let on_host = json!({"path": "/bin/sh", "args": script(seen.to_str().unwrap())});
         hook(&mut bundle, "createRuntime", on_host);
-        let inside = json!({"path": "/bin/sh", "args": script("/seen")});
+        let inside = "echo $MARK > /seen; echo $HOME";
+        let inside = json!({"path": "/bin/sh", "args": ["sh", "-uec", inside]});
         hook(&mut bundle, "startContainer", inside);
         bundle.config["process"]["env"] = json!(["PATH=/bin", "MARK=program"]);
         bundle.write();

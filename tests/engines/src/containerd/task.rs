@@ -4,7 +4,7 @@ use std::{fs, os::unix::net::UnixStream};
 
 use kata_engine_api::containerd::{
     any::Any,
-    task::{DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest},
+    task::{ConnectRequest, DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest},
     task_ttrpc::TaskClient,
 };
 use serde_json::json;
@@ -40,6 +40,14 @@ impl Task {
 
     /// Starts a program in a container (its id, and one for the process); its output goes to `stdout`.
     pub fn begin(&self, (container, exec): (&str, &str), words: &[&str], stdout: &str) {
+        self.add((container, exec), words, stdout);
+        let start =
+            StartRequest { id: container.into(), exec_id: exec.into(), ..Default::default() };
+        self.runtime.block_on(self.client.start(deadline(), &start)).unwrap();
+    }
+
+    /// Makes one that is not started yet.
+    pub fn add(&self, (container, exec): (&str, &str), words: &[&str], stdout: &str) {
         let process = json!({
             "args": words, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"],
             "noNewPrivileges": false,
@@ -57,24 +65,36 @@ impl Task {
             spec: Some(spec).into(),
             ..Default::default()
         };
-        let start =
-            StartRequest { id: container.into(), exec_id: exec.into(), ..Default::default() };
-        self.runtime.block_on(async {
-            self.client.exec(deadline(), &request).await.unwrap();
-            self.client.start(deadline(), &start).await.unwrap();
-        });
+        self.runtime.block_on(self.client.exec(deadline(), &request)).unwrap();
+    }
+
+    /// Takes a process away; returns the exit code that is told then.
+    pub fn delete(&self, container: &str, exec: &str) -> u32 {
+        let (id, exec_id) = (container.to_owned(), exec.to_owned());
+        let delete = DeleteRequest { id, exec_id, ..Default::default() };
+        self.runtime.block_on(self.client.delete(deadline(), &delete)).unwrap().exit_status
+    }
+
+    /// Pid of a container on the host.
+    pub fn pid(&self, container: &str) -> i32 {
+        let connect = ConnectRequest { id: container.into(), ..Default::default() };
+        let answer = self.runtime.block_on(self.client.connect(deadline(), &connect)).unwrap();
+        answer.task_pid.try_into().unwrap()
+    }
+
+    /// Waits for the end of a container.
+    pub fn wait(&self, container: &str) -> u32 {
+        let wait = WaitRequest { id: container.into(), ..Default::default() };
+        self.runtime.block_on(self.client.wait(deadline(), &wait)).unwrap().exit_status
     }
 
     /// Waits for its end and takes it away; returns its exit code.
     pub fn end(&self, container: &str, exec: &str) -> u32 {
         let (id, exec_id) = (container.to_owned(), exec.to_owned());
-        let wait = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
-        let delete = DeleteRequest { id, exec_id, ..Default::default() };
-        self.runtime.block_on(async {
-            let ended = self.client.wait(deadline(), &wait).await.unwrap();
-            self.client.delete(deadline(), &delete).await.unwrap();
-            ended.exit_status
-        })
+        let wait = WaitRequest { id, exec_id, ..Default::default() };
+        let ended = self.runtime.block_on(self.client.wait(deadline(), &wait)).unwrap();
+        self.delete(container, exec);
+        ended.exit_status
     }
 }
 
