@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use kata_protocol::agent;
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::Sandbox;
 use crate::packet::PacketSocket;
 
-/// Between two calls for a guest to drop inodes that it caches.
+/// At least between two calls for a guest to drop inodes that it caches.
 const BETWEEN_DROPS: Duration = Duration::from_millis(200);
 
 impl Sandbox {
@@ -26,13 +29,15 @@ impl Sandbox {
     /// Asks the guest to drop inodes that it caches, whenever it has too many. A guest can say that as often as it likes, so
     /// it is asked by one call at a time, and not at once again.
     async fn drop_guest_caches(self: Arc<Self>, pressure: Arc<Notify>) {
+        let mut pace = interval(BETWEEN_DROPS);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             pressure.notified().await;
+            pace.tick().await;
             let Ok(agent) = self.agent() else { continue };
             if let Err(error) = agent.drop_caches(&agent::Empty::new()).await {
                 tracing::warn!(%error, "ask the guest to drop cached inodes");
             }
-            tokio::time::sleep(BETWEEN_DROPS).await;
         }
     }
 }

@@ -10,10 +10,7 @@ use std::{
 use kata_guest_tests::{
     Bundle, Container, Kata, Output, Root, Tmpfs, busybox, debian, python, repetitions, run_bundle,
 };
-use rustix::{
-    fs::{XattrFlags, getxattr, setxattr},
-    mount::{MountFlags, mount_remount},
-};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde_json::{Value, json};
 
 /// Runs a shell script on busybox with bind mounts: source, destination, options.
@@ -381,38 +378,6 @@ fn a_mount_below_a_volume_is_seen_with_rbind_and_not_with_bind() {
     let Some(output) = with_volumes("ls /all/below /one/below", &volumes) else { return };
     assert_done(&output);
     assert_eq!(output.stdout(), "/all/below:\ninner\n\n/one/below:\nhidden\n");
-}
-
-#[test]
-fn a_volume_without_flags_has_those_of_what_is_bound() {
-    let volume = tempfile::tempdir().unwrap();
-    let _mounted = Tmpfs::mount(volume.path(), "");
-    let flags = MountFlags::BIND | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::RDONLY;
-    mount_remount(volume.path(), flags, c"").unwrap();
-    let Some(kata) = Kata::installed() else { return };
-    for runtime in [&Kata::oracle(), &kata] {
-        let Some(root) = busybox() else { return };
-        let script = "grep -E ' /(kept|told) ' /proc/self/mounts | cut -d ' ' -f 2,4";
-        let bundle = Bundle::new(&kata, root, &["sh", "-ec", script]);
-        let output = run_bundle(runtime, bundle, |config| {
-            for (place, options) in [("/kept", &["bind"][..]), ("/told", &["bind", "ro"])] {
-                let mount = json!({
-                    "type": "bind", "source": volume.path(), "destination": place, "options": options,
-                });
-                config["mounts"].as_array_mut().unwrap().push(mount);
-            }
-        });
-        assert_done(&output);
-        let told = output.stdout();
-        let has = |place: &str, flag: &str| {
-            let line = told.lines().find(|line| line.starts_with(place)).unwrap();
-            line.split([' ', ',']).any(|word| word == flag)
-        };
-        for flag in ["ro", "noexec", "nosuid"] {
-            assert!(has("/kept", flag), "{flag}: {told}");
-        }
-        assert!(has("/told", "ro") && !has("/told", "noexec"), "{told}");
-    }
 }
 
 #[test]

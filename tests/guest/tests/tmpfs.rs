@@ -1,9 +1,10 @@
-//! File systems in memory, which the guest makes.
+//! File systems in memory: those that the guest makes, and one of the host as a volume.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 
-use kata_guest_tests::{Bundle, Kata, busybox, debian, run_bundle};
+use kata_guest_tests::{Bundle, Kata, Tmpfs, busybox, debian, run_bundle};
+use rustix::mount::{MountFlags, mount_remount};
 use serde_json::json;
 
 #[test]
@@ -45,4 +46,36 @@ fn a_volume_in_a_tmpfs_may_be_reached_by_a_link() {
         }
     });
     assert_eq!(output.stdout(), "here\nhere\nhere\n", "{}", output.stderr());
+}
+
+#[test]
+fn a_volume_without_flags_has_those_of_what_is_bound() {
+    let volume = tempfile::tempdir().unwrap();
+    let _mounted = Tmpfs::mount(volume.path(), "");
+    let flags = MountFlags::BIND | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::RDONLY;
+    mount_remount(volume.path(), flags, c"").unwrap();
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(root) = busybox() else { return };
+        let script = "grep -E ' /(kept|told) ' /proc/self/mounts | cut -d ' ' -f 2,4";
+        let bundle = Bundle::new(&kata, root, &["sh", "-ec", script]);
+        let output = run_bundle(runtime, bundle, |config| {
+            for (place, options) in [("/kept", &["bind"][..]), ("/told", &["bind", "ro"])] {
+                let mount = json!({
+                    "type": "bind", "source": volume.path(), "destination": place, "options": options,
+                });
+                config["mounts"].as_array_mut().unwrap().push(mount);
+            }
+        });
+        assert_eq!(output.code, 0, "{}{}", output.stdout(), output.stderr());
+        let told = output.stdout();
+        let has = |place: &str, flag: &str| {
+            let line = told.lines().find(|line| line.starts_with(place)).unwrap();
+            line.split([' ', ',']).any(|word| word == flag)
+        };
+        for flag in ["ro", "noexec", "nosuid"] {
+            assert!(has("/kept", flag), "{flag}: {told}");
+        }
+        assert!(has("/told", "ro") && !has("/told", "noexec"), "{told}");
+    }
 }
