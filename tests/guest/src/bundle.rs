@@ -15,6 +15,24 @@ pub struct Bundle {
     root: Root,
 }
 
+/// What docker leaves a container; `spec` gives as little as runc's.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
 impl Bundle {
     /// A bundle that `kata-runtime spec` has begun, without a terminal, that runs `args`.
     pub fn new(kata: &Kata, root: Root, args: &[&str]) -> Self {
@@ -27,6 +45,9 @@ impl Bundle {
         config["process"]["args"] = json!(args);
         config["process"]["terminal"] = json!(false);
         config["root"] = json!({"path": root.path(), "readonly": false});
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(CAPABILITIES);
+        }
         let bundle = Self { directory, config, root };
         bundle.write();
         bundle
