@@ -23,7 +23,7 @@ pub enum Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
     Alive,
-    /// And [collected](Reaper::collect) since.
+    /// And [collected](Reaper::collect_one) since.
     Ended,
 }
 

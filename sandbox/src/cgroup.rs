@@ -320,9 +320,11 @@ impl Group {
         };
         let mut path = root.clone();
         for part in self.path.components() {
+            let file = path.join("cgroup.subtree_control");
             let there = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
-            for controller in there.split_whitespace() {
-                let file = path.join("cgroup.subtree_control");
+            let enabled = fs::read_to_string(&file).unwrap_or_default();
+            let is_enabled = |name: &&str| enabled.split_whitespace().any(|other| other == *name);
+            for controller in there.split_whitespace().filter(|name| !is_enabled(name)) {
                 // A parent that has processes: the limit's own write says so when such a limit was asked for.
                 if let Err(error) = fs::write(&file, format!("+{controller}")) {
                     tracing::debug!(%error, file = %file.display(), controller, "controller not enabled");

@@ -410,7 +410,7 @@ impl Container {
         }
         let grace = if process.monitor.is_ours() { UNTIL_DELETED } else { self.grace };
         let grace_ms = u64::try_from(grace.as_millis()).ok();
-        let drained = process.drain(End { grace_ms, ..outcome.end.clone() }).await;
+        process.drain(End { grace_ms, ..outcome.end.clone() }).await;
         let mut ended = outcome.recorded();
         if process.is_init() {
             self.explain(&mut ended);
@@ -435,7 +435,8 @@ impl Container {
             }
         }
         process.advance(&[Phase::Ending], Phase::Ended);
-        process.leave(ended, drained).await;
+        process.publish(ended);
+        tokio::spawn(process.clone().dismiss());
         if process.is_init() && self.role != Role::Member {
             self.sandbox.stop().await;
         }

@@ -21,6 +21,7 @@ pub struct Monitor {
     pub pid: u32,
     /// The process, when it is a child of the shim.
     process: Option<OwnedFd>,
+    /// Closes when that has been waited for.
     reaped: Option<watch::Receiver<()>>,
     /// It stands on the caller's own terminal.
     pub callers_terminal: bool,

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! *Ending* lasts until the monitor has passed on all output (or is gone). Only then is the end recorded and given to
-//! those who wait; last of all the control connection closes, upon which the monitor exits with the code. So whoever
-//! sees the monitor's exit finds the record true, and whoever sees the record finds the output whole.
+//! those who wait, so whoever sees the record finds the output whole. When the control connection closes, the monitor exits
+//! with the code: below the command line last of all, so that whoever sees that finds the record true; below an engine, which
+//! waits for the shim and not for the monitor, first, so that whoever hears of the end finds no process any more.
 
 use std::{
     sync::{
@@ -51,7 +52,7 @@ const HANDOVER: Duration = Duration::from_secs(10);
 pub const LATE_OUTPUT: Duration = Duration::from_secs(2);
 
 /// For a monitor to exit that has nothing left to do; some milliseconds are usual.
-const LAST_STEPS: Duration = Duration::from_secs(1);
+pub const LAST_STEPS: Duration = Duration::from_secs(1);
 
 /// Where a process is in its life; later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,22 +208,9 @@ impl Process {
         end.ok().and_then(|end| end.clone()).ok_or_else(|| Refusal::precondition("shim is ending"))
     }
 
-    /// Those who wait get the end.
+    /// The last step: those who wait get the end.
     pub fn publish(&self, ended: Ended) {
         self.ended.send_replace(Some(ended));
-    }
-
-    /// The last step. Where the monitor is one of ours that has passed on everything, who hears of the end finds no process
-    /// of its number any more.
-    pub async fn leave(self: &Arc<Self>, ended: Ended, drained: bool) {
-        if drained && self.monitor.is_ours() {
-            self.monitor.dismiss();
-            if timeout(LAST_STEPS, self.monitor.reaped()).await.is_err() {
-                tracing::warn!(pid = self.monitor.pid, "a monitor takes its time to exit");
-            }
-        }
-        self.publish(ended);
-        tokio::spawn(self.clone().dismiss());
     }
 
     /// Its start was told, and its end will be; or that is told too.
@@ -295,8 +283,8 @@ impl Process {
     ///
     /// The monitor of an engine that calls us is waited for only so long: a fifo whose reader is gone is never emptied, and
     /// the engine reads on after it has heard of the end.
-    /// Whether all of it is.
-    pub async fn drain(&self, end: End) -> bool {
+    /// With all of it passed on, that monitor exits: who hears of the end finds no process of its number any more.
+    pub async fn drain(&self, end: End) {
         let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut handover) = handover {
             if end.stdout_bytes.is_some() && timeout(HANDOVER, &mut handover).await.is_err() {
@@ -309,19 +297,19 @@ impl Process {
         let drained = self.drained.notified();
         if !self.monitor.is_ours() {
             drained.await;
-            return true;
-        }
-        let in_time = timeout(LATE_OUTPUT, drained).await.is_ok();
-        if in_time {
-            self.note_drained();
-        } else {
+        } else if timeout(LATE_OUTPUT, drained).await.is_err() {
             tracing::debug!(pid = self.monitor.pid, "output is read on after the end");
+        } else {
+            self.note_drained();
+            self.monitor.dismiss();
+            if timeout(LAST_STEPS, self.monitor.reaped()).await.is_err() {
+                tracing::warn!(pid = self.monitor.pid, "a monitor takes its time to exit");
+            }
         }
-        in_time
     }
 
     /// Lets the monitor exit: at once on the command line, else when all output is passed on.
-    async fn dismiss(self: Arc<Self>) {
+    pub async fn dismiss(self: Arc<Self>) {
         if self.monitor.is_ours() {
             self.drained.notified().await;
             self.note_drained();

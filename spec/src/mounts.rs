@@ -264,14 +264,14 @@ impl Mount {
     }
 
     /// The flags of what is bound: a bind mount for which none are given keeps them, and the guest does not see them. Below
-    /// it they would be everything's, so where something is mounted there they stay with the host.
+    /// it they would be everything's, so where something is or will be mounted there they stay with the host.
     fn inherited(&self, class: &Class) -> Vec<&'static str> {
-        let Class::Volume(VolumeSource { origin: Origin::Path(path), recursive, .. }) = class
-        else {
-            return Vec::new();
+        let Class::Volume(volume) = class else { return Vec::new() };
+        let Origin::Path(path) = &volume.origin else { return Vec::new() };
+        let is_flag = |word: &String| {
+            let none = ["bind", "rbind", "idmap", "ridmap", "defaults"].contains(&word.as_str());
+            !none && !is_propagation(word)
         };
-        let is_flag =
-            |word: &String| !matches!(word.as_str(), "bind" | "rbind") && !is_propagation(word);
         if self.options.iter().any(is_flag) {
             return Vec::new();
         }
@@ -280,7 +280,8 @@ impl Mount {
             filesystem.f_flag.contains(*flag).then_some(*word)
         };
         let words: Vec<_> = INHERITED.iter().filter_map(set).collect();
-        let alone = words.is_empty() || !recursive || !mount_table::has_below(path).unwrap_or(true);
+        let below = || volume.follows_host || mount_table::has_below(path).unwrap_or(true);
+        let alone = words.is_empty() || !volume.recursive || !below();
         if alone { words } else { Vec::new() }
     }
 

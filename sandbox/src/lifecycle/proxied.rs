@@ -36,7 +36,7 @@ impl Sandbox {
             pace.tick().await;
             let Ok(agent) = self.agent() else { continue };
             if let Err(error) = agent.drop_caches(&agent::Empty::new()).await {
-                tracing::warn!(%error, "ask the guest to drop cached inodes");
+                tracing::debug!(%error, "ask the guest to drop cached inodes");
             }
         }
     }

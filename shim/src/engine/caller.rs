@@ -34,7 +34,7 @@ const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// In [`RUNC_OPTIONS`], what wishes nothing of a VM, or what it has anyhow: no pivot_root, no keyring, owners of the streams
 /// (they are the user's), systemd's names of groups (a spec shows by itself whether it has one), and the paths of CRIU, for
 /// what is refused by itself; and address and version of the Task service.
-const NOTHING: [u32; 9] = [1, 2, 4, 5, 9, 10, 11, 12, 13];
+const NOTHING: [u32; 10] = [1, 2, 4, 5, 8, 9, 10, 11, 12, 13];
 
 /// With this version an engine starts the program for each container of a pod, and to clean up after each; what is
 /// served does not depend on it.

@@ -38,6 +38,7 @@ pub fn specification(id: &str, (netns, root): (&str, &Path), config: &PodSandbox
     }
     let memory = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
     let memory = [&memory[..], &[format!("size={SHARED_MEMORY}")]].concat();
+    // The configuration's own count, which a kubelet writes with dots, too.
     let mut sysctls: HashMap<&str, &str> =
         if netns.is_empty() { HashMap::new() } else { UNPRIVILEGED.into() };
     sysctls
@@ -157,7 +158,9 @@ mod tests {
         let linux = LinuxPodSandboxConfig {
             cgroup_parent: parent.into(),
             security_context: Some(context).into(),
-            sysctls: [("net.x".to_owned(), "1".to_owned())].into(),
+            sysctls: [("net.x", "1"), ("net.ipv4.ip_unprivileged_port_start", "1024")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             ..Default::default()
         };
         let dns = DNSConfig {
@@ -183,6 +186,8 @@ mod tests {
         assert_eq!(pod::role(&spec), Role::Pod);
         let common = pod::common(spec.to_string().as_bytes());
         assert_eq!((common.shm_bytes, common.sysctls["net.x"].as_str()), (64 << 20, "1"));
+        assert_eq!(common.sysctls["net.ipv4.ip_unprivileged_port_start"], "1024", "its own");
+        assert_eq!(common.sysctls["net.ipv4.ping_group_range"], "0 2147483647");
         assert_eq!(spec["linux"]["cgroupsPath"], "/kubepods/pod1/p");
         let kinds = |spec: &Value| {
             let all = spec["linux"]["namespaces"].as_array().unwrap();

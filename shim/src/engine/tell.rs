@@ -24,11 +24,13 @@ use super::Engine;
 use crate::{
     container::Container,
     failure::Refusal,
-    process::{LATE_OUTPUT, Phase, Process},
+    process::{LAST_STEPS, LATE_OUTPUT, Phase, Process},
 };
 
-/// Additional processes end with their container; so long their news may come before its. Output may be late besides.
-const LAST_WORDS: Duration = LATE_OUTPUT.saturating_add(Duration::from_secs(1));
+/// Additional processes end with their container; so long their news may come before its. Output may be late besides,
+/// and then a monitor.
+const LAST_WORDS: Duration =
+    LATE_OUTPUT.saturating_add(LAST_STEPS).saturating_add(Duration::from_secs(1));
 
 impl Engine {
     /// A container is there; its end will be told too.

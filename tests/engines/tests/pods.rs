@@ -12,10 +12,7 @@ use kata_engine_tests::containerd::{
     security,
 };
 use kata_guest_tests::run;
-use rustix::{
-    io::Errno,
-    process::{Pid, test_kill_process},
-};
+use rustix::{io::Errno, process::test_kill_process};
 
 fn on_both(claim: impl Fn(&Containerd, Handler)) {
     for release in Release::tried() {
@@ -156,23 +153,14 @@ fn an_end_has_its_time_its_code_and_its_reason() {
 fn a_process_that_never_ran_has_no_code_and_one_that_ended_no_pid() {
     on_both(|engine, handler| {
         let pod = Pod::run(engine, handler);
-        let script = "trap 'exit 7' TERM; touch /tmp/ready; while :; do sleep 0.1; done";
-        let container = pod.start(pod.script(script));
-        container.output("until [ -e /tmp/ready ]; do sleep 0.05; done");
+        let container = pod.start(pod.script("exec sleep 1000"));
         let task = Task::of(engine, &container.id);
         task.add((&container.id, "never"), &["true"], "/dev/null");
         assert_eq!(task.delete(&container.id, "never"), 0);
-        let pid = Pid::from_raw(task.pid(&container.id)).unwrap();
-        assert_eq!(test_kill_process(pid), Ok(()));
-        let code = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                let code = task.wait(&container.id);
-                (code, test_kill_process(pid))
-            });
-            container.stop(20);
-            waiting.join().unwrap()
-        });
-        assert_eq!(code, (7, Err(Errno::SRCH)));
+        let pid = task.begin((&container.id, "once"), &["sh", "-c", "exit 3"], "/dev/null");
+        let code = task.wait(&container.id, "once");
+        assert_eq!((code, test_kill_process(pid)), (3, Err(Errno::SRCH)));
+        task.delete(&container.id, "once");
         pod.remove();
     });
 }

@@ -4,9 +4,10 @@ use std::{fs, os::unix::net::UnixStream};
 
 use kata_engine_api::containerd::{
     any::Any,
-    task::{ConnectRequest, DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest},
+    task::{DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest},
     task_ttrpc::TaskClient,
 };
+use rustix::process::Pid;
 use serde_json::json;
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
@@ -38,12 +39,14 @@ impl Task {
         self.end(container, exec)
     }
 
-    /// Starts a program in a container (its id, and one for the process); its output goes to `stdout`.
-    pub fn begin(&self, (container, exec): (&str, &str), words: &[&str], stdout: &str) {
+    /// Starts a program in a container (its id, and one for the process); its output goes to `stdout`. Returns its pid
+    /// on the host.
+    pub fn begin(&self, (container, exec): (&str, &str), words: &[&str], stdout: &str) -> Pid {
         self.add((container, exec), words, stdout);
         let start =
             StartRequest { id: container.into(), exec_id: exec.into(), ..Default::default() };
-        self.runtime.block_on(self.client.start(deadline(), &start)).unwrap();
+        let started = self.runtime.block_on(self.client.start(deadline(), &start)).unwrap();
+        Pid::from_raw(started.pid.try_into().unwrap()).unwrap()
     }
 
     /// Makes one that is not started yet.
@@ -75,26 +78,18 @@ impl Task {
         self.runtime.block_on(self.client.delete(deadline(), &delete)).unwrap().exit_status
     }
 
-    /// Pid of a container on the host.
-    pub fn pid(&self, container: &str) -> i32 {
-        let connect = ConnectRequest { id: container.into(), ..Default::default() };
-        let answer = self.runtime.block_on(self.client.connect(deadline(), &connect)).unwrap();
-        answer.task_pid.try_into().unwrap()
-    }
-
-    /// Waits for the end of a container.
-    pub fn wait(&self, container: &str) -> u32 {
-        let wait = WaitRequest { id: container.into(), ..Default::default() };
+    /// Waits for its end; returns its exit code.
+    pub fn wait(&self, container: &str, exec: &str) -> u32 {
+        let (id, exec_id) = (container.to_owned(), exec.to_owned());
+        let wait = WaitRequest { id, exec_id, ..Default::default() };
         self.runtime.block_on(self.client.wait(deadline(), &wait)).unwrap().exit_status
     }
 
     /// Waits for its end and takes it away; returns its exit code.
     pub fn end(&self, container: &str, exec: &str) -> u32 {
-        let (id, exec_id) = (container.to_owned(), exec.to_owned());
-        let wait = WaitRequest { id, exec_id, ..Default::default() };
-        let ended = self.runtime.block_on(self.client.wait(deadline(), &wait)).unwrap();
+        let code = self.wait(container, exec);
         self.delete(container, exec);
-        ended.exit_status
+        code
     }
 }
 
