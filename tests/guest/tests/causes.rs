@@ -99,7 +99,7 @@ fn a_guest_out_of_memory_as_a_whole_is_told_apart_from_a_limit() {
 /// A bundle whose program may do to the guest what it likes.
 fn unleashed(kata: &Kata, script: &str) -> Option<Bundle> {
     let mut bundle = bundle(kata, script)?;
-    let all = json!(["CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_DAC_OVERRIDE"]);
+    let all = json!(["CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYSLOG", "CAP_DAC_OVERRIDE"]);
     for set in ["bounding", "effective", "permitted"] {
         bundle.config["process"]["capabilities"][set] = all.clone();
     }
