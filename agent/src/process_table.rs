@@ -95,7 +95,7 @@ fn command(arguments: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stat, command};
+    use super::{COMMAND, Stat, command, read};
 
     #[test]
     fn a_name_with_brackets_hides_no_field() {
@@ -110,5 +110,12 @@ mod tests {
     fn arguments_are_one_line() {
         assert_eq!(command(b"sh\0-c\0exit\0").as_deref(), Some("sh -c exit"));
         assert_eq!(command(b""), None);
+    }
+
+    #[test]
+    fn no_more_is_read_than_is_told() {
+        let long = read(std::process::id(), "maps", COMMAND).unwrap();
+        assert_eq!(command(&long).map(|text| text.len() <= 256), Some(true));
+        assert_eq!(long.len(), 256);
     }
 }

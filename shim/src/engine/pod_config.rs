@@ -38,7 +38,7 @@ pub fn specification(id: &str, (netns, root): (&str, &Path), config: &PodSandbox
     }
     let memory = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
     let memory = [&memory[..], &[format!("size={SHARED_MEMORY}")]].concat();
-    // The configuration's own count, which a kubelet writes with dots, too.
+    // What the configuration itself says goes first.
     let mut sysctls: HashMap<&str, &str> =
         if netns.is_empty() { HashMap::new() } else { UNPRIVILEGED.into() };
     sysctls
