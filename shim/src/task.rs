@@ -374,12 +374,18 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: task::ConnectRequest,
     ) -> ttrpc::Result<task::ConnectResponse> {
-        let container = self.service.container(&request.id)?;
-        // The command line asks this before it reads the record.
-        container.catch_up();
+        // An engine learns the shim's pid even where its container is not there, as from runc's shim.
+        let container = match (self.service.container(&request.id), &self.engine) {
+            (Err(refusal), None) => return Err(refusal.into()),
+            (found, _) => found.ok(),
+        };
+        if let Some(container) = &container {
+            // The command line asks this before it reads the record.
+            container.catch_up();
+        }
         Ok(task::ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: container.init().monitor.pid,
+            task_pid: container.map_or(0, |container| container.init().monitor.pid),
             version: env!("CARGO_PKG_VERSION").into(),
             ..Default::default()
         })

@@ -52,12 +52,14 @@ const TEST: &[&str] = &[
 
 /// The engines that Kata runs below, and what they need that Debian only recommends.
 const ENGINES: &[&str] = &[
+    "aardvark-dns",
     "buildah",
     "catatonit",
     "conmon",
     "containernetworking-plugins",
     "docker.io",
     "iptables",
+    "netavark",
     "nftables",
     "podman",
 ];

@@ -1,5 +1,7 @@
 //! What holds for every engine. Each claim is a test in the program of each engine.
 
+mod verbs;
+
 use std::{
     fs,
     path::PathBuf,
@@ -14,6 +16,8 @@ use crate::{
     Cases, Engine, Kind, Life, Runtime,
     options::{self, Table},
 };
+
+pub use verbs::{restart_policies_are_kept, verbs_say_what_they_say_with_runc};
 
 /// Makes a test of each claim, for one engine.
 #[macro_export]
@@ -322,8 +326,8 @@ pub fn networks_come_and_go_while_it_runs(engine: &Engine) {
     });
 }
 
-/// A container on a network of the user's own: an address of its choice, a volume that another one takes over, and with
-/// docker names.
+/// A container on a network of the user's own: an address of its choice, a volume that another one takes over, and names,
+/// where the engine has them.
 pub fn neighbours_find_each_other(engine: &Engine) {
     let (four, six) = (["--subnet", "10.94.0.0/24"], ["--ipv6", "--subnet", "fd00:94::/64"]);
     engine.ok(&[&["network", "create"], &four[..], &six[..], &["street"]].concat());
@@ -333,24 +337,22 @@ pub fn neighbours_find_each_other(engine: &Engine) {
             ["--network", "street", "--ip", "10.94.0.9", "--ip6", "fd00:94::9", "-v", "/shared"];
         let named = [&place[..], &["--network-alias", "number-9"]].concat();
         let docker = engine.kind() == Kind::Docker;
-        let _follow = life.serve(if docker { &named } else { &place });
+        let _follow = life.serve(if engine.names { &named } else { &place });
         life.ask(
             &["exec"],
             &["sh", "-c", "ip -o addr show dev eth0 scope global | cut -d' ' -f6,7"],
         );
         let mut visit = vec!["--rm", "--network", "street", "--volumes-from", life.name()];
         let link = format!("{}:nine", life.name());
-        let script = match docker {
-            true => {
-                visit.extend(["--link", &link]);
-                "for host in 10.94.0.9 number-9 nine; do wget -qO- http://$host/; done; ls -d /shared"
-            }
-            false => {
-                visit.extend(["--requires", life.name()]);
-                "wget -qO- http://10.94.0.9/; ls -d /shared"
-            }
+        let hosts = match (docker, engine.names) {
+            (true, _) => "10.94.0.9 number-9 nine",
+            (false, true) => "10.94.0.9 number-9",
+            (false, false) => "10.94.0.9",
         };
-        visit.extend(["busybox", "sh", "-c", script]);
+        visit.extend(if docker { ["--link", &link] } else { ["--requires", life.name()] });
+        let script =
+            format!("for host in {hosts}; do wget -qO- http://$host/; done; ls -d /shared");
+        visit.extend(["busybox", "sh", "-c", &script]);
         let visited = engine.run(runtime, &visit);
         let told = (visited.code, visited.stdout(), visited.stderr());
         life.ask(&["rm", "-f"], &[]);

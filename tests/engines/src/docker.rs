@@ -70,7 +70,7 @@ fn start(kata: PathBuf, programs: Option<PathBuf>) -> Option<Engine> {
     }
     fs::write(at("daemon.json"), configuration.to_string()).unwrap();
     let (kind, netns) = (Kind::Docker, Netns::new());
-    let mut engine = Engine { kind, scratch, netns, kata, daemon: None, programs };
+    let mut engine = Engine { kind, scratch, netns, kata, daemon: None, programs, names: true };
     engine.start_daemon(&[]);
     engine.import()?;
     Some(engine)

@@ -50,6 +50,8 @@ pub struct Engine {
     pub(crate) daemon: Option<Child>,
     /// Where its programs are, if not where Debian installs them.
     pub(crate) programs: Option<PathBuf>,
+    /// Whether containers of one network find each other by name.
+    pub(crate) names: bool,
 }
 
 /// The installed `kata-runtime`, if this machine has it and all of `programs`; else a word on why not.

@@ -20,4 +20,4 @@ pub use docker::{docker, docker_26, docker_26_with_shim};
 pub use engine::{Engine, Kind, Runtime};
 pub use life::Life;
 pub use netns::Netns;
-pub use podman::podman;
+pub use podman::{podman, podman_with_netavark};

@@ -18,6 +18,8 @@ claims_of! {
     the_network_of_another_container_is_left_alone
     networks_come_and_go_while_it_runs
     neighbours_find_each_other
+    verbs_say_what_they_say_with_runc
+    restart_policies_are_kept
 }
 
 #[test]

@@ -18,6 +18,8 @@ claims_of! {
     the_network_of_another_container_is_left_alone
     networks_come_and_go_while_it_runs
     neighbours_find_each_other
+    verbs_say_what_they_say_with_runc
+    restart_policies_are_kept
 }
 
 #[test]
@@ -81,6 +83,19 @@ fn the_death_of_conmon_is_what_it_is_with_runc() {
         life.transcript()
     });
     assert_eq!(lives[1], lives[0], "Kata on the left, runc on the right");
+}
+
+#[test]
+fn a_directory_is_a_root() {
+    let Some(podman) = podman() else { return };
+    let Some(root) = kata_guest_tests::busybox() else { return };
+    let root = root.path();
+    for runtime in [Runtime::Runc, Runtime::Kata] {
+        let words =
+            ["--rm", "--network", "none", "--rootfs", root, "sh", "-c", "echo $0; exit 4", "a"];
+        let output = podman.run(runtime, &words);
+        assert_eq!((output.code, output.stdout()), (4, "a\n".into()), "{}", output.stderr());
+    }
 }
 
 #[test]

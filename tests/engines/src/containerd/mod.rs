@@ -20,7 +20,7 @@ pub use pod::{Container, Pod, config, resources, security};
 pub use release::Release;
 pub use sandbox::{Sandbox, Usage};
 pub use stream::{Channel, Stream};
-pub use task::Task;
+pub use task::{Task, deadline};
 pub use volume::{Volume, bind};
 
 /// CRI's messages, generated from `proto/`.

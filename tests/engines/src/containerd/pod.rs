@@ -1,6 +1,7 @@
 //! Pods and containers, as a kubelet handles them.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -97,7 +98,7 @@ impl Pod {
         config: PodSandboxConfig,
     ) -> Result<Self, Status> {
         let (cri, logs) = (engine.cri(), PathBuf::from(&config.log_directory));
-        std::fs::create_dir_all(&logs).unwrap();
+        fs::create_dir_all(&logs).unwrap();
         let request = RunPodSandboxRequest {
             config: Some(config.clone()).into(),
             runtime_handler: runtime.0.into(),
@@ -166,11 +167,18 @@ impl Pod {
         self.remove_again();
     }
 
-    /// Removes it without stopping it, as it may be.
+    /// Removes it without stopping it, as it may be, and then its group, as a kubelet does.
     pub fn remove_again(&self) {
         let pod_sandbox_id = self.id.clone();
         let request = RemovePodSandboxRequest { pod_sandbox_id, ..Default::default() };
         self.cri.remove_pod_sandbox(&request).unwrap();
+        let Some(parent) = self.config.linux.cgroup_parent.strip_prefix('/') else { return };
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            // Of version 1 or 2; removed again, there is none.
+            fs::remove_dir(hierarchy.join(parent)).ok();
+        }
     }
 }
 
@@ -262,6 +270,6 @@ impl Container<'_> {
 }
 
 fn lines(log: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(log).unwrap();
+    let text = fs::read_to_string(log).unwrap();
     text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
 }

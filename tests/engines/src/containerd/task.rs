@@ -10,6 +10,7 @@ use kata_engine_api::containerd::{
 use rustix::process::Pid;
 use serde_json::json;
 use ttrpc::{
+    Code,
     asynchronous::{Client, transport::Socket},
     context,
 };
@@ -71,6 +72,20 @@ impl Task {
         self.runtime.block_on(self.client.exec(deadline(), &request)).unwrap();
     }
 
+    /// What the shim answers to a call, or the code of its refusal.
+    ///
+    /// # Errors
+    /// The code.
+    pub fn ask<T>(
+        &self,
+        call: impl AsyncFnOnce(&TaskClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Code> {
+        self.runtime.block_on(call(&self.client)).map_err(|error| match error {
+            ttrpc::Error::RpcStatus(status) => status.code(),
+            other => panic!("no answer: {other}"),
+        })
+    }
+
     /// Takes a process away; returns the exit code that is told then.
     pub fn delete(&self, container: &str, exec: &str) -> u32 {
         let (id, exec_id) = (container.to_owned(), exec.to_owned());
@@ -108,6 +123,7 @@ pub(super) fn connect(engine: &Containerd, id: &str) -> (tokio::runtime::Runtime
     (runtime, client)
 }
 
-pub(super) fn deadline() -> context::Context {
+/// How long an answer may take.
+pub fn deadline() -> context::Context {
     context::with_timeout(DEADLINE)
 }
