@@ -3,7 +3,7 @@
 //! `options/ENGINE.toml` has a row for each option that the engine's help shows, and the cases that use it. A case is a
 //! container that is run with runc and with Kata, whose output and exit code have to be the same, or a refusal.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -111,9 +111,11 @@ impl Kind {
 impl Table {
     /// Reads the table of an engine.
     pub fn of(kind: Kind) -> Self {
-        let path = directory().join(format!("options/{}.toml", kind.name()));
-        let text = fs::read_to_string(&path).unwrap();
-        toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        let text = match kind {
+            Kind::Podman => include_str!("../options/podman.toml"),
+            Kind::Docker => include_str!("../options/docker.toml"),
+        };
+        toml::from_str(text).unwrap_or_else(|error| panic!("{}: {error}", kind.name()))
     }
 
     /// Without the cases that a release of the engine does not know.

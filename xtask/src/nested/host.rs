@@ -36,8 +36,9 @@ Pin: release n=forky
 Pin-Priority: 900
 ";
 /// What a host of guests has, and what the tests run on it.
-const PACKAGES: &str = "busybox-static,e2fsprogs,iproute2,iputils-ping,kmod,nftables,procps,\
-                        qemu-system-x86,runc,socat,strace,util-linux,wireguard-tools";
+const PACKAGES: &str = "busybox-static,containerd,containernetworking-plugins,e2fsprogs,iproute2,\
+                        iptables,iputils-ping,kmod,nftables,procps,qemu-system-x86,runc,socat,\
+                        strace,util-linux,wireguard-tools";
 /// What the kernel has as modules and needs to mount its disk.
 const BOOT_MODULES: &[&str] = &["virtio_blk"];
 /// Of the disk; what is not used of it takes no room.

@@ -1,9 +1,9 @@
-//! Tier `kvm`: the programs of the guest tier, in the nested host: KVM, cgroup v2 alone, all capabilities, every kind of
-//! link. Without `--full` a smoke of them.
+//! Tier `kvm`: the programs of the guest tier, and some of the engines', in the nested host: KVM, cgroup v2 alone, all
+//! capabilities, every kind of link. Without `--full` a smoke of the former.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::skips::Skips;
-use super::{GUEST_TESTS, NOMINAL_RUN_SECONDS, SLOWNESS};
+use super::{ENGINE_TESTS, GUEST_TESTS, NOMINAL_RUN_SECONDS, SLOWNESS, dockers};
 use crate::args::{Profile, TestOptions};
 use crate::layout::{FILES, Workspace};
 use crate::nested::{self, Calibration, JOB, Job, Outcome, Program, ROOTS};
@@ -71,6 +71,9 @@ const SMOKE: &[(&str, &[&str])] = &[
     ),
     ("network_guard", &["the_hosts_own_namespace_is_refused_and_left_alone"]),
 ];
+
+/// Those of the engines' tier to which it matters that runc has control groups of version 2 and all capabilities.
+const ENGINES: &[&str] = &["cri", "docker_26", "pods"];
 
 /// What must work there, so that no fall-back to TCG hides a failure.
 const CONFIGURATION: &str = "[hypervisor]\naccelerator = \"kvm\"\n\n[boot]\ntimeout_kvm_s = 180\n";
@@ -170,14 +173,18 @@ fn describe(workspace: &Workspace, options: &TestOptions) -> Result<Job> {
         nominal_seconds: NOMINAL_RUN_SECONDS,
         variable: SLOWNESS.to_owned(),
     });
+    let smoke = !options.full && options.names.is_empty();
+    let mut programs = test_programs(workspace, GUEST_TESTS)?;
+    if !smoke {
+        programs.extend(engine_programs(workspace, &mut job)?);
+    }
     let mut found = BTreeSet::new();
-    for program in test_programs(workspace)? {
+    for program in programs {
         let known = tests_of(&program.path)?;
         let Some(chosen) = choose(&program.name, &known, options, &mut found) else { continue };
         let file = job.take(&program.path, Path::new("tests").join(&program.name));
         let mut words = vec![file, "--show-output".to_owned()];
         words.extend(chosen);
-        let smoke = !options.full && options.names.is_empty();
         let deadline_seconds = if smoke { SMOKE_SECONDS } else { FULL_SECONDS };
         job.programs.push(Program { name: program.name, words, deadline_seconds });
     }
@@ -195,6 +202,19 @@ fn stage_programs(workspace: &Workspace, job: &mut Job) -> String {
         job.take(prefix.join(name), Path::new("kata").join(name));
     }
     format!("{JOB}/kata/bin/kata-runtime")
+}
+
+/// Programs of the engines' tests, and for the job the engine that the nested host itself does not have.
+fn engine_programs(workspace: &Workspace, job: &mut Job) -> Result<Vec<TestProgram>> {
+    let docker = dockers::later()?;
+    for file in fs::read_dir(&docker).with_context(|| format!("read {}", docker.display()))? {
+        let file = file.with_context(|| format!("read {}", docker.display()))?;
+        job.take(file.path(), Path::new("docker").join(file.file_name()));
+    }
+    job.variables.insert("KATA_TEST_DOCKER".to_owned(), format!("{JOB}/docker"));
+    let mut programs = test_programs(workspace, ENGINE_TESTS)?;
+    programs.retain(|program| ENGINES.contains(&program.name.as_str()));
+    Ok(programs)
 }
 
 /// The names that are asked for, each of which must find something.
@@ -257,11 +277,11 @@ struct Target {
     kind: Vec<String>,
 }
 
-/// Builds the guest tests and says where cargo put them.
-fn test_programs(workspace: &Workspace) -> Result<Vec<TestProgram>> {
+/// Builds the tests of a package and says where cargo put them.
+fn test_programs(workspace: &Workspace, package: &str) -> Result<Vec<TestProgram>> {
     let messages = Run::new("cargo")
         .args(["test", "--quiet", "--locked", "--no-run", "--message-format", "json"])
-        .args(["-p", GUEST_TESTS].map(OsStr::new))
+        .args(["-p", package].map(OsStr::new))
         .cwd(workspace.root())
         .output()?;
     let mut programs = Vec::new();
