@@ -6,6 +6,7 @@
 //!     asks and counts                                            serves
 //! ```
 
+mod appear;
 mod pair;
 mod scene;
 mod way;
@@ -66,6 +67,7 @@ pub fn measure(stand: &Stand, rounds: usize, report: &mut Report) -> Result<()> 
         all.push(round);
     }
     note(&all, report)?;
+    appear::measure(stand, rounds, report)?;
     pair::measure(stand, rounds, report)
 }
 

@@ -1,6 +1,7 @@
 //! Two network namespaces with a veth pair between them: a pod's, and that of a peer.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
@@ -18,6 +19,8 @@ const POD: [&str; 2] = ["10.77.0.2/24", "fd77::2/64"];
 
 /// The pod's link.
 pub const LINK: &str = "eth0";
+/// Of the pod's end of a link that is added.
+const ADDED_MAC: &str = "02:00:00:00:78:02";
 
 #[derive(Debug)]
 pub struct Scene {
@@ -71,19 +74,28 @@ impl Scene {
         run.args([&self.program]).args(words.iter().copied()).quietly().output()
     }
 
+    /// One more link between pod and peer: names and addresses of its ends.
+    pub fn add_link(&self, pod: (&str, &str), peer: (&str, &str)) -> Result<()> {
+        let pair = ["type", "veth", "peer", peer.0, "netns", &self.peer];
+        self.ip(&[&["link", "add", pod.0, "address", ADDED_MAC], &pair[..]].concat())?;
+        for (namespace, (link, address)) in [(&self.pod, pod), (&self.peer, peer)] {
+            let address = format!("{address}/24");
+            ip(&["-n", namespace, "address", "add", &address, "dev", link])?;
+            ip(&["-n", namespace, "link", "set", link, "up"])?;
+        }
+        // A question that nobody answers yet is asked again only a second later.
+        let known = ["neighbour", "add", pod.1, "lladdr", ADDED_MAC, "dev", peer.0];
+        ip(&[&["-n", &self.peer], &known[..]].concat())
+    }
+
     /// Does something on a thread in the pod's namespace.
-    pub fn inside<T: Send>(&self, work: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T> {
-        let namespace = File::open(self.path()).context("open the pod's namespace")?;
-        let worked = thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                kata_sys::network::enter(std::os::fd::AsFd::as_fd(&namespace))?;
-                work()
-            });
-            worker.join()
-        });
-        worked
-            .map_err(|_| anyhow!("a thread in the pod's namespace panicked"))?
-            .context("set up a link")
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        inside(&self.pod, work)
+    }
+
+    /// The same in the peer's.
+    pub fn inside_peer<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        inside(&self.peer, work)
     }
 
     /// Puts a container into the pod's namespace; of Kata's it has a card for its link, and no spare one.
@@ -95,10 +107,18 @@ impl Scene {
     pub fn enter_as_peer(&self, spec: &mut Value) {
         enter(&self.peer, spec);
     }
+}
 
-    fn path(&self) -> String {
-        path(&self.pod)
-    }
+fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let namespace = File::open(path(namespace)).context("open a network namespace")?;
+    let worked = thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            kata_sys::network::enter(namespace.as_fd()).context("enter a network namespace")?;
+            work()
+        });
+        worker.join()
+    });
+    worked.map_err(|_| anyhow!("a thread in a network namespace panicked"))?
 }
 
 fn enter(namespace: &str, spec: &mut Value) {

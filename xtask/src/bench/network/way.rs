@@ -18,7 +18,7 @@ use super::super::stand::Stand;
 use super::super::vmm_line::VmmLine;
 use super::scene::{LINK, Scene, V4, V6};
 
-const SERVE: &[&str] = &["serve"];
+pub const SERVE: &[&str] = &["serve"];
 const TAP: &str = "tap0";
 
 /// Sends every frame that comes in on one link out of the other.
@@ -140,7 +140,7 @@ impl<'a> Served<'a> {
 }
 
 fn make_tap(scene: &Scene) -> Result<OwnedFd> {
-    let tap = scene.inside(|| tap::make(TAP, 1))?;
+    let tap = scene.inside(|| tap::make(TAP, 1).context("make a tap"))?;
     scene.ip(&["link", "set", TAP, "up"])?;
     tap.queues.into_iter().next().context("a tap without queues")
 }
