@@ -95,8 +95,8 @@ pub struct BenchOptions {
     /// Only these measurements
     #[arg(long = "only", value_name = "MEASUREMENT")]
     pub only: Vec<Measurement>,
-    /// Measure cold start and memory under KVM, in the nested host
-    #[arg(long, conflicts_with = "only")]
+    /// Measure under KVM, in the nested host: cold start and memory, if nothing else is named
+    #[arg(long)]
     pub kvm: bool,
     /// Build nothing: measure what was built
     #[arg(long)]
@@ -122,6 +122,13 @@ pub enum Measurement {
     Network,
     /// Sizes of programs
     Sizes,
+}
+
+impl Measurement {
+    /// As it is typed.
+    pub fn word(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 #[derive(Debug, clap::Args)]

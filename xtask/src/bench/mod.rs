@@ -53,7 +53,7 @@ pub fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
         build_guest(workspace)?;
     }
     if options.kvm {
-        return nested::run(workspace, &guest);
+        return nested::run(workspace, &guest, &options.only);
     }
     let built_agent = workspace.built().join("kata-agent");
     let only = &options.only;
