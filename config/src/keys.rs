@@ -116,6 +116,12 @@ pub const KEYS: &[Key] = &[
         "initrd with the agent. The installed one when not given.",
         Field::Path(|config| &mut config.guest.initrd),
     ),
+    per_sandbox(
+        "guest.silence_s",
+        "Seconds for which a guest may answer nobody before it is ended, with the cause `guest_silent`. They count from when a call \
+         was left unanswered, and only while the VMM itself answers and its processors are not paused. A day is as good as never.",
+        Field::Seconds(86_400, |config| &mut config.guest.silence),
+    ),
     host_only(
         "boot.timeout_kvm_s",
         "Seconds that a boot with KVM may take. A boot that shows itself dead fails at once.",

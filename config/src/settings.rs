@@ -73,13 +73,21 @@ impl Default for Network {
     }
 }
 
-/// What the VM boots; the installed files when not given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What the VM boots, the installed files when not given; and how it is looked after.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     /// Kernel, an ELF `vmlinux` with a PVH entry or a bzImage.
     pub kernel: Option<PathBuf>,
     /// initrd with the agent.
     pub initrd: Option<PathBuf>,
+    /// How long it may answer nobody.
+    pub silence: Duration,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self { kernel: None, initrd: None, silence: Duration::from_secs(60) }
+    }
 }
 
 /// Ceilings for a boot that shows signs of life; one without them fails at once.

@@ -41,6 +41,8 @@ pub enum Cause {
     GuestReset,
     /// The guest did not end what it was told to kill, which ended its VM.
     GuestStuck,
+    /// The guest hung: it answered nobody, which ended its VM.
+    GuestSilent,
     /// Somebody killed the VMM.
     VmmKilled,
     /// The VMM died by itself.
@@ -95,6 +97,7 @@ impl Cause {
             Self::GuestPanic => "guest kernel panicked",
             Self::GuestReset => "guest restarted itself",
             Self::GuestStuck => "guest did not end what was killed",
+            Self::GuestSilent => "guest hung",
             Self::VmmKilled => "VMM was killed",
             Self::VmmCrashed => "VMM crashed",
             Self::HostOom => "the host's OOM killer killed the VM",

@@ -176,6 +176,14 @@ impl Hypervisor for Fake {
         self.machine.step("resume", |state| halted(state, FakeState::Running))
     }
 
+    async fn runs(&self) -> Result<bool, HypervisorError> {
+        let state = self.machine.state.borrow();
+        match halted(&state, FakeState::Running) {
+            Ok(_) => Ok(matches!(*state, FakeState::Running)),
+            Err(state) => Err(HypervisorError::State { operation: "tell its status", state }),
+        }
+    }
+
     fn console_tail(&self) -> String {
         self.machine.console.tail()
     }

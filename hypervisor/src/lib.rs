@@ -67,6 +67,12 @@ pub trait Hypervisor: Send + Sync {
     /// [`HypervisorError::State`] unless it was booted and has not ended.
     async fn resume(&self) -> Result<(), HypervisorError>;
 
+    /// Whether the guest's processors are let run: asked of the VMM, which so shows that it is well itself.
+    ///
+    /// # Errors
+    /// [`HypervisorError::State`] unless it runs or is paused; otherwise when the VMM does not answer soon.
+    async fn runs(&self) -> Result<bool, HypervisorError>;
+
     /// What the guest last wrote to its console, at most 64 KiB.
     fn console_tail(&self) -> String;
 }

@@ -241,6 +241,14 @@ impl Hypervisor for Qemu {
         result.map(drop).map_err(|source| HypervisorError::Command { operation: "resume", source })
     }
 
+    async fn runs(&self) -> Result<bool, HypervisorError> {
+        let qmp = self.running("tell its status")?.qmp;
+        let status = qmp.execute("query-status", COMMAND_DEADLINE).await;
+        status
+            .map(|status| status["running"] == true)
+            .map_err(|source| HypervisorError::Command { operation: "tell its status", source })
+    }
+
     fn console_tail(&self) -> String {
         self.console.tail()
     }

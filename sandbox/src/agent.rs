@@ -9,7 +9,11 @@ use std::{
 
 use kata_protocol::{agent, agent_ttrpc::AgentClient};
 use thiserror::Error;
-use tokio::{net::UnixStream, sync::watch, time::timeout};
+use tokio::{
+    net::UnixStream,
+    sync::{Notify, watch},
+    time::timeout,
+};
 use ttrpc::{
     Code,
     asynchronous::{Client, transport::Socket},
@@ -40,6 +44,10 @@ const AFTERMATH: Duration = Duration::from_secs(5);
 
 /// What a sandbox that is lost may still have said comes at once.
 const STUCK: Duration = Duration::from_secs(1);
+
+/// How long a call waits for a guest that is known to be silent. More calls would only pile up on the connection, of which one
+/// that is cut off while it is written takes all others along.
+const HEARING: Duration = Duration::from_secs(5);
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -84,6 +92,16 @@ pub struct Agent {
     client: AgentClient,
     steps: Arc<Steps>,
     loss: watch::Receiver<Option<Loss>>,
+    silence: Arc<Silence>,
+}
+
+/// What is known of a guest that does not answer.
+#[derive(Debug, Default)]
+struct Silence {
+    /// A call has heard nothing in its time.
+    unanswered: Notify,
+    /// Whether the guest is silent.
+    known: watch::Sender<bool>,
 }
 
 /// Calls that have a deadline and answer with nothing to wait for.
@@ -96,6 +114,7 @@ macro_rules! calls {
             /// [`AgentError`].
             pub async fn $name(&self, request: &agent::$request) -> Result<agent::$answer, AgentError> {
                 self.steps.enter(Step::CallAgent)?;
+                self.heard(stringify!($name), HEARING).await?;
                 let answer = self.client.$name(within($limit), request);
                 self.explained((stringify!($name), $limit), answer).await
             }
@@ -110,7 +129,15 @@ impl Agent {
         steps: Arc<Steps>,
         loss: watch::Receiver<Option<Loss>>,
     ) -> Self {
-        Self { client: AgentClient::new(Client::new(Socket::new(connection))), steps, loss }
+        let client = AgentClient::new(Client::new(Socket::new(connection)));
+        Self { client, steps, loss, silence: Arc::default() }
+    }
+
+    /// Waits so long for the end of a silence.
+    async fn heard(&self, call: &'static str, limit: Duration) -> Result<(), AgentError> {
+        let mut silent = self.silence.known.subscribe();
+        let heard = timeout(limit, silent.wait_for(|silent| !silent)).await;
+        heard.map(drop).map_err(|_| AgentError::Silent { call, limit })
     }
 
     /// A call that ended with the sandbox tells what became of that.
@@ -136,19 +163,18 @@ impl Agent {
         let loss = known.ok().and_then(Result::ok).and_then(|loss| loss.clone());
         Err(match loss {
             Some(loss) => AgentError::SandboxLost { call, loss },
-            None if !broken && began.elapsed() >= limit => AgentError::Silent { call, limit },
+            None if !broken && began.elapsed() >= limit => {
+                self.silence.unanswered.notify_one();
+                AgentError::Silent { call, limit }
+            }
             None => error,
         })
     }
 
     calls! {
         within DEADLINE;
-        /// First of all: settings, network, and the first container.
-        start_sandbox(StartSandboxRequest) -> StartSandboxResponse;
         /// Makes a container in a sandbox that runs.
         create_container(CreateContainerRequest) -> ProcessCreated;
-        /// Has a container's init execute its program.
-        start_container(ContainerRef) -> Empty;
         /// Makes the pod's pid namespace, if it is not there yet.
         hold_pids(Empty) -> Empty;
         /// Writes back to the host what the guest caches of its files.
@@ -177,8 +203,6 @@ impl Agent {
         within ASKED_FOR;
         /// Makes and starts an additional process.
         exec_process(ExecProcessRequest) -> ProcessCreated;
-        /// Sends a signal.
-        signal_process(SignalProcessRequest) -> Empty;
         /// Sets a terminal's size.
         resize_terminal(ResizeTerminalRequest) -> Empty;
         /// Processes of a container, by guest pid.
@@ -187,6 +211,19 @@ impl Agent {
         pause_container(ContainerRef) -> Empty;
         /// Thaws a container.
         resume_container(ContainerRef) -> Empty;
+    }
+
+    /// Sends a signal; tried with a silent guest too.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn signal_process(
+        &self,
+        request: &agent::SignalProcessRequest,
+    ) -> Result<agent::Empty, AgentError> {
+        self.steps.enter(Step::CallAgent)?;
+        let answer = self.client.signal_process(within(ASKED_FOR), request);
+        self.explained(("signal_process", ASKED_FOR), answer).await
     }
 
     /// The files of a container's cgroup that tell what it uses. Engines wait for the answer, so a guest that hangs has little
@@ -199,6 +236,7 @@ impl Agent {
         request: &agent::ContainerRef,
     ) -> Result<agent::ContainerStatsResponse, AgentError> {
         self.steps.enter(Step::CallAgent)?;
+        self.heard("container_stats", STATS_DEADLINE).await?;
         let answer = self.client.container_stats(within(STATS_DEADLINE), request);
         self.explained(("container_stats", STATS_DEADLINE), answer).await
     }
@@ -241,25 +279,76 @@ impl Agent {
             .map_err(|e| AgentError::new("wait_oom", e))
     }
 
+    /// First of all: settings, network, and the first container, whose hooks take the time that they are given.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn start_sandbox(
+        &self,
+        request: &agent::StartSandboxRequest,
+    ) -> Result<agent::StartSandboxResponse, AgentError> {
+        self.steps.enter(Step::CallAgent)?;
+        let answer = self.client.start_sandbox(context::Context::default(), request);
+        self.patiently("start_sandbox", answer).await
+    }
+
+    /// Has a container's init execute its program, after its hooks.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn start_container(
+        &self,
+        request: &agent::ContainerRef,
+    ) -> Result<agent::Empty, AgentError> {
+        self.steps.enter(Step::CallAgent)?;
+        let answer = self.client.start_container(context::Context::default(), request);
+        self.patiently("start_container", answer).await
+    }
+
     /// Follows the host's namespace. Waits for as long as it takes, for until the guest has answered nobody knows what it has;
     /// of a change that was given up it may make something after the next one.
     ///
     /// # Errors
-    /// [`AgentError::Lost`] when the agent's connection ends first.
+    /// [`AgentError`].
     pub async fn update_network(
         &self,
         request: &agent::NetworkChange,
     ) -> Result<agent::NetworkChanged, AgentError> {
         self.steps.enter(Step::CallAgent)?;
-        let mut answer = pin!(self.client.update_network(context::Context::default(), request));
-        let answer = match timeout(DEADLINE, &mut answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                tracing::warn!("the guest's network stays behind: it does not answer");
-                answer.await
+        let answer = self.client.update_network(context::Context::default(), request);
+        self.patiently("update_network", answer).await
+    }
+
+    /// Waits for an answer that comes when it comes, as long as the guest answers at all.
+    async fn patiently<T>(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        let mut answer = pin!(self.explained((call, Duration::MAX), answer));
+        loop {
+            match timeout(DEADLINE, &mut answer).await {
+                Ok(answer) => return answer,
+                Err(_) => self.silence.unanswered.notify_one(),
             }
-        };
-        answer.map_err(|e| AgentError::new("update_network", e))
+        }
+    }
+
+    /// Waits until a call has heard nothing in its time.
+    pub(crate) async fn unanswered(&self) {
+        self.silence.unanswered.notified().await;
+    }
+
+    /// Notes whether the guest is silent.
+    pub(crate) fn note_silence(&self, silent: bool) {
+        self.silence.known.send_replace(silent);
+    }
+
+    /// Asks something small, and waits for the answer for as long as it takes.
+    pub(crate) async fn answer(&self) -> Result<(), AgentError> {
+        let question = agent::AdjustClockRequest::new();
+        let answer = self.client.adjust_clock(context::Context::default(), &question).await;
+        answer.map(drop).map_err(|e| AgentError::new("adjust_clock", e))
     }
 
     /// Kills what is left in the guest and writes its caches back to the host.

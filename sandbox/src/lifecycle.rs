@@ -17,6 +17,7 @@ mod links;
 mod members;
 mod proxied;
 mod ranking;
+mod silence;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -193,6 +194,7 @@ pub struct Sandbox {
     steps: Arc<Steps>,
     ledger: Arc<Ledger>,
     network_note: watch::Sender<String>,
+    guest_note: watch::Sender<String>,
     tree: SharedTree,
     board: Arc<Switchboard>,
     nonce: [u8; 32],
@@ -241,6 +243,7 @@ impl Sandbox {
             steps,
             ledger: Arc::new(ledger),
             network_note: watch::Sender::new("loopback alone".into()),
+            guest_note: watch::Sender::new(silence::ANSWERS.into()),
             tree,
             board,
             nonce,
@@ -317,6 +320,7 @@ impl Sandbox {
     pub fn facts(&self) -> Facts {
         let mut facts = self.live().facts.clone();
         facts.notes.insert("network".into(), self.network_note.borrow().clone());
+        facts.notes.insert("guest".into(), self.guest_note.borrow().clone());
         facts
     }
 
@@ -382,6 +386,7 @@ impl Sandbox {
         // Meanwhile the guest comes up.
         self.open_localhost(localhost)?;
         let agent = self.await_agent(&vm).await?;
+        tokio::spawn(self.clone().watch_silence(agent.clone(), vm.clone()));
         self.start_sandbox(agent.clone(), attached.change, boot).await?;
         self.rank_vm();
         self.follow_network(mirror, agent, vm);
@@ -444,11 +449,9 @@ impl Sandbox {
                 tokio::spawn(clock::keep(self.clone()));
                 Ok(())
             }
-            Err(
-                AgentError::Lost { .. }
-                | AgentError::Silent { .. }
-                | AgentError::SandboxLost { .. },
-            ) => Err(self.boot_failed(&self.agent_lost().await)),
+            Err(AgentError::Lost { .. } | AgentError::SandboxLost { .. }) => {
+                Err(self.boot_failed(&self.agent_lost().await))
+            }
             Err(refused) => Err(refused.into()),
         }
     }

@@ -23,6 +23,8 @@ pub enum Loss {
     GuestReset(String),
     /// The guest did not end what it was told to kill, so we ended the VM.
     GuestStuck(String),
+    /// The guest hung: it answered nobody for as long as was configured, so we ended the VM.
+    GuestSilent(String),
     /// The agent died or closed its connection.
     Agent(String),
     /// Somebody killed the VMM.
@@ -46,7 +48,9 @@ impl Loss {
             Self::GuestPanic(text) => format!("guest kernel panicked: {text}"),
             Self::Agent(text) => format!("agent was lost: {text}"),
             Self::GuestOom(text) => format!("guest was out of memory: {text}"),
-            Self::GuestReset(text) | Self::GuestStuck(text) => text.clone(),
+            Self::GuestReset(text) | Self::GuestStuck(text) | Self::GuestSilent(text) => {
+                text.clone()
+            }
             Self::Vmm(text) | Self::VmmCrash(text) => format!("VMM ended: {text}"),
             Self::HostOom(text) => format!("the host was out of memory: {text}"),
             Self::Proxy(text) | Self::ProxyCrash(text) => format!("proxy ended: {text}"),

@@ -79,6 +79,8 @@ pub struct VmSettings {
     pub rates: Rates,
     /// Longest that a boot may take.
     pub boot_limit: Duration,
+    /// Longest that the guest may be silent while its VMM runs it.
+    pub silence_limit: Duration,
 }
 
 impl VmSettings {

@@ -240,7 +240,7 @@ impl Container {
                     tokio::spawn(self.clone().watch_oom());
                 }
                 self.record_facts(|record| record.status = Status::Running)?;
-                tokio::spawn(self.clone().note_network());
+                tokio::spawn(self.clone().note_sandbox());
                 self.deliver_early_signals().await;
                 self.catch_up_with_size(&self.init).await;
                 Ok(())

@@ -415,6 +415,7 @@ impl Outcome {
             Loss::GuestOom(text) => (Cause::GuestOom, Some(text.clone())),
             Loss::GuestReset(text) => (Cause::GuestReset, Some(text.clone())),
             Loss::GuestStuck(text) => (Cause::GuestStuck, Some(text.clone())),
+            Loss::GuestSilent(text) => (Cause::GuestSilent, Some(text.clone())),
             Loss::VmmCrash(text) => (Cause::VmmCrashed, Some(text.clone())),
             Loss::HostOom(text) => (Cause::HostOom, Some(text.clone())),
             Loss::ProxyCrash(text) => (Cause::ProxyCrashed, Some(text.clone())),

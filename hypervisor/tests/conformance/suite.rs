@@ -78,8 +78,10 @@ pub async fn a_paused_vm_does_nothing_until_it_is_resumed(rig: &dyn Rig) {
     assert!(matches!(vm.pause().await, Err(HypervisorError::State { .. })));
     vm.boot().await.unwrap();
     console_says(&*vm, "tick").await;
+    assert!(vm.runs().await.unwrap());
     vm.pause().await.unwrap();
     vm.pause().await.unwrap();
+    assert!(!vm.runs().await.unwrap());
     // What was under way has arrived by then.
     sleep(Duration::from_millis(100)).await;
     let before = vm.console_tail();
@@ -93,8 +95,9 @@ pub async fn a_paused_vm_does_nothing_until_it_is_resumed(rig: &dyn Rig) {
         }
     };
     timeout(END, more).await.expect("a resumed guest runs");
+    assert!(vm.runs().await.unwrap());
     vm.stop().await.unwrap();
-    for result in [vm.pause().await, vm.resume().await] {
+    for result in [vm.pause().await, vm.resume().await, vm.runs().await.map(drop)] {
         assert!(matches!(result, Err(HypervisorError::State { .. })));
     }
 }

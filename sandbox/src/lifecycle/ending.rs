@@ -121,9 +121,9 @@ impl Sandbox {
         tokio::spawn(async move { sandbox.end_processes(vm.as_ref(), proxy.as_deref()).await });
     }
 
-    /// The same to a guest that does not do what it is told; `why` is what all that is in it ends of.
-    pub fn give_up(self: &Arc<Self>, why: String) {
-        self.lose(Loss::GuestStuck(why));
+    /// The same to a guest that is of no use any more; `loss` is what all that is in it ends of.
+    pub fn give_up(self: &Arc<Self>, loss: Loss) {
+        self.lose(loss);
         self.kill();
     }
 

@@ -1,4 +1,4 @@
-//! The record's line on how links are passed, kept true while they come and go.
+//! What the record says of the sandbox, kept true: how links are passed, and whether the guest answers.
 
 use std::sync::Arc;
 
@@ -6,23 +6,23 @@ use super::Container;
 
 impl Container {
     /// Until the container has ended.
-    pub(super) async fn note_network(self: Arc<Self>) {
-        let mut note = self.sandbox.network_note();
+    pub(super) async fn note_sandbox(self: Arc<Self>) {
+        let (mut network, mut guest) = (self.sandbox.network_note(), self.sandbox.guest_note());
         loop {
-            tokio::select! {
-                changed = note.changed() => if changed.is_err() {
-                    return;
-                },
+            let (changed, is_link) = tokio::select! {
+                changed = network.changed() => (changed, true),
+                changed = guest.changed() => (changed, false),
                 _ = self.init.wait() => return,
+            };
+            if changed.is_err() {
+                return;
             }
-            let text = note.borrow_and_update().clone();
-            let noted = self.update_record(|record| {
-                record.sandbox.insert("network".into(), text);
-            });
-            // A link that came may be that of a network with names of its own.
-            self.serve_resolver_if_asked().await;
-            if let Err(refusal) = noted {
-                tracing::warn!(message = refusal.message, "record the network");
+            if let Err(refusal) = self.record_facts(|_| {}) {
+                tracing::warn!(message = refusal.message, "record what is known of the sandbox");
+            }
+            if is_link {
+                // It may be that of a network with names of its own.
+                self.serve_resolver_if_asked().await;
             }
         }
     }

@@ -12,23 +12,17 @@ use crate::process::{Process, SIGKILL};
 /// An init that was killed, or that could not execute its program, is ending when the guest says so.
 const LAST_BREATH: Duration = Duration::from_secs(10);
 
-/// Has the guest let the program of a container run that it has made.
+/// Has the guest let the program of a container run that it has made; its hooks take the time that they are given.
 ///
 /// # Errors
-/// [`AgentError`]; nothing of it runs then, or no longer than until the guest hears of it.
+/// [`AgentError`]; nothing of it runs then.
 pub(super) async fn run(agent: &Agent, init: &Arc<Process>) -> Result<(), AgentError> {
-    let Err(error) = agent.start_container(&init.container_reference()).await else {
-        return Ok(());
-    };
-    if matches!(error, AgentError::Refused { .. }) {
+    let started = agent.start_container(&init.container_reference()).await;
+    if matches!(started, Err(AgentError::Refused { .. })) {
         // Its init has ended, or is ending, since it could not execute its program.
         await_end(agent, init).await;
-    } else {
-        // The guest goes on with it, when it can; nobody waits for that.
-        let (agent, init) = (agent.clone(), init.clone());
-        tokio::spawn(async move { kill_all(&agent, &init).await });
     }
-    Err(error)
+    started.map(drop)
 }
 
 /// Has the guest end a container whose end the host has decided; says whether it may have.
@@ -117,12 +111,12 @@ mod tests {
     const TICKS: Duration = Duration::from_millis(100);
 
     #[tokio::test(start_paused = true)]
-    async fn a_start_that_is_not_answered_comes_back_and_kills_what_it_began() {
+    async fn a_start_takes_as_long_as_its_hooks() {
         let connected = FakeAgent::connected(None).await;
-        let started = timeout(Duration::from_secs(300), run(&connected.agent, &init())).await;
-        let error = started.expect("it comes back").unwrap_err();
-        assert!(matches!(error, AgentError::Silent { .. } | AgentError::Lost { .. }), "{error}");
-        connected.fake.killed().await;
+        let init = init();
+        let started = timeout(Duration::from_secs(3600), run(&connected.agent, &init)).await;
+        assert!(started.is_err(), "{started:?}");
+        assert_eq!(connected.fake.calls(), ["start_container"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use std::{
 
 use kata_engine_api::{handover::FailureKind, record::Cause};
 use kata_protocol::agent;
-use kata_sandbox::{agent::AgentError, lifecycle::SandboxError};
+use kata_sandbox::{agent::AgentError, lifecycle::SandboxError, loss::Loss};
 use tokio::time::timeout;
 use ttrpc::Code;
 
@@ -138,7 +138,7 @@ impl Container {
         let id = &process.container_id;
         tracing::warn!(id, "{why}, so its VM is killed");
         process.note_killed();
-        self.sandbox.give_up(format!("{why} of container {id}"));
+        self.sandbox.give_up(Loss::GuestStuck(format!("{why} of container {id}")));
     }
 
     /// Ends a member of a pod that is being ended. One whose guest does not obey is left to the end of the VM.

@@ -42,6 +42,7 @@ fn no_loss_is_ever_exit_code_0() {
         Loss::GuestOom(text()),
         Loss::GuestReset(text()),
         Loss::GuestStuck(text()),
+        Loss::GuestSilent(text()),
         Loss::Vmm(text()),
         Loss::VmmCrash(text()),
         Loss::HostOom(text()),

@@ -150,6 +150,7 @@ fn vm_settings(
             Accelerator::Kvm => config.boot.timeout_kvm,
             Accelerator::Tcg => config.boot.timeout_tcg,
         },
+        silence_limit: config.guest.silence,
         vhost: Arc::new(Vhost::look(accelerator.accelerator)),
         accelerator,
         tsc: Arc::new(TscClock::start()),
