@@ -200,8 +200,11 @@ impl Proof {
     /// Those of writing a file beside `place` and renaming it.
     pub fn keep(&self, place: &Path) -> io::Result<()> {
         let draft = place.with_extension(format!("{}.new", std::process::id()));
-        fs::write(&draft, serde_json::to_vec(self)?)?;
-        fs::rename(&draft, place)
+        let text = serde_json::to_vec(self)?;
+        fs::write(&draft, text).and_then(|()| fs::rename(&draft, place)).inspect_err(|_| {
+            // There may be none; what matters is told.
+            fs::remove_file(&draft).ok();
+        })
     }
 
     /// What it says about KVM.

@@ -49,7 +49,9 @@ fn run() -> anyhow::Result<()> {
     kata_sys::heap::share_one_arena();
     let tree = jail::enter(tree, &sockets.control).context("cannot enter the jail")?;
     match serve(&config, sockets, tree)? {
-        End::Vmm | End::Shim => Ok(()),
+        End::Vmm => Ok(()),
+        // Of which nobody hears, unless it lives and has let go of this process.
+        End::Shim => bail!("the shim is gone"),
         End::Device(cause) => bail!("device failed: {cause}"),
     }
 }

@@ -96,7 +96,8 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
     let pressure = Pressure::new(tree.descriptors, move |open, limit| {
         // A shim that is behind, or gone, is told the next time.
         let message = Message::InodePressure { open, limit };
-        reporter.send(&message, &[]).unwrap_or_else(|cause| tracing::debug!(%cause, "pressure"));
+        let told = reporter.send(&message, &[]);
+        told.inspect_err(|cause| tracing::debug!(%cause, "pressure")).is_ok()
     });
     let shares = [(Share::Roots, sockets.roots), (Share::Volumes, sockets.volumes)];
     for ((share, listener), proc_self_fd) in shares.into_iter().zip(tree.proc_self_fd) {

@@ -212,7 +212,10 @@ impl Group {
     /// # Errors
     /// [`CgroupError::Remove`].
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.distinct_roots().iter().try_for_each(|root| remove(&root.join(&self.path)))
+        let roots = self.distinct_roots();
+        let removed = roots.iter().map(|root| remove(&root.join(&self.path)));
+        // All are tried.
+        removed.fold(Ok(()), Result::and)
     }
 
     /// Its `cgroup.procs` files, one for each hierarchy.

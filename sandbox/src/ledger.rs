@@ -88,6 +88,12 @@ pub enum LedgerError {
     Append(#[source] io::Error),
     #[error("read ledger")]
     Read(#[source] io::Error),
+    #[error("understand the ledger's line {line:?}: was it written by another version?")]
+    Entry {
+        line: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("remove cgroup {path}")]
     Cgroup {
         path: PathBuf,
@@ -191,12 +197,15 @@ pub fn replay(directory: &Path, steps: &Steps) -> Result<(), LedgerError> {
 }
 
 fn undo_all(text: &[u8], steps: &Steps, inmates: Inmates) -> Result<(), LedgerError> {
-    // A line that was cut short by a crash describes a thing that was never made.
-    let lines = text.rsplit(|byte| *byte == b'\n');
-    let entries = lines.filter_map(|line| serde_json::from_slice::<Entry>(line).ok());
+    // A line without an end was cut short by a crash, and describes a thing that was never made.
+    let Some(end) = text.iter().rposition(|byte| *byte == b'\n') else { return Ok(()) };
     let mut outcome = Ok(());
-    for entry in entries {
-        outcome = outcome.and(undo(&entry, steps, inmates));
+    for line in text[..end].rsplit(|byte| *byte == b'\n') {
+        let entry = serde_json::from_slice::<Entry>(line).map_err(|source| LedgerError::Entry {
+            line: String::from_utf8_lossy(line).into_owned(),
+            source,
+        });
+        outcome = outcome.and(entry.and_then(|entry| undo(&entry, steps, inmates)));
     }
     outcome
 }

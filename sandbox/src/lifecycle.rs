@@ -83,8 +83,8 @@ pub enum SandboxError {
     Hello(#[from] HelloError),
     #[error("get random bytes")]
     Random(#[source] io::Error),
-    #[error("network task panicked")]
-    NetworkTask,
+    #[error("what takes the sandbox away panicked")]
+    ReplayPanicked,
     #[error("the VM did not come up: {why} (kernel {kernel}, initrd {initrd})")]
     BootFailed { why: String, kernel: PathBuf, initrd: PathBuf },
     #[error("the VM did not come up within {} s (console: {console})", limit.as_secs())]
@@ -476,12 +476,15 @@ impl Sandbox {
     /// [`SandboxError`]; to be tried again.
     pub async fn tear_down(&self, inmates: Inmates) -> Result<(), SandboxError> {
         self.stop().await;
+        // What a boot that is under way makes has to be in the ledger by the time that it is replayed.
+        drop(self.booting.lock().await);
+        self.stop().await;
         self.tree.unmount()?;
         // Replaying takes the claim itself, as whoever deletes without a shim has to.
         self.leave_network().await;
         let (ledger, steps) = (self.ledger.clone(), self.steps.clone());
         let replay = tokio::task::spawn_blocking(move || ledger.replay(&steps, inmates)).await;
-        replay.map_err(|_| SandboxError::NetworkTask)??;
+        replay.map_err(|_| SandboxError::ReplayPanicked)??;
         Ok(())
     }
 

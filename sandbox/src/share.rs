@@ -17,12 +17,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_sys::mount_attr::{self, MountAttributes, Reach};
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fchmod, mkdirat, openat, openat2, unlinkat},
     io::Errno,
     mount::{
-        MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change,
-        move_mount, unmount,
+        MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount,
+        mount_change, move_mount, unmount,
     },
 };
 use thiserror::Error;
@@ -208,10 +209,14 @@ impl Half {
     }
 
     fn attach(&self, tree: impl AsFd, name: &str, place: &OwnedFd) -> Result<(), ShareError> {
+        let failed = |source| ShareError::Attach { path: self.place(name), source };
+        // Devices and set-user-id programs are the guest's kernel's; who serves the files has no use for them.
+        let set = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let attributes = MountAttributes { set: set.bits().into(), ..MountAttributes::default() };
+        mount_attr::change(&tree, attributes, Reach::Tree).map_err(failed)?;
         let both =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(tree, "", place, "", both)
-            .map_err(|e| ShareError::Attach { path: self.place(name), source: e.into() })
+        move_mount(tree, "", place, "", both).map_err(|e| failed(e.into()))
     }
 
     fn detach(&self, name: &str) -> Result<(), ShareError> {

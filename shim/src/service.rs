@@ -205,7 +205,7 @@ impl Service {
         let (id, role) = (creation.id.clone(), creation.role);
         let _only_one = self.changing.lock().await;
         let alone = role == Role::Alone && self.pod().containers.len() > 1;
-        let made = if alone { Err(exists(&id)) } else { self.make(creation) };
+        let made = if alone { Err(exists(&id)) } else { self.make(creation).await };
         match &made {
             Ok(container) => {
                 self.pod().containers.insert(id, Place::Taken(container.clone()));
@@ -233,13 +233,13 @@ impl Service {
         }
     }
 
-    fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
+    async fn make(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
         let loaded = self.configure(&creation.spec)?;
         // Now, for the sandbox lets go of mounts that it has no use for. Engines may have none.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let bundle = rustix::fs::open(&creation.spec.bundle, flags, Mode::empty()).ok();
         let (id, role) = (creation.id.clone(), creation.role);
-        let (sandbox, group) = self.find_place(&creation, &loaded)?;
+        let (sandbox, group) = self.find_place(&creation, &loaded).await?;
         let grace = loaded.config.runtime.output_grace;
         let count = creation.spec.volumes.len();
         let first = self.volumes.fetch_add(count, Ordering::Relaxed);
@@ -248,7 +248,7 @@ impl Service {
             if let Err(error) = sandbox.tree().detach(&id, first..first + count) {
                 tracing::warn!(%error, id, "take back the files of a container that could not be made");
             }
-            if let Err(error) = sandbox.remove_member(&id, &group) {
+            if let Err(error) = sandbox.remove_member(&id, &group).await {
                 tracing::warn!(%error, id, "take back a container that could not be made");
             }
         }

@@ -132,7 +132,7 @@ async fn follow(
                 if child.kill().is_err() {
                     return Exit::Code(-1);
                 }
-                // Once is enough: next is the pidfd.
+                // Next is the pidfd; one that the host's kernel holds is killed again.
                 doomed = Some(Instant::now() + GRACE);
             }
         }

@@ -74,13 +74,13 @@ pub struct Pressure {
     reported: Arc<AtomicBool>,
     /// Holding requests has not helped since the report.
     given_up: Arc<AtomicBool>,
-    report: Arc<dyn Fn(u64, u64) + Send + Sync>,
+    report: Arc<dyn Fn(u64, u64) -> bool + Send + Sync>,
 }
 
 impl Pressure {
-    /// Calls `report` with the open descriptors and their limit when 75 % of `limit` are in use, and again after that has
-    /// fallen below about half and risen.
-    pub fn new(limit: u64, report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+    /// Calls `report` with the open descriptors and their limit when 75 % of `limit` are in use, until it says that this was
+    /// heard, and again after that has fallen below about half and risen.
+    pub fn new(limit: u64, report: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Self {
         Self { limit, reported: Arc::default(), given_up: Arc::default(), report: Arc::new(report) }
     }
 
@@ -97,8 +97,9 @@ impl Pressure {
             // The number alone may be a file that stays open for long.
             && self.is_dense(high)
             && !self.reported.swap(true, Ordering::Relaxed)
+            && !(self.report)(high, self.limit)
         {
-            (self.report)(high, self.limit);
+            self.reported.store(false, Ordering::Relaxed);
         }
     }
 
@@ -346,7 +347,7 @@ mod tests {
         let root_dir = tree.path().to_str().unwrap().to_owned();
         let fs = PassthroughFs::new(Config { root_dir, ..Config::default() }).unwrap();
         let device = VhostUserFsBackendBuilder::default().build(fs).unwrap();
-        let backend = PressureBackend::new(device, Pressure::new(1 << 20, |_, _| {})).unwrap();
+        let backend = PressureBackend::new(device, Pressure::new(1 << 20, |_, _| true)).unwrap();
         let memory: GuestMemoryMmap<BitmapMmapRegion> =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         // The index is the second word of the ring.

@@ -69,7 +69,6 @@ const ALLOWED: &[libc::c_long] = &[
     // Descriptors.
     libc::SYS_close,
     libc::SYS_dup,
-    libc::SYS_fcntl,
     libc::SYS_lseek,
     libc::SYS_pread64,
     libc::SYS_preadv,
@@ -145,6 +144,16 @@ enum Only {
     Lacks(libc::c_int),
 }
 
+/// Of fcntl(2). The owner of a descriptor is not among them: the kernel sends that one signals in the proxy's name.
+const DESCRIPTOR_COMMANDS: [libc::c_int; 6] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+];
+
 /// Calls that are allowed with some arguments; a call that is listed more than once, with any of these.
 fn conditional() -> Vec<(libc::c_long, Vec<(u8, Only)>)> {
     let namespaces = libc::CLONE_NEWNS
@@ -155,7 +164,7 @@ fn conditional() -> Vec<(libc::c_long, Vec<(u8, Only)>)> {
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
-    vec![
+    let mut calls = vec![
         // Data is never code.
         (libc::SYS_mmap, vec![(2, Only::Lacks(libc::PROT_EXEC))]),
         (libc::SYS_mprotect, vec![(2, Only::Lacks(libc::PROT_EXEC))]),
@@ -171,7 +180,10 @@ fn conditional() -> Vec<(libc::c_long, Vec<(u8, Only)>)> {
         ),
         (libc::SYS_tgkill, vec![(0, Only::Is(own_pid))]),
         (libc::SYS_socketpair, vec![(0, Only::Is(libc::AF_UNIX))]),
-    ]
+    ];
+    calls
+        .extend(DESCRIPTOR_COMMANDS.map(|command| (libc::SYS_fcntl, vec![(1, Only::Is(command))])));
+    calls
 }
 
 /// Installs the filter for this thread and all that it starts.
@@ -237,7 +249,7 @@ pub(crate) fn without<T: Send>(call: i64, errno: i32, inside: impl FnOnce() -> T
 mod tests {
     use seccompiler::SeccompAction;
 
-    use super::{ALLOWED, compile, rules};
+    use super::{ALLOWED, DESCRIPTOR_COMMANDS, compile, rules};
 
     #[test]
     fn the_list_compiles() {
@@ -260,7 +272,11 @@ mod tests {
             libc::SYS_mount,
             libc::SYS_bpf,
             libc::SYS_io_uring_setup,
+            libc::SYS_fcntl,
         ];
         assert!(never.iter().all(|call| !ALLOWED.contains(call)));
+        // Whom a descriptor's signals go to, and which.
+        let never = [libc::F_SETOWN, 15, 10];
+        assert!(never.iter().all(|command| !DESCRIPTOR_COMMANDS.contains(command)));
     }
 }

@@ -127,8 +127,8 @@ impl<A: Announcer + 'static> VsockBackend<A> {
         {
             let mut state = self.lock();
             let vrings = state.vrings.clone();
-            // A queue is no longer than what one pass takes.
-            state.pass(&vrings);
+            // However long a queue the VMM has made.
+            while state.pass(&vrings) {}
             if !state.muxer.has_backlog() {
                 return;
             }

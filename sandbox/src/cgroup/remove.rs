@@ -58,7 +58,9 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
             {
                 return Err(CgroupError::Remove { path: path.into(), source });
             }
-            Err(_) => kill_all(path),
+            // A process that can't be seen from here, or that has just come.
+            Err(_) if !kill_all(path) => std::thread::yield_now(),
+            Err(_) => {}
         }
     }
 }
@@ -67,8 +69,8 @@ fn libc_ebusy() -> i32 {
     rustix::io::Errno::BUSY.raw_os_error()
 }
 
-/// SIGKILL to every process of the group, and waits until they are dead (or `DEATH` is over).
-fn kill_all(path: &Path) {
+/// SIGKILL to every process of the group, and waits until they are dead (or `DEATH` is over); says whether there was one.
+fn kill_all(path: &Path) -> bool {
     let procs = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     let pids = procs.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw);
     let mut dying = Vec::new();
@@ -78,11 +80,12 @@ fn kill_all(path: &Path) {
         }
         dying.push(pidfd);
     }
-    for pidfd in dying {
-        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    for pidfd in &dying {
+        let mut poll = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
         let timeout = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
         if let Err(error) = rustix::event::poll(&mut poll, Some(&timeout)) {
             tracing::debug!(%error, "wait for a killed process");
         }
     }
+    !dying.is_empty()
 }

@@ -14,7 +14,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`]; what was made is taken back.
-    pub fn add_member(
+    pub async fn add_member(
         &self,
         id: &str,
         (group, limits): (&Group, &Limits),
@@ -23,7 +23,7 @@ impl Sandbox {
         group.must_be_free()?;
         let made = self.make_member(id, (group, limits), monitor);
         if made.is_err()
-            && let Err(error) = self.remove_member(id, group)
+            && let Err(error) = self.remove_member(id, group).await
         {
             tracing::warn!(%error, id, "take back the control group of a container that could not be made");
         }
@@ -52,11 +52,13 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError::Cgroup`].
-    pub fn remove_member(&self, id: &str, group: &Group) -> Result<(), SandboxError> {
+    pub async fn remove_member(&self, id: &str, group: &Group) -> Result<(), SandboxError> {
         let released = self.budget.release(id);
         self.rank_without(id);
-        // Whatever became of the sum.
-        group.remove()?;
+        // Whatever became of the sum. A process that is stuck in the host's kernel is waited for.
+        let group = group.clone();
+        let removed = tokio::task::spawn_blocking(move || group.remove()).await;
+        removed.map_err(|_| SandboxError::ReplayPanicked)??;
         Ok(released?)
     }
 }

@@ -147,7 +147,6 @@ impl Mirror {
         &mut self,
         spares: impl FnOnce(usize) -> usize,
     ) -> Result<Attached, NetworkError> {
-        self.wiring.check()?;
         self.wiring.steps.enter(Step::ScanNetwork)?;
         self.read().await?;
         let attached = self.make_cards(spares).await;
@@ -273,7 +272,7 @@ impl Mirror {
         self.hotplug.lost.retain(|index, _| self.model.links.contains_key(index));
         self.hotplug.unconnected.retain(|_, index| self.model.links.contains_key(index));
         self.lose_cards(ports).await;
-        self.free_cards().await?;
+        self.free_cards().await;
         self.give_cards(ports).await;
         Ok(())
     }
@@ -301,7 +300,7 @@ impl Mirror {
     }
 
     /// Takes the cards back from links that are gone, or have become another one's: ports of a bridge, say.
-    async fn free_cards(&mut self) -> Result<(), NetworkError> {
+    async fn free_cards(&mut self) {
         let passing: BTreeSet<u32> = self.passing().map(|(index, _)| index).collect();
         let gone = self.passed.keys().filter(|index| !passing.contains(index));
         for index in gone.copied().collect::<Vec<_>>() {
@@ -311,11 +310,17 @@ impl Mirror {
                 }
                 // It may serve one that has found none.
                 self.failed.clear();
-                self.wiring.clear(&passed.card).await?;
-                self.spares.push(passed.card);
+                self.spare(passed.card).await;
             }
         }
-        Ok(())
+    }
+
+    /// A card of which a link has become rid is as good as before.
+    async fn spare(&mut self, card: Card) {
+        if let Err(error) = self.wiring.clear(&card).await {
+            tracing::warn!(error = &error as &dyn Error, "make a card a spare again");
+        }
+        self.spares.push(card);
     }
 
     /// Gives cards to links that came, and lets taps follow the MTU of the others.
@@ -365,11 +370,8 @@ impl Mirror {
             }
             Err(error) => {
                 self.hotplug.unconnected.insert(card.tap, index);
-                // The link may have gone again meanwhile; the card is as good as before.
-                if let Err(error) = self.wiring.clear(&card).await {
-                    tracing::warn!(error = &error as &dyn Error, "make a card a spare again");
-                }
-                self.spares.push(card);
+                // The link may have gone again meanwhile.
+                self.spare(card).await;
                 Err(error)
             }
         }

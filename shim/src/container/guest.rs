@@ -203,7 +203,7 @@ impl Container {
         }
         let detached = self.sandbox.tree().detach(&self.init.container_id, self.volumes.clone());
         detached.map_err(|e| Refusal::internal(&e))?;
-        self.sandbox.remove_member(&self.init.container_id, self.resources.group())?;
+        self.sandbox.remove_member(&self.init.container_id, self.resources.group()).await?;
         Ok(())
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 
 impl Service {
     /// The sandbox that a container is to be in, which the first one makes, and its control group.
-    pub(super) fn find_place(
+    pub(super) async fn find_place(
         &self,
         creation: &Creation,
         loaded: &Loaded,
@@ -42,7 +42,7 @@ impl Service {
                 let group = group.map_err(|e| Refusal::internal(&e))?;
                 let memory = sandbox.budget().memory();
                 sizing::must_fit(&spec.limits, memory, Capacity::of_host())?;
-                sandbox.add_member(id, (&group, &spec.limits), monitor.pid)?;
+                sandbox.add_member(id, (&group, &spec.limits), monitor.pid).await?;
                 (sandbox, group)
             }
             None => {

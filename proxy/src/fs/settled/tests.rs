@@ -27,7 +27,7 @@ fn context() -> Context {
 }
 
 fn settled(tree: &Path, changes: Changes) -> Settled {
-    pressed(tree, changes, Pressure::new(MANY, |_, _| {}))
+    pressed(tree, changes, Pressure::new(MANY, |_, _| true))
 }
 
 fn pressed(tree: &Path, changes: Changes, pressure: Pressure) -> Settled {
@@ -42,7 +42,7 @@ fn pressed(tree: &Path, changes: Changes, pressure: Pressure) -> Settled {
 fn promises(changes: Changes) -> (bool, Option<i32>) {
     let tree = std::env::temp_dir().to_str().unwrap().to_owned();
     let fs = PassthroughFs::new(Config { root_dir: tree, ..Config::default() }).unwrap();
-    let settled = Settled::new(fs, changes, Pressure::new(MANY, |_, _| {}));
+    let settled = Settled::new(fs, changes, Pressure::new(MANY, |_, _| true));
     let options = settled.init(FsOptions::all()).unwrap();
     let flushed = settled.flush(context(), 1, 7, 0).unwrap_err();
     assert!(!options.contains(FsOptions::EXPORT_SUPPORT), "then `.` is a name");
@@ -60,7 +60,7 @@ fn two_shares_together_leave_descriptors() {
     crate::alone("fs::settled::tests::two_shares_together_leave_descriptors", || {
         let tree = tempfile::tempdir().unwrap();
         (0..LIMIT).for_each(|n| fs::write(tree.path().join(n.to_string()), "").unwrap());
-        let pressure = Pressure::new(LIMIT, |_, _| {});
+        let pressure = Pressure::new(LIMIT, |_, _| true);
         let shares = [Changes::Guests, Changes::Anybodys]
             .map(|changes| pressed(tree.path(), changes, pressure.clone()));
         let look_up = |share: &Settled, n: u64| {
