@@ -82,7 +82,7 @@ pub(crate) fn parse(options: &[String]) -> Result<Layers, String> {
     let mut layers = Layers::default();
     for option in options {
         match option.split_once('=') {
-            Some(("lowerdir", list)) => layers.lower = split(list),
+            Some(("lowerdir", list)) => layers.lower = Layers::split(list),
             Some(("upperdir", path)) => layers.upper = Some(path.into()),
             Some(("workdir", path)) => layers.work = Some(path.into()),
             None if FLAGS.contains(&option.as_str()) => layers.flags.push(option.clone()),
@@ -105,20 +105,6 @@ pub(crate) fn binding(options: &[String]) -> Vec<String> {
     std::iter::once("bind".to_owned()).chain(kept.cloned()).collect()
 }
 
-/// Paths between colons; a backslash takes the meaning off the next character.
-fn split(list: &str) -> Vec<PathBuf> {
-    let mut paths = vec![String::new()];
-    let mut characters = list.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            ':' => paths.push(String::new()),
-            '\\' => push(&mut paths, characters.next()),
-            other => push(&mut paths, Some(other)),
-        }
-    }
-    paths.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect()
-}
-
 fn push(paths: &mut [String], character: Option<char>) {
     if let Some(path) = paths.last_mut() {
         path.extend(character);
@@ -126,6 +112,20 @@ fn push(paths: &mut [String], character: Option<char>) {
 }
 
 impl Layers {
+    /// The paths of a `lowerdir`: they are between colons; a backslash takes the meaning off the next character.
+    pub fn split(list: &str) -> Vec<PathBuf> {
+        let mut paths = vec![String::new()];
+        let mut characters = list.chars();
+        while let Some(character) = characters.next() {
+            match character {
+                ':' => paths.push(String::new()),
+                '\\' => push(&mut paths, characters.next()),
+                other => push(&mut paths, Some(other)),
+            }
+        }
+        paths.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect()
+    }
+
     /// Mounts it, attached nowhere; `attributes` are the mount's own.
     ///
     /// # Errors

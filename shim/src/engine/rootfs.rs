@@ -1,13 +1,22 @@
 //! The root file system that an engine describes as a list of mounts.
 
 use std::{
+    ffi::CString,
     io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use kata_engine_api::containerd::mount;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount_change};
+use kata_spec::Layers;
+use rustix::{
+    fs::{Mode, OFlags, open},
+    mount::{MountFlags, MountPropagationFlags, mount_change},
+};
 use thiserror::Error;
+
+/// What mount(2) takes of options, with the zero at their end. The kernel cuts off what is longer, and says nothing.
+const LONGEST_OPTIONS: usize = 4096;
 
 /// Why it can't be mounted.
 #[derive(Debug, Error)]
@@ -69,7 +78,17 @@ impl Mount {
         let bind = parsed.flags.contains(MountFlags::BIND);
         let flags =
             if bind { parsed.flags & (MountFlags::BIND | MountFlags::REC) } else { parsed.flags };
-        let data = std::ffi::CString::new(parsed.data.join(",")).map_err(io::Error::other)?;
+        let mut data = parsed.data.join(",");
+        // Open until the mount is made, which is when the kernel looks their names up.
+        let mut layers = Vec::new();
+        if self.kind == "overlay" && data.len() >= LONGEST_OPTIONS {
+            data = by_descriptor(&parsed.data, &mut layers)?.join(",");
+        }
+        if data.len() >= LONGEST_OPTIONS {
+            let why = format!("its options have {} bytes, and mount(2) takes a page", data.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let data = CString::new(data).map_err(io::Error::other)?;
         rustix::mount::mount(&self.source, target, self.kind.as_str(), flags, data.as_c_str())?;
         let rest = parsed.flags & !(MountFlags::BIND | MountFlags::REC);
         if bind && !rest.is_empty() {
@@ -81,6 +100,32 @@ impl Mount {
         }
         Ok(())
     }
+}
+
+/// The options of an overlay with its lower layers named by descriptors, which are short, and which are added to `layers`.
+fn by_descriptor(options: &[String], layers: &mut Vec<OwnedFd>) -> io::Result<Vec<String>> {
+    let mut name = |path: &PathBuf| -> io::Result<String> {
+        let layer = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let layer = layer.map_err(|error| {
+            io::Error::new(error.kind(), format!("open the layer {}: {error}", path.display()))
+        })?;
+        let name = format!("/proc/self/fd/{}", layer.as_raw_fd());
+        layers.push(layer);
+        Ok(name)
+    };
+    let mut named = Vec::new();
+    for option in options {
+        named.push(match option.strip_prefix("lowerdir=") {
+            // Two colons have a meaning of their own, which must not get lost.
+            Some(list) if !list.contains("::") => {
+                let names =
+                    Layers::split(list).iter().map(&mut name).collect::<io::Result<Vec<_>>>()?;
+                format!("lowerdir={}", names.join(":"))
+            }
+            _ => option.clone(),
+        });
+    }
+    Ok(named)
 }
 
 struct Parsed {
@@ -146,11 +191,67 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{fs, io, path::Path, thread};
 
-    use rustix::mount::MountFlags;
+    use kata_sys::jail::leave_namespaces;
+    use rustix::{mount::MountFlags, process::geteuid, thread::UnshareFlags};
 
-    use super::{Mount, Parsed};
+    use super::{Mount, Parsed, mount_all};
+
+    fn overlay(options: Vec<String>) -> Mount {
+        Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options }
+    }
+
+    /// Mounts so many layers as containerd names them, each of which is to be seen.
+    fn mount_layers(at: &Path, count: usize) {
+        rustix::mount::mount("layers", at, "tmpfs", MountFlags::empty(), c"").unwrap();
+        let layers = at.join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+        let path = |number: usize| layers.join(format!("{number}/fs"));
+        for number in 0..count {
+            fs::create_dir_all(path(number)).unwrap();
+            fs::write(path(number).join(number.to_string()), "").unwrap();
+        }
+        let [upper, work, root] = ["upper", "work", "root"].map(|name| at.join(name));
+        for directory in [&upper, &work, &root] {
+            fs::create_dir(directory).unwrap();
+        }
+        let lower: Vec<_> = (0..count).map(|number| path(number).display().to_string()).collect();
+        let options = vec![
+            "index=off".to_owned(),
+            format!("workdir={}", work.display()),
+            format!("upperdir={}", upper.display()),
+            format!("lowerdir={}", lower.join(":")),
+        ];
+        mount_all(&[overlay(options)], &root).unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), count);
+        fs::write(root.join("written"), "").unwrap();
+        assert!(upper.join("written").exists());
+    }
+
+    #[test]
+    fn an_overlay_has_all_its_layers_however_many_they_are() {
+        if !geteuid().is_root() {
+            return eprintln!("SKIP not root");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // What a thread mounts in namespaces of its own goes with it.
+        let mount = || {
+            leave_namespaces(UnshareFlags::FS | UnshareFlags::NEWNS).unwrap();
+            [2, 60, 127].into_iter().for_each(|count| mount_layers(directory.path(), count));
+        };
+        thread::scope(|scope| scope.spawn(mount).join().unwrap());
+    }
+
+    #[test]
+    fn options_that_the_kernel_would_cut_off_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for kind in ["tmpfs", "overlay"] {
+            let long = format!("device={}", "x".repeat(4096));
+            let mount = Mount { kind: kind.into(), ..overlay(vec![long]) };
+            let error = mount.make(directory.path()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{kind}: {error}");
+        }
+    }
 
     #[test]
     fn flags_are_told_from_data() {
@@ -163,12 +264,7 @@ mod tests {
     #[test]
     fn ids_of_a_root_are_not_mapped() {
         for option in ["uidmap=0:100000:65536", "gidmap=0:100000:65536"] {
-            let mount = Mount {
-                kind: "overlay".into(),
-                source: "overlay".into(),
-                target: String::new(),
-                options: vec!["lowerdir=/a:/b".into(), option.into()],
-            };
+            let mount = overlay(vec!["lowerdir=/a:/b".into(), option.into()]);
             let error = mount.make(Path::new("/no/such")).unwrap_err();
             assert!(error.to_string().contains("can't be mapped"), "{error}");
         }
