@@ -12,7 +12,6 @@
 //! writes the messages too. So the process is jailed before it looks at either ([`jail`]), every bound is its own
 //! ([`vsock::muxer`]), and whatever goes wrong beyond repair ends the process, which ends the sandbox.
 
-pub mod config;
 pub mod control;
 pub mod fs;
 pub mod jail;

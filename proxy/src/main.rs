@@ -1,11 +1,10 @@
-//! `kata-proxy CONFIG`: serves the devices of one sandbox. Started by the shim, never by hand; docs/design/0001 says
+//! `kata-proxy`: serves the devices of one sandbox. Started by the shim, never by hand; docs/design/0001 says
 //! with which descriptors.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use kata_proxy::{
-    config::Config,
     control::Control,
     jail,
     serve::{End, Sockets, serve},
@@ -32,11 +31,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(json), None) = (arguments.next(), arguments.next()) else {
-        bail!("expected one argument: the configuration as JSON");
-    };
-    let config = Config::parse(&json)?;
+    if let Some(argument) = std::env::args().nth(1) {
+        bail!("there is nothing to be told, and so no argument {argument:?}");
+    }
     let inherited = |number, what: &str| take(number).with_context(|| format!("no {what}"));
     let sockets = Sockets {
         control: Control::new(inherited(3, "control socket")?)?,
@@ -48,7 +45,7 @@ fn run() -> anyhow::Result<()> {
     close_rest()?;
     kata_sys::heap::share_one_arena();
     let tree = jail::enter(tree, &sockets.control).context("cannot enter the jail")?;
-    match serve(&config, sockets, tree)? {
+    match serve(sockets, tree)? {
         End::Vmm => Ok(()),
         // Of which nobody hears, unless it lives and has let go of this process.
         End::Shim => bail!("the shim is gone"),

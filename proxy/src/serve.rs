@@ -14,7 +14,6 @@ use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, bitmap::BitmapReplac
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap, mmap::NewBitmap};
 
 use crate::{
-    config::Config,
     control::{Control, Message},
     fs::{Share, ShareError, pressure::Pressure},
     vsock::{backend::VsockBackend, muxer::Identity},
@@ -80,6 +79,12 @@ pub enum ServeError {
     Ready(#[source] io::Error),
 }
 
+/// Every sandbox has a vsock of its own, so all guests use the first context id that is free to use.
+const GUEST_CID: u64 = 3;
+
+/// Host ports that the guest may dial: the agent's own, and that of streams.
+const PORTS: [u32; 2] = [1024, 1025];
+
 /// How long what a guest has sent may outlive its VMM: a reader that is alive takes 256 KiB in a fraction of it, and the
 /// sandbox's end has to be known within a second.
 const DRAIN: Duration = Duration::from_millis(800);
@@ -88,10 +93,10 @@ const DRAIN: Duration = Duration::from_millis(800);
 ///
 /// # Errors
 /// [`ServeError`] when it cannot begin to.
-pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, ServeError> {
+pub fn serve(sockets: Sockets, tree: Tree) -> Result<End, ServeError> {
     let (ended, ends) = mpsc::channel();
     let control = sockets.control;
-    let vsock = start_vsock(config, control.clone(), sockets.vsock, &ended)?;
+    let vsock = start_vsock(control.clone(), sockets.vsock, &ended)?;
     let reporter = control.clone();
     let pressure = Pressure::new(tree.descriptors, move |open, limit| {
         // A shim that is behind, or gone, is told the next time.
@@ -101,8 +106,7 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
     });
     let shares = [(Share::Roots, sockets.roots), (Share::Volumes, sockets.volumes)];
     for ((share, listener), proc_self_fd) in shares.into_iter().zip(tree.proc_self_fd) {
-        let backend =
-            share.backend(&tree.path, proc_self_fd, config.thread_pool_size, pressure.clone())?;
+        let backend = share.backend(&tree.path, proc_self_fd, pressure.clone())?;
         let daemon = daemon(share.tag(), Arc::clone(&backend))?;
         backend
             .register(&daemon)
@@ -126,12 +130,11 @@ pub fn serve(config: &Config, sockets: Sockets, tree: Tree) -> Result<End, Serve
 }
 
 fn start_vsock(
-    config: &Config,
     control: Control,
     listener: OwnedFd,
     ended: &mpsc::Sender<End>,
 ) -> Result<Arc<VsockBackend<Control>>, ServeError> {
-    let identity = Identity { guest_cid: config.guest_cid, ports: config.ports.clone() };
+    let identity = Identity { guest_cid: GUEST_CID, ports: PORTS.into() };
     let backend = VsockBackend::new(identity, control).map_err(ServeError::Vsock)?;
     let daemon = daemon("vsock", Arc::clone(&backend))?;
     backend.register(&daemon).map_err(ServeError::Vsock)?;

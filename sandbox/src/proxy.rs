@@ -30,9 +30,6 @@ use crate::{
     step::{InjectedFault, Step, Steps},
 };
 
-/// CID of the guest: every sandbox has a vsock of its own, so all use the first that is free to use.
-pub const GUEST_CID: u32 = 3;
-
 /// Bytes of the proxy's log that are passed on at once.
 const LONGEST_WORD: usize = 4096;
 
@@ -134,13 +131,9 @@ pub fn start(plan: &ProxyPlan<'_>, steps: &Steps) -> Result<(Proxy, VmmEnds), Pr
         .map_err(ProxyError::Control)?;
     let (said, stderr) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| ProxyError::Log(e.into()))?;
     let said = pipe::Receiver::from_owned_fd(said).map_err(ProxyError::Log)?;
-    let argument = format!("{{\"guest_cid\":{GUEST_CID}}}");
     let program = c_string(plan.program.as_os_str().as_bytes(), plan.program)?;
     let spawn = Spawn {
-        arguments: vec![
-            c_string(b"kata-proxy", plan.program)?,
-            c_string(argument.as_bytes(), plan.program)?,
-        ],
+        arguments: vec![c_string(b"kata-proxy", plan.program)?],
         fds: vec![
             null.as_fd(),
             null.as_fd(),

@@ -164,7 +164,7 @@ impl Store {
     /// [`StoreError::Image`]; [`StoreError::Host`] while room is made.
     pub fn find(&self, reference: &Reference) -> Result<Image, StoreError> {
         match Image::find(reference, &self.path) {
-            Err(ImageError::Files(FilesError::Room(_))) if self.prune()? > 0 => {
+            Err(ImageError::Files(FilesError::Room(_))) if self.has_made_room() => {
                 Ok(Image::find(reference, &self.path)?)
             }
             found => Ok(found?),
@@ -203,7 +203,7 @@ impl Store {
             };
             let draft = Draft { store: self, image, layer, number, below: &below };
             let whole = match draft.whole(&id, &mut budget) {
-                Err(error) if error.wants_room() && self.prune()? > 0 => {
+                Err(error) if error.wants_room() && self.has_made_room() => {
                     budget = room()?;
                     draft.whole(&id, &mut budget)
                 }
@@ -255,28 +255,36 @@ impl Store {
             Err(Errno::WOULDBLOCK) => return Ok(0),
             locked => locked.map_err(|error| failed()(error.into()))?,
         }
-        let mut removed = 0;
+        let (mut removed, mut outcome) = (0, Ok(()));
         for entry in std::fs::read_dir(&path).map_err(failed())? {
             let entry = entry.map_err(failed())?;
             let Ok(found) = open_directory(&directory, &entry.file_name()) else { continue };
             if flock(&found, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                remove_tree(&directory, &entry.file_name()).map_err(failed())?;
-                removed += 1;
+                match remove_tree(&directory, &entry.file_name()) {
+                    Ok(()) => removed += 1,
+                    Err(error) => outcome = outcome.and(Err(failed()(error))),
+                }
             }
         }
-        Ok(removed)
+        outcome.map(|()| removed)
+    }
+
+    /// Removes the layers that no container uses; says whether there were any. What fails of it is not what the caller wants to
+    /// know of.
+    fn has_made_room(&self) -> bool {
+        self.prune().is_ok_and(|removed| removed > 0)
     }
 
     /// Removes the layers that no container uses; says how many.
     ///
     /// # Errors
-    /// [`StoreError::Host`].
+    /// [`StoreError::Host`] of the first that can't be removed, after all were tried.
     pub fn prune(&self) -> Result<usize, StoreError> {
         let path = self.path.join(LAYERS);
         let failed = || host("clean up", &path);
         let layers = self.directory(OsStr::new(LAYERS))?;
         let drafts = self.directory(OsStr::new(DRAFTS))?;
-        let mut removed = 0;
+        let (mut removed, mut outcome) = (0, Ok(()));
         for entry in std::fs::read_dir(&path).map_err(failed())? {
             let name = entry.map_err(failed())?.file_name();
             let Ok(layer) = open_directory(&layers, &name) else { continue };
@@ -290,14 +298,16 @@ impl Store {
             let mut gone = OsString::from("unused-");
             gone.push(&name);
             match renameat_with(&layers, &name, &drafts, &gone, RenameFlags::NOREPLACE) {
-                Ok(()) => remove_tree(&drafts, &gone).map_err(failed())?,
+                Ok(()) => match remove_tree(&drafts, &gone) {
+                    Ok(()) => removed += 1,
+                    Err(error) => outcome = outcome.and(Err(failed()(error))),
+                },
                 // Somebody else is removing one of this name, or was killed over it, and a sweep gets it.
-                Err(Errno::EXIST | Errno::NOENT) => continue,
-                Err(error) => return Err(failed()(error.into())),
+                Err(Errno::EXIST | Errno::NOENT) => {}
+                Err(error) => outcome = outcome.and(Err(failed()(error.into()))),
             }
-            removed += 1;
         }
-        Ok(removed)
+        outcome.map(|()| removed)
     }
 
     fn directory(&self, name: &OsStr) -> Result<OwnedFd, StoreError> {

@@ -87,7 +87,6 @@ impl Share {
         self,
         tree: &str,
         proc_self_fd: File,
-        threads: usize,
         pressure: Pressure,
     ) -> Result<ShareBackend, ShareError> {
         let tag = self.tag();
@@ -102,7 +101,8 @@ impl Share {
         let fs =
             PassthroughFs::new(config).map_err(|source| ShareError::Open { tag, path, source })?;
         let device = VhostUserFsBackendBuilder::default()
-            .set_thread_pool_size(threads)
+            // The thread that takes requests serves them.
+            .set_thread_pool_size(0)
             .set_tag(Some(tag.to_owned()))
             .build(Settled::new(fs, self.changes(), pressure.clone()))
             .map_err(|source| ShareError::Device { tag, source })?;

@@ -75,10 +75,7 @@ impl Proxy {
         let (volumes, far_volumes) = connected(stand, "volumes")?;
         let null = device("/dev/null")?;
         let stderr = io::stderr();
-        let mut spawn = program(&[
-            stand.prefix().program("kata-proxy").display().to_string(),
-            r#"{"guest_cid":3}"#.to_owned(),
-        ])?;
+        let mut spawn = program(&[stand.prefix().program("kata-proxy").display().to_string()])?;
         spawn.fds = vec![
             null.as_fd(),
             null.as_fd(),
