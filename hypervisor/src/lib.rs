@@ -8,7 +8,8 @@
 //!  └──stop──►     └─ stop, or the VM's own end ─► ended (VmEnd, for ever)
 //! ```
 //!
-//! All methods take `&self`: one task may wait for the end while another pauses or stops.
+//! All methods take `&self`: one task may wait for the end while another pauses or stops. What only some can do, as adding a
+//! card to a running VM, is the driver's own; the sandbox holds the one driver that there is.
 
 mod accelerator;
 mod config;

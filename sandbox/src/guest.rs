@@ -26,7 +26,12 @@ use kata_protocol::{
     hello::{AgentHello, BootNonce, HelloError, StreamHello, StreamKind, StreamToken},
 };
 use thiserror::Error;
-use tokio::{io::AsyncReadExt, net::UnixStream, sync::oneshot, time::timeout};
+use tokio::{
+    io::AsyncReadExt,
+    net::UnixStream,
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 use crate::{packet::PacketSocket, proxy::FromProxy};
 
@@ -38,6 +43,13 @@ const MAX_UNGREETED: usize = 64;
 
 /// So many refusals are told one by one.
 const TOLD_REFUSALS: u64 = 8;
+
+/// A guest of which more was refused has its connections taken no closer to each other than [`PACE`]: it can open them for ever, and
+/// what takes them has no limit of its own.
+const UNPACED_REFUSALS: u64 = 64;
+
+/// See [`UNPACED_REFUSALS`].
+const PACE: Duration = Duration::from_millis(10);
 
 /// Why a connection from the guest was closed.
 #[derive(Debug, Error)]
@@ -55,6 +67,8 @@ pub enum GreetError {
     Nonce,
     #[error("no process waits for this stream")]
     Token,
+    #[error("the sandbox is ending")]
+    Ending,
     #[error("too many connections without a hello")]
     TooMany,
     #[error("port {0} is not served")]
@@ -107,7 +121,12 @@ impl Switchboard {
 
     /// Serves the proxy's messages until it is gone; `pressure` is called when the guest should drop inodes.
     pub async fn serve(self: Arc<Self>, control: PacketSocket, pressure: impl Fn()) {
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if self.refused.load(Ordering::Relaxed) > UNPACED_REFUSALS {
+                pace.tick().await;
+            }
             match control.receive::<FromProxy>().await {
                 Ok(Some((FromProxy::Connection { port, guest_port }, fds))) => {
                     self.clone().take(port, guest_port, fds);
@@ -182,7 +201,7 @@ impl Switchboard {
         let waiting = self.agent.lock().unwrap_or_else(PoisonError::into_inner).take();
         let sender = waiting.ok_or(GreetError::Nonce)?;
         // The receiver is gone only when the sandbox is ending.
-        sender.send(greeting).map_err(|_| GreetError::Token)
+        sender.send(greeting).map_err(|_| GreetError::Ending)
     }
 
     async fn greet_stream(&self, mut stream: UnixStream) -> Result<(), GreetError> {

@@ -1,7 +1,8 @@
 //! What a sandbox leaves in the kernel that neither an fd, nor its processes, nor its mount namespace holds.
 //!
 //! An entry is written before the thing is made; so whatever is killed at whatever moment, replaying the ledger finds
-//! everything. It is not synced to a disk: what it names are objects of the running kernel, which end with it.
+//! everything. It is not synced to a disk: what it names are objects of the running kernel, which end with it, or a directory
+//! of the image store, which sweeps those that nobody holds the lock of.
 //! Replaying is idempotent: what is gone already is no error.
 
 use std::{
