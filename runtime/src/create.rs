@@ -322,14 +322,65 @@ impl Drop for Undo<'_> {
         if self.dir.is_gone() {
             return;
         }
-        if self.dir.path.join("ledger").exists() {
-            offline::delete(self.creation.prefix, self.dir).ok();
+        if self.dir.path.join("ledger").exists()
+            && let Err(failure) = offline::delete(self.creation.prefix, self.dir)
+        {
+            // Nothing but the ledger knows what is left.
+            let line = failure.line();
+            let path = self.dir.path.display();
+            self.creation.journal.warn(&format!("{path} is left to delete --force: {line}"));
+            return;
         }
         if !self.dir.is_gone() {
             self.dir.discard();
         }
-        if let Some(owed) = &self.owed {
+        if let Some(owed) = self.owed.as_ref().filter(|_| self.dir.is_gone()) {
             hooks::warn(self.creation.journal, owed.poststop());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use kata_config::Prefix;
+    use serde_json::json;
+
+    use super::{Console, Creation, Told, Undo};
+    use crate::{bundle::Bundle, hooks, journal::Journal, sandbox_dir::Root};
+
+    #[test]
+    fn what_cannot_be_undone_now_can_be_later() {
+        let scratch = tempfile::tempdir().unwrap();
+        let stopped = scratch.path().join("stopped");
+        let mut spec = kata_spec::default_for("/", &["sh".into()], false);
+        let touch = format!(": > {}", stopped.display());
+        spec["hooks"] = json!({ "poststop": [{ "path": "/bin/sh", "args": ["sh", "-c", touch] }] });
+        let id = "c1".parse().unwrap();
+        let owed = hooks::owed(&Bundle::made(&spec, scratch.path()).unwrap(), &id);
+        let root = Root::new(&scratch.path().join("state")).unwrap();
+        let dir = root.create(&id).unwrap();
+        let creation = Creation {
+            root: &root,
+            // No shim is there that could replay the ledger.
+            prefix: &Prefix::at(scratch.path()),
+            id: &id,
+            console: Console::None,
+            told: Told { pid_file: None, pidfd_socket: None },
+            shim_environment: &[],
+            journal: &Journal::default(),
+        };
+        let undo = || {
+            let (processes, owed) = (Vec::new(), owed.clone());
+            drop(Undo { creation: &creation, dir: &dir, processes, owed, armed: true });
+        };
+        let ledger = dir.path.join("ledger");
+        fs::write(&ledger, "").unwrap();
+        undo();
+        assert!(ledger.exists() && !stopped.exists());
+        fs::remove_file(&ledger).unwrap();
+        undo();
+        assert!(dir.is_gone() && stopped.exists());
     }
 }

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -120,6 +120,8 @@ pub struct Service {
     copies: Arc<Copies>,
     /// One at a time: who makes or takes down the sandbox.
     changing: tokio::sync::Mutex<()>,
+    /// What the ledger names could not be taken away.
+    ledger_owed: AtomicBool,
     finished: Notify,
     /// The command line's container did not come to be.
     unmade: Notify,
@@ -139,6 +141,7 @@ impl Service {
             volumes: AtomicUsize::new(0),
             copies: Arc::default(),
             changing: tokio::sync::Mutex::default(),
+            ledger_owed: AtomicBool::new(false),
             finished: Notify::new(),
             unmade: Notify::new(),
         })
@@ -362,7 +365,9 @@ impl Service {
         }
         let last = self.pod().containers.len() == 1;
         if last || container.role() != Role::Member {
-            container.sandbox().tear_down(Inmates::Kill).await?;
+            let torn_down = container.sandbox().tear_down(Inmates::Kill).await;
+            self.ledger_owed.store(torn_down.is_err(), Ordering::Relaxed);
+            torn_down?;
         } else {
             container.leave().await?;
         }
@@ -383,7 +388,12 @@ impl Service {
 
     /// Whether the sandbox is gone from the host, as it is with the container that holds it, or was never made.
     pub fn is_torn_down(&self) -> bool {
-        self.containers().iter().all(|container| container.role() == Role::Member)
+        let is_member = |container: &Arc<Container>| container.role() == Role::Member;
+        !self.ledger_is_owed() && self.containers().iter().all(is_member)
+    }
+
+    fn ledger_is_owed(&self) -> bool {
+        self.ledger_owed.load(Ordering::Relaxed)
     }
 
     /// Takes away the directory of a sandbox that has nothing in it. What a create that failed has attached to the shared tree

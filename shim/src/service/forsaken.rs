@@ -9,7 +9,7 @@
 //! A container that was confirmed, or runs, is its engine's for as long as that leaves it so, as runc's is. Where hooks have run that
 //! others have to follow, a record stays for whoever deletes the container and runs those.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use kata_engine_api::{record::HOOKS_FILE, words::chain};
 use kata_sandbox::{
@@ -97,7 +97,7 @@ impl Service {
         tracing::warn!("whoever started this shim is gone, and left no container");
         // A request that was under way may have begun one.
         self.undo();
-        if self.owes_hooks() {
+        if self.ledger_is_owed() || self.owes_hooks() {
             return;
         }
         if let Err(refusal) = self.remove_directory() {
@@ -105,13 +105,14 @@ impl Service {
         }
     }
 
-    /// Takes away what a sandbox without a container has left.
+    /// Takes away what a sandbox without a container has left. What can't be is still in the ledger, which stays for it.
     pub(super) fn undo(&self) {
         let sandbox = self.pod().sandbox.take();
         let undone = match sandbox {
             Some(sandbox) => sandbox.undo(),
             None => ledger::replay(&self.directory, &Steps::default()).map_err(SandboxError::from),
         };
+        self.ledger_owed.store(undone.is_err(), Ordering::Relaxed);
         if let Err(error) = undone {
             tracing::warn!(error = chain(&error), "undo a failed create");
         }
@@ -120,5 +121,31 @@ impl Service {
     /// Whether the path leads to this sandbox's directory, and not to one of another that was made by the same name.
     pub(super) fn is_in_place(&self) -> bool {
         is_at(&self.directory_fd, CWD, &self.directory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::OwnedFd, sync::Arc};
+
+    use kata_config::Loaded;
+    use kata_sandbox::ledger;
+
+    use super::Service;
+
+    #[test]
+    fn a_ledger_that_cannot_be_replayed_stays() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().join("sandbox");
+        fs::create_dir(&directory).unwrap();
+        let open: OwnedFd = fs::File::open(&directory).unwrap().into();
+        let service = Service::new(directory.clone(), Arc::new(open), Ok(Loaded::default()));
+        let ledger = directory.join(ledger::FILE);
+        fs::write(&ledger, "of another version\n").unwrap();
+        service.give_up();
+        assert!(ledger.exists() && !service.is_torn_down());
+        fs::write(&ledger, "").unwrap();
+        service.give_up();
+        assert!(!directory.exists() && service.is_torn_down());
     }
 }
