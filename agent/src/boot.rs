@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! identify: process 1? /proc; nonce?  ── no ─► refuse, touch nothing else
-//! prepare:  modules ─► mounts in a new root ─► enter it ─► old root read-only ─► cgroups ─► shares ─► loopback
+//! prepare:  modules ─► mounts in a new root ─► old root read-only ─► enter the new one ─► it read-only ─► cgroups ─► shares ─► loopback
 //! ```
 
 mod command_line;
@@ -20,8 +20,8 @@ use rustix::{
 
 use crate::{cgroup, network};
 
-/// The kernel command line as containers see it.
-pub const SCRUBBED_COMMAND_LINE: &str = "/run/kata/cmdline";
+/// The kernel command line as containers see it: one file for all, in a file system that nobody can write to.
+pub const SCRUBBED_COMMAND_LINE: &str = "/cmdline";
 
 /// Device nodes for containers that may not make their own.
 pub const NODES: &str = "/run/kata/nodes";
@@ -86,10 +86,8 @@ pub fn prepare() -> Result<(), BootError> {
     // Keys of the host are in this memory, and its executable must not be reached through /proc.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).during("become undumpable")?;
     modules::load()?;
-    mounts::enter_new_root()?;
     let line = fs::read_to_string("/proc/cmdline").during("read /proc/cmdline")?;
-    fs::write(SCRUBBED_COMMAND_LINE, command_line::scrub(&line))
-        .during("write the scrubbed command line")?;
+    mounts::enter_new_root(&command_line::scrub(&line))?;
     // The kernel's log begins with the command line.
     fs::write("/proc/sys/kernel/dmesg_restrict", "1").during("restrict the kernel log")?;
     fs::write("/proc/self/oom_score_adj", "-1000").during("keep the OOM killer off")?;

@@ -12,13 +12,13 @@ use rustix::{
     process::{chdir, chroot},
 };
 
-use super::{BootError, During, NODES};
+use super::{BootError, During, NODES, SCRUBBED_COMMAND_LINE};
 
 const NEW_ROOT: &str = "/newroot";
 const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Mounts the kernel's file systems in a new root and enters it.
-pub fn enter_new_root() -> Result<(), BootError> {
+/// Mounts the kernel's file systems in a new root and enters it. What containers are to see as the command line is in it.
+pub fn enter_new_root(command_line: &str) -> Result<(), BootError> {
     fs::create_dir_all(NEW_ROOT).during("make the new root")?;
     mount(
         "tmpfs",
@@ -33,6 +33,8 @@ pub fn enter_new_root() -> Result<(), BootError> {
     for name in ["proc", "sys", "dev", "run", "container"] {
         make(name)?;
     }
+    fs::write(SCRUBBED_COMMAND_LINE.trim_start_matches('/'), command_line)
+        .during("write the scrubbed command line")?;
     mount_move("/proc", "proc").during("move /proc")?;
     mount("sysfs", "sys", "sysfs", GUARDED, None).during("mount /sys")?;
     let executable = MountFlags::NOSUID;

@@ -349,3 +349,16 @@ fn the_boot_nonce_cannot_be_read() {
     assert!(said.contains("console="), "{said}");
     assert!(!said.contains("nonce"), "{said}");
 }
+
+/// It is one file for all containers of a pod, so nobody's to write to.
+#[test]
+fn the_command_line_cannot_be_forged() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let script =
+        "mount -o remount,bind,rw /proc/cmdline; echo forged >/proc/cmdline; cat /proc/cmdline";
+    let bundle = Bundle::new(&kata, root, &["sh", "-c", script]);
+    let output = run_bundle(&kata, bundle, |config| grant(config, "CAP_SYS_ADMIN"));
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    let said = output.stdout();
+    assert!(said.contains("console=") && !said.contains("forged"), "{said}");
+}
