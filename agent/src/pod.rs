@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A holder, since whoever shared the agent's own namespace would see process 1 of the guest. Containers see the holder:
-//! it has given up root directory, user and capabilities, and nobody may look into it.
+//! it has given up all mounts, user and capabilities, and nobody may look into it. Whoever may none the less, by
+//! CAP_SYS_PTRACE, finds nothing there, and no way up to the agent's files.
 
 use std::{fs::File, io, path::Path, process::ExitCode};
 
@@ -18,8 +19,10 @@ use kata_sys::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Gid, Uid},
-    mount::mount_bind,
-    process::{DumpableBehavior, WaitOptions, chdir, chroot, set_dumpable_behavior, wait},
+    mount::{
+        MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+    },
+    process::{DumpableBehavior, WaitOptions, chdir, pivot_root, set_dumpable_behavior, wait},
     thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 use tokio::sync::Mutex;
@@ -51,7 +54,7 @@ impl PodPids {
         }
         let mut spawn = Spawn::new(c"/proc/self/exe".into());
         spawn.arguments = vec![SHOWN_AS.into(), c"hold".into()];
-        spawn.namespaces = UnshareFlags::NEWPID;
+        spawn.namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS;
         // It ends with its namespace's last use, which is the guest's.
         spawn.lifetime = Lifetime::Own;
         let holder = spawn.start().step(|| "start the holder of the pod's pid namespace")?;
@@ -76,8 +79,7 @@ pub fn main() -> ExitCode {
 
 fn hold() -> io::Result<std::convert::Infallible> {
     let children = SignalFd::block([SIGCHLD])?;
-    chroot(NOWHERE)?;
-    chdir("/")?;
+    leave_all_mounts()?;
     set_thread_groups(&[])?;
     let (group, user) = (Gid::from_raw(NOBODY), Uid::from_raw(NOBODY));
     set_thread_res_gid(group, group, group)?;
@@ -88,4 +90,16 @@ fn hold() -> io::Result<std::convert::Infallible> {
         rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&children, PollFlags::IN)], None))?;
         children.next()?;
     }
+}
+
+/// Its only mount is an empty one from here on.
+fn leave_all_mounts() -> io::Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tmpfs", NOWHERE, "tmpfs", flags, Some(c"mode=555,size=4k"))?;
+    chdir(NOWHERE)?;
+    // The old root ends up on top of the new one, where one detach takes it away.
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    Ok(chdir("/")?)
 }
