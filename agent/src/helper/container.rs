@@ -96,7 +96,8 @@ impl Creation<'_> {
         Carried { mapped, groups, sources, filters }: Carried<'_>,
     ) -> Result<Infallible, Failure> {
         if linux.makes(NamespaceKind::User) {
-            enter_user_namespace(&mapped)?;
+            wait_for_id_maps(&mapped)?;
+            become_root_of_namespace()?;
         }
         drop(mapped);
         setsid().step(|| "lead a session")?;
@@ -136,13 +137,17 @@ pub(super) fn set_oom_score(process: &Process) -> Result<(), Failure> {
         .step(|| format!("set oom_score_adj to {score}"))
 }
 
-/// Waits for the id maps and becomes root of the namespace.
-fn enter_user_namespace(mapped: &OwnedFd) -> Result<(), Failure> {
+fn wait_for_id_maps(mapped: &OwnedFd) -> Result<(), Failure> {
     let mut byte = [0];
     let length = rustix::io::read(mapped, &mut byte).step(|| "wait for the id maps")?;
     if length == 0 {
         return Err(Failure::invalid("the helper ended before the ids were mapped"));
     }
+    Ok(())
+}
+
+/// Becomes root of the user namespace that this process is in: what it makes there belongs to somebody who exists there.
+pub(super) fn become_root_of_namespace() -> Result<(), Failure> {
     set_thread_groups(&[]).step(|| "drop groups in the user namespace")?;
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
         .step(|| "become group 0 of the namespace")?;

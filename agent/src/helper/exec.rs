@@ -14,7 +14,7 @@ use rustix::{
 
 use super::{
     Control, become_process,
-    container::set_oom_score,
+    container::{become_root_of_namespace, set_oom_score},
     credentials::{self, Wanted},
     filter::Filters,
     namespaces,
@@ -89,6 +89,11 @@ impl Entry<'_> {
         filters: &Filters,
         groups: OwnedFd,
     ) -> Result<Infallible, Failure> {
+        // It is open to others of the namespace, not to its root, who made it.
+        join_keyring(&self.container_id)?;
+        if self.shared.user_namespace {
+            become_root_of_namespace()?;
+        }
         setsid().step(|| "lead a session")?;
         namespaces::join_groups(groups)?;
         let terminal = match self.terminal {
@@ -97,7 +102,6 @@ impl Entry<'_> {
         };
         scheduling::enter_final_cpus(process)?;
         let waits = self.waits(process);
-        join_keyring(&self.container_id)?;
         let last = Last { container: None, filters, terminal, waits };
         launch(self.control, process, &self.shared, last)
     }

@@ -238,6 +238,32 @@ fn exec_at_a_terminal_has_one() {
     assert_eq!(container.status(), "running");
 }
 
+/// The runtime itself is nobody in such a namespace, and so would be who makes the terminal.
+#[test]
+fn exec_at_a_terminal_has_one_in_a_user_namespace() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(root) = busybox() else { return };
+        let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        let linux = &mut bundle.config["linux"];
+        linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        linux["uidMappings"] = map.clone();
+        linux["gidMappings"] = map;
+        bundle.write();
+        let container = Container::started(runtime, &bundle, "exec-tty");
+        for user in ["0:0", "5:5"] {
+            let mut terminal = Terminal::open();
+            let script = "stat -c owner=%u $(tty)";
+            let exec = ["exec", "-t", "--user", user, &container.id, "sh", "-c", script];
+            terminal.start(&runtime.command(&exec));
+            let owner = format!("owner={}", user.split(':').next().unwrap());
+            terminal.screen.until_has(&owner);
+            assert_eq!(terminal.wait(), 0);
+        }
+    }
+}
+
 /// Creates a container whose terminal goes to a console socket.
 fn at_console_socket(runtime: &Kata, script: &str, claim: impl FnOnce(&Container<'_>, &Terminal)) {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
