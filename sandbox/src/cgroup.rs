@@ -172,7 +172,7 @@ impl Group {
         for root in self.distinct_roots() {
             make_below(&root, &self.path)?;
         }
-        self.enable_controllers();
+        self.hierarchies.pass_controllers_down(&self.path);
         Ok(())
     }
 
@@ -312,29 +312,6 @@ impl Group {
         let text = fs::read_to_string(file).unwrap_or_default();
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
-    }
-
-    /// On a v2 host the files of a controller appear only where the parent passes it down.
-    fn enable_controllers(&self) {
-        let Some(root) =
-            self.hierarchies.unified.as_ref().filter(|_| self.hierarchies.legacy.is_empty())
-        else {
-            return;
-        };
-        let mut path = root.clone();
-        for part in self.path.components() {
-            let file = path.join("cgroup.subtree_control");
-            let there = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
-            let enabled = fs::read_to_string(&file).unwrap_or_default();
-            let is_enabled = |name: &&str| enabled.split_whitespace().any(|other| other == *name);
-            for controller in there.split_whitespace().filter(|name| !is_enabled(name)) {
-                // A parent that has processes: the limit's own write says so when such a limit was asked for.
-                if let Err(error) = fs::write(&file, format!("+{controller}")) {
-                    tracing::debug!(%error, file = %file.display(), controller, "controller not enabled");
-                }
-            }
-            path.push(part);
-        }
     }
 
     /// Several controllers may share one mount point.

@@ -1,6 +1,9 @@
 //! Where the host has mounted what.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::CgroupError;
 
@@ -50,6 +53,25 @@ impl Hierarchies {
 
     pub(super) fn roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.legacy.iter().map(|(_, root)| root).chain(&self.unified)
+    }
+
+    /// On a v2 host the files of a controller appear in a group only where all above it pass the controller down.
+    pub(super) fn pass_controllers_down(&self, group: &Path) {
+        let Some(root) = self.unified.as_ref().filter(|_| self.legacy.is_empty()) else { return };
+        let mut path = root.clone();
+        for part in group.components() {
+            let file = path.join("cgroup.subtree_control");
+            let there = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+            let passed = fs::read_to_string(&file).unwrap_or_default();
+            let is_passed = |name: &&str| passed.split_whitespace().any(|other| other == *name);
+            for controller in there.split_whitespace().filter(|name| !is_passed(name)) {
+                // A parent that has processes: the limit's own write says so when such a limit was asked for.
+                if let Err(error) = fs::write(&file, format!("+{controller}")) {
+                    tracing::debug!(%error, file = %file.display(), controller, "controller not passed down");
+                }
+            }
+            path.push(part);
+        }
     }
 }
 
