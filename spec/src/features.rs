@@ -78,6 +78,14 @@ const MOUNT_OPTIONS: &[&str] = &[
     "unbindable",
 ];
 
+/// True for a word that may stand among the options of a bind mount. What is bound has its file system's own already, and a
+/// misspelt flag protects nobody.
+pub(crate) fn is_for_binding(word: &str) -> bool {
+    // Podman leaves in the list what it has seen to itself.
+    let seen_to = matches!(word, "" | "copy" | "nocopy") || word.starts_with("volume-opt=");
+    seen_to || MOUNT_OPTIONS.contains(&word)
+}
+
 /// The newest version whose fields the table knows. Not [`crate::VERSION`]: this is about what is read.
 const NEWEST: &str = "1.3.0";
 

@@ -17,6 +17,7 @@ use crate::{
     checked::{IdMap, IdRange, MountPoint, Origin, VolumeSource},
     document::Document,
     error::SpecError,
+    features::is_for_binding,
     overlay,
     process::strings,
     rules::{devices::GUEST_DEVICES, elements, host_path, namespaces::check_map},
@@ -371,6 +372,10 @@ impl Mount {
     }
 
     fn bind(&self, document: &mut Document) -> Result<Class, SpecError> {
+        if let Some(word) = self.options.iter().find(|word| !is_for_binding(word)) {
+            let why = format!("{word:?} is no option of a bind mount");
+            return Err(document.wrong(self.field("options"), why));
+        }
         let fault = |source| host_path(document, &self.field("source"), &self.source, source);
         let metadata = fs::metadata(&self.source).map_err(fault)?;
         let filesystem = statfs(&self.source).map_err(|error| fault(error.into()))?;

@@ -315,6 +315,25 @@ fn host_paths_that_are_not_there_are_named() {
 }
 
 #[test]
+fn options_that_a_bind_mount_has_not_are_named() {
+    let bound = |options: &[&str]| json!({"destination": "/x", "type": "bind", "source": "/", "options": options});
+    for word in ["nosiud", "size=1m", "mode=755", "rsuiid"] {
+        let line = complaint(&[("/mounts/-", bound(&["rbind", word]))]);
+        let said = format!("mounts[7].options: {word:?} is no option of a bind mount");
+        assert!(line.contains(&said), "{line}");
+    }
+    let bundle = tempfile::tempdir().unwrap();
+    fs::create_dir(bundle.path().join("rootfs")).unwrap();
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    // What engines pass, podman's own words among them.
+    let passed =
+        ["rbind", "rprivate", "ro", "rro", "nosuid", "nodev", "noexec", "relatime", "sync"];
+    let own = ["", "defaults", "lazytime", "tmpcopyup", "nocopy", "copy", "volume-opt=o=x"];
+    set(&mut config, "/mounts/-", bound(&[&passed[..], &own[..]].concat()));
+    check(&config, bundle.path()).unwrap();
+}
+
+#[test]
 fn volumes_over_proc_are_refused_but_where_lxcfs_has_its_own() {
     let volume = tempfile::tempdir().unwrap();
     let over = |place: &str| json!({"destination": place, "type": "bind", "source": volume.path(), "options": ["rbind"]});
