@@ -64,17 +64,6 @@ fn dial(kind: SocketType, path: &str, acceptance: Duration) -> io::Result<OwnedF
     Ok(socket)
 }
 
-/// Bounds each later send and receive on a socket; beyond it they fail with `WouldBlock`.
-///
-/// # Errors
-/// Those of setsockopt(2).
-pub fn bound(socket: impl AsFd, deadline: Duration) -> io::Result<()> {
-    for timeout in [Timeout::Send, Timeout::Recv] {
-        set_socket_timeout(&socket, timeout, Some(deadline))?;
-    }
-    Ok(())
-}
-
 /// Makes the SEQPACKET socket `name` in `dir` and listens on it; blocking, close-on-exec.
 ///
 /// # Errors
@@ -119,7 +108,7 @@ mod tests {
     use rustix::net::SocketType;
 
     use super::{
-        accept, bind_packet, bind_stream, bound, connect_packet, connect_stream, dial, path_inside,
+        accept, bind_packet, bind_stream, connect_packet, connect_stream, dial, path_inside,
     };
 
     /// A directory whose path is far longer than a socket address.
@@ -180,8 +169,6 @@ mod tests {
             }
         };
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
-        bound(&taken[0], Duration::from_millis(1)).unwrap();
-        assert_eq!(scm::receive(&taken[0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -93,8 +93,8 @@ pub enum Failure {
     /// The connection to the shim broke, the time for an answer is over, or the answer was not understood.
     #[error("{call}: no answer of the shim")]
     Call { call: &'static str, source: ttrpc::Error },
-    /// Somebody wanted the end before the container was there.
-    #[error("interrupted by signal {0} before the container had started")]
+    /// Somebody wanted the end before there was anything to end.
+    #[error("interrupted by signal {0} before the program had started")]
     Interrupted(i32),
     /// Runtime state that this version can't read.
     #[error("{}: not understood", path.display())]

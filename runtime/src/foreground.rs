@@ -3,6 +3,8 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    pin::pin,
+    time::Duration,
 };
 
 use kata_sys::{
@@ -12,7 +14,10 @@ use kata_sys::{
     watch::watch,
 };
 use rustix::process::Signal;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
 
 use crate::failure::Failure;
 
@@ -26,6 +31,12 @@ fn forwarded() -> impl Iterator<Item = i32> {
     let kept: Vec<i32> = kept.collect();
     (1..=64).filter(move |signal| !kept.contains(signal))
 }
+
+/// When the monitor ends before a start is answered, the answer says why, and is on its way.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// An interrupt and the answer to a start may cross: so long the answer is waited for.
+const CROSSING: Duration = Duration::from_millis(100);
 
 /// Those that ask for an end.
 const INTERRUPTS: [i32; 4] =
@@ -73,8 +84,29 @@ impl<'a> Foreground<'a> {
         }
     }
 
-    /// The same while nothing runs yet that could take a signal: one that asks for an end is the caller's to obey.
-    pub async fn until_end_or_interrupt(&self) -> Result<Event, Failure> {
+    /// Waits for the answer that something runs now; none when the monitor has ended without one.
+    ///
+    /// While nothing runs yet that could take a signal, one that asks for an end is the caller's to obey.
+    pub async fn until_started<T>(
+        &self,
+        answer: impl Future<Output = T>,
+    ) -> Result<Option<T>, Failure> {
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => Ok(Some(answer)),
+            event = self.until_end_or_interrupt() => match event? {
+                // It may run already, and the answer be on its way: then the signal is its own.
+                Event::Signal(signal) => {
+                    let answer = timeout(CROSSING, answer).await;
+                    answer.map(Some).map_err(|_| Failure::Interrupted(signal))
+                }
+                Event::Ended(_) => Ok(timeout(ANSWER, answer).await.ok()),
+            },
+        }
+    }
+
+    async fn until_end_or_interrupt(&self) -> Result<Event, Failure> {
         loop {
             match self.next().await? {
                 Event::Signal(signal) if !INTERRUPTS.contains(&signal) => {}
@@ -111,7 +143,7 @@ impl<'a> Foreground<'a> {
 
 /// What happened to a monitor in the foreground.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+enum Event {
     /// It ended with this code.
     Ended(u8),
     /// The signal of this number came, and was passed on.

@@ -7,15 +7,18 @@ use std::{
 };
 
 use kata_engine_api::{
-    dial::{HANDOVER_SOCKET, bound, connect_packet},
+    dial::{HANDOVER_SOCKET, connect_packet},
     handover::{Answer, Confirmed, Request},
 };
 use kata_sys::scm;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    net::sockopt::{Timeout, set_socket_timeout},
+};
 
 use crate::{failure::Failure, sandbox_dir::SandboxDir};
 
-/// The shim answers within milliseconds, or, where a guest has to boot or hangs, at its own ceilings; this is beyond them.
+/// The shim answers to a creation within milliseconds; this is far beyond them.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// How many packets have to follow a request with so many descriptors.
@@ -29,9 +32,20 @@ pub fn ask(
     request: &Request,
     fds: &[BorrowedFd<'_>],
 ) -> Result<OwnedFd, Failure> {
+    let socket = send(dir, request, fds)?;
+    bound(&socket, Timeout::Recv)?;
+    answer(dir, &socket).map(|()| socket)
+}
+
+/// Sends a request to which the answer may take as long as it likes.
+pub fn send(
+    dir: &SandboxDir,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> Result<OwnedFd, Failure> {
     let socket = connect_packet(dir.as_fd(), HANDOVER_SOCKET)
         .map_err(Failure::host("connect to the shim for the handover"))?;
-    bound(&socket, DEADLINE).map_err(Failure::host("bound the handover"))?;
+    bound(&socket, Timeout::Send)?;
     let text = serde_json::to_vec(request).map_err(|error| lost(dir, &error.to_string()))?;
     if text.len() > scm::MAX_PACKET {
         let message = "the spec has more bind mounts than one request can name";
@@ -44,17 +58,27 @@ pub fn ask(
     };
     send(&text, chunks.next().unwrap_or_default())?;
     chunks.try_for_each(|chunk| send(b"{}", chunk))?;
-    let packet = scm::receive(&socket).map_err(|error| lost(dir, &error.to_string()))?;
+    Ok(socket)
+}
+
+/// Takes the answer.
+pub fn answer(dir: &SandboxDir, socket: &OwnedFd) -> Result<(), Failure> {
+    let packet = scm::receive(socket).map_err(|error| lost(dir, &error.to_string()))?;
     if packet.is_end() {
         return Err(Failure::ShimLost(dir.last_words()));
     }
     match serde_json::from_slice(&packet.bytes) {
-        Ok(Answer::Ok {}) => Ok(socket),
+        Ok(Answer::Ok {}) => Ok(()),
         Ok(Answer::Error(failure)) => {
             Err(Failure::Refused { kind: failure.kind, message: failure.message })
         }
         Err(error) => Err(lost(dir, &format!("its answer was not understood: {error}"))),
     }
+}
+
+fn bound(socket: &OwnedFd, direction: Timeout) -> Result<(), Failure> {
+    set_socket_timeout(socket, direction, Some(DEADLINE))
+        .map_err(Failure::system("bound the handover"))
 }
 
 /// Says that somebody knows of the container that was asked for.

@@ -76,7 +76,14 @@ async fn answer(service: &Arc<Service>, connection: OwnedFd) -> Result<(), Packe
         }
     }
     match request {
-        Request::Exec(exec) => tell(&connection, take_exec(service, &exec, fds).await).await,
+        Request::Exec(exec) => {
+            tokio::select! {
+                () = until_it_may_start(service, &exec) => {}
+                // Whoever has gone wants nothing started any more.
+                _ = connection.receive::<Confirmed>() => return Ok(()),
+            }
+            tell(&connection, take_exec(service, &exec, fds).await).await
+        }
         Request::Create(create) => match take_create(service, &create, fds).await {
             Ok(container) => {
                 tokio::spawn(service.clone().outlive(container.clone()));
@@ -147,6 +154,15 @@ async fn take_create(
     service.create(creation).await
 }
 
+/// Waits while the container is paused, if that is asked for, and while it is being started.
+async fn until_it_may_start(service: &Service, exec: &Exec) {
+    let Ok(container) = service.container(&exec.container_id) else { return };
+    if exec.ignore_paused {
+        container.resumed().await;
+    }
+    container.is_started_or_not().await;
+}
+
 async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
     let mut fds = Descriptors(fds.into_iter());
     let control = fds.next("the monitor's control socket")?;
@@ -157,9 +173,6 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
     let monitor = monitor.on_callers_terminal(exec.callers_terminal);
     let terminal = process.terminal.then_some(exec.terminal_size);
     let container = service.container(&exec.container_id)?;
-    if exec.ignore_paused {
-        container.resumed().await;
-    }
     let what = (process.guest_process(), Names::default());
     let process = container.add(&exec.exec_id, monitor, what, terminal).await?;
     let started = container.start_added(&process).await;

@@ -1,9 +1,14 @@
 //! `exec`: another process in a running container.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use kata_engine_api::handover::{Exec as ExecRequest, Request, TerminalSize};
+use kata_sys::watch::watch;
 use serde_json::Value;
+use tokio::io::Interest;
 
 use super::{Context, create::refuse, has_stopped, state::being_created};
 use crate::{
@@ -12,7 +17,7 @@ use crate::{
     exec_process::{build, wants_terminal},
     failure::Failure,
     foreground::{Foreground, Signals},
-    handover::{ask, sealed},
+    handover::{answer, sealed, send},
     id::ContainerId,
     programs::{Monitor, MonitorNetwork, MonitorPlan, start_monitor},
     sandbox_dir::SandboxDir,
@@ -62,37 +67,46 @@ impl Context<'_> {
             Console::Callers(_) => Some(RawTerminal::enter()?),
             Console::None | Console::Socket(_) => None,
         };
-        let started = pipe
+        let Exec { pid_file, pidfd_socket, .. } = typed;
+        let told = Told { pid_file: pid_file.as_deref(), pidfd_socket: pidfd_socket.as_deref() };
+        let ended = pipe
             .wait()
             .map_err(Failure::from)
             .and_then(|()| sealed("process.json", process.to_string().as_bytes()))
-            .and_then(|json| self.start_exec(typed, &dir, &request, (&monitor, json)));
-        if started.is_err() {
+            .and_then(|json| send(&dir, &request, &[monitor.control.as_fd(), json.as_fd()]))
+            .and_then(|socket| self.see_through(&dir, socket, (&monitor, told), signals));
+        if ended.is_err() {
             abandon(&monitor);
         }
-        started?;
-        self.journal.debug(&format!("monitor {} stands for process {exec_id}", monitor.pid()));
-        let code = match signals {
-            None => 0,
-            Some(signals) => {
-                block_on(async { Foreground::new(&monitor.child, signals)?.until_end().await })?
-            }
-        };
         drop(raw);
-        Ok(code)
+        ended
     }
 
-    fn start_exec(
+    /// Waits until the process runs, which a paused container may put off, and in the foreground until it has ended.
+    fn see_through(
         &self,
-        typed: &Exec,
         dir: &SandboxDir,
-        request: &Request,
-        (monitor, json): (&Monitor, OwnedFd),
-    ) -> Result<(), Failure> {
-        ask(dir, request, &[monitor.control.as_fd(), json.as_fd()]).map(drop)?;
-        let Exec { pid_file, pidfd_socket, .. } = typed;
-        let told = Told { pid_file: pid_file.as_deref(), pidfd_socket: pidfd_socket.as_deref() };
-        told.tell(monitor, "setns")
+        socket: OwnedFd,
+        (monitor, told): (&Monitor, Told<'_>),
+        signals: Option<Signals>,
+    ) -> Result<u8, Failure> {
+        let answered = |socket: &OwnedFd| {
+            answer(dir, socket)?;
+            self.journal.debug(&format!("monitor {} stands for the process", monitor.pid()));
+            told.tell(monitor, "setns")
+        };
+        let Some(signals) = signals else { return answered(&socket).map(|()| 0) };
+        let failed = || Failure::host("wait until the process runs");
+        block_on(async {
+            let foreground = Foreground::new(&monitor.child, signals)?;
+            let socket = watch(socket, Interest::READABLE).map_err(failed())?;
+            match foreground.until_started(socket.readable()).await? {
+                Some(ready) => drop(ready.map_err(failed())?),
+                None => return Err(failed()(io::Error::other("its monitor has ended"))),
+            }
+            answered(socket.get_ref())?;
+            foreground.until_end().await
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     args::{Creating, Run},
     create::{Console, Created, Creation, Source, Told, create},
     failure::Failure,
-    foreground::{Event, Foreground, Signals},
+    foreground::{Foreground, Signals},
     hooks,
     id::ContainerId,
     image::{self, ImageRoot},
@@ -23,11 +23,8 @@ use crate::{
     terminal::{self, RawTerminal},
 };
 
-/// When the monitor ends before start is answered, the answer says why, and is on its way.
-const ANSWER: Duration = Duration::from_secs(1);
-
-/// An interrupt and the answer to start may cross: so long the answer is waited for.
-const CROSSING: Duration = Duration::from_millis(100);
+/// So long the shim may take to hear of an end after us.
+const HEARING: Duration = Duration::from_secs(1);
 
 impl Context<'_> {
     pub(super) fn run_container(&self, typed: Run) -> Result<u8, Failure> {
@@ -93,33 +90,15 @@ impl Context<'_> {
         block_on(async {
             let shim = shim(created, creation.id)?;
             let monitor = Foreground::new(&created.monitor, signals)?;
-            let mut start = std::pin::pin!(shim.start());
-            let code = tokio::select! {
-                biased;
-                started = &mut start => {
+            let code = match monitor.until_started(shim.start()).await? {
+                Some(started) => {
                     started?;
                     self.until_end(created, &monitor).await?
                 }
-                event = monitor.until_end_or_interrupt() => match event? {
-                    // It may run already, and the answer be on its way: then the signal is the container's own.
-                    Event::Signal(signal) => match timeout(CROSSING, &mut start).await {
-                        Ok(started) => {
-                            started?;
-                            self.until_end(created, &monitor).await?
-                        }
-                        Err(_) => return Err(Failure::Interrupted(signal)),
-                    },
-                    Event::Ended(code) => {
-                        if let Ok(started) = timeout(ANSWER, start).await {
-                            started?;
-                            self.after_start(&created.dir, creation.id)?;
-                        }
-                        code
-                    }
-                },
+                None => monitor.until_end().await?,
             };
             // The shim hears of it a moment later than we do; delete would find it running.
-            timeout(ANSWER, shim.wait()).await.ok();
+            timeout(HEARING, shim.wait()).await.ok();
             Ok(code)
         })
     }

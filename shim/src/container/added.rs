@@ -108,16 +108,21 @@ impl Container {
         Ok(())
     }
 
-    /// Whether a process may be added now; the words are runc's. What is being started is waited for, which has an end.
-    async fn must_take_exec(&self) -> Result<(), Refusal> {
-        self.must_be_in_guest()?;
+    /// Waits while it is being started, which has an end.
+    pub async fn is_started_or_not(&self) {
         loop {
             let changed = self.changed.notified();
             match (self.record().status, self.init.phase()) {
                 (Status::Created, phase) if phase > Phase::Created => changed.await,
-                _ => break,
+                _ => return,
             }
         }
+    }
+
+    /// Whether a process may be added now; the words are runc's.
+    async fn must_take_exec(&self) -> Result<(), Refusal> {
+        self.must_be_in_guest()?;
+        self.is_started_or_not().await;
         let status = match (self.record().status, self.init.phase()) {
             (Status::Running, Phase::Running) => return Ok(()),
             // It is in no guest yet, and comes into one for that.

@@ -146,6 +146,38 @@ fn in_a_paused_container_a_process_is_refused_or_waits() {
 }
 
 #[test]
+fn a_process_that_waits_for_a_paused_container_can_be_given_up() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle = Bundle::new(&kata, root, FOREVER);
+    let container = Container::started(&kata, &bundle, "given-up");
+    container.must("pause");
+    let touch = ["touch", "/tmp/it-ran"];
+    let waiting = exec(&kata, &["--ignore-paused"], (&container, &touch))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Before it takes signals for its process, they end it as they end any program.
+    let status = format!("/proc/{}/status", waiting.id());
+    let blocked = || {
+        let status = fs::read_to_string(&status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+        u64::from_str_radix(line, 16).unwrap()
+    };
+    while blocked() & 1 << (Signal::TERM.as_raw() - 1) == 0 {
+        std::thread::yield_now();
+    }
+    kill_process(Pid::from_child(&waiting), Signal::TERM).unwrap();
+    let done = waiting.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(255));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("interrupted by signal 15"));
+    container.must("resume");
+    let found = container.exec(&["test", "-e", "/tmp/it-ran"], b"");
+    assert_eq!(found.code, 1, "{}", found.stderr());
+}
+
+#[test]
 fn a_pidfd_is_given_away() {
     // Not every runc that is packaged knows the option.
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
