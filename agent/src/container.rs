@@ -9,7 +9,8 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    fs::File,
+    fs::{self, File},
+    io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -24,6 +25,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cgroup::{Cgroup, Freezer},
+    helper::nodes_of,
     launch::{Gate, launch},
     nursery::Nursery,
     order::{self, Failure, FailureKind, Kind, Order, Step, TerminalSize},
@@ -79,10 +81,11 @@ impl Container {
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
         let cgroup = Cgroup::create(&creation.id, &resources.unwrap_or_default())?;
         let cgroup = Arc::new(Mutex::new(cgroup));
+        let id = creation.id.clone();
         match Self::create_in(creation, &spec, cgroup.clone(), makers).await {
             Ok(container) => Ok(container),
             Err(failure) => {
-                abolish(&cgroup).await.step(|| format!("{failure}; and then clean up"))?;
+                abolish(&id, &cgroup).await.step(|| format!("{failure}; and then clean up"))?;
                 Err(failure)
             }
         }
@@ -355,7 +358,7 @@ impl Container {
         if self.init.ended().is_none() {
             return Err(self.refuse("delete", "running"));
         }
-        abolish(&self.cgroup).await.step(|| "remove the container's cgroup")
+        abolish(&self.id, &self.cgroup).await.step(|| "remove the container's cgroup and devices")
     }
 
     fn must_live(&self, verb: &str) -> Result<(), Failure> {
@@ -384,8 +387,8 @@ fn forget<T>(added: &mut HashMap<String, Option<Arc<T>>>, exec_id: &str, process
     }
 }
 
-/// Kills what is in a group, waits until it is gone, and removes the group.
-async fn abolish(cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
+/// Kills what is in the group of a container, waits until it is gone, and removes what was made for it.
+async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
     let empty = {
         let cgroup = lock(cgroup);
         // A frozen group is thawed by the kill itself.
@@ -393,6 +396,10 @@ async fn abolish(cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
         cgroup.emptiness()?
     };
     empty.reached().await?;
+    match fs::remove_dir_all(nodes_of(container_id)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     lock(cgroup).remove()
 }
 

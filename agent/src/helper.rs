@@ -38,6 +38,7 @@ use std::{
 };
 
 pub use container::{set_sysctl, sysctl_path};
+pub use devices::nodes_of;
 use kata_sys::{
     fork::{self, Fork, Forked},
     inherit, scm,

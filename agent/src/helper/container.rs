@@ -65,7 +65,7 @@ impl Creation<'_> {
         let filters = Filters::compile(linux.seccomp.as_ref())?;
         let groups = namespaces::join(linux)?;
         namespaces::make_time_namespace(linux)?;
-        let sources = Sources::take(&self.root, &self.spec, linux)?;
+        let sources = Sources::take((&self.container_id, &self.root), &self.spec, linux)?;
         let (mapped, map) = pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe")?;
         let made = Some(namespaces::to_make(linux));
         match fork::fork(&Fork { namespaces: made, cgroup: Some(cgroup.as_fd()) })

@@ -1,15 +1,15 @@
 //! `/dev` of a container: nodes, links, and the device that masks paths.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Gid, Mode, RenameFlags, Uid, chmodat, chownat, makedev, mknodat,
-        renameat_with, statat, symlinkat, unlinkat,
+        AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat,
+        symlinkat,
     },
     io::Errno,
 };
@@ -61,54 +61,55 @@ fn located(device: Device) -> Result<Device, Failure> {
     device.located().step(|| format!("find the disk for {path}"))
 }
 
+/// Where the agent's own nodes of a container are, to be bound where it can't make them. None is another's, too: whoever it is
+/// given to may change its mode.
+pub fn nodes_of(container_id: &str) -> PathBuf {
+    Path::new(NODES).join(container_id)
+}
+
 /// Nodes of all devices for a container that may not make its own, to be bound.
-pub fn take_all(linux: &Linux) -> Result<Vec<(PathBuf, OwnedFd)>, Failure> {
-    let outer = |device: Device| {
+pub fn take_all(linux: &Linux, nodes: &Path) -> Result<Vec<(PathBuf, OwnedFd)>, Failure> {
+    let outer = |(number, device): (usize, Device)| {
         let uid = Some(linux.outer_uid(device.uid.unwrap_or(0)));
         let gid = Some(linux.outer_gid(device.gid.unwrap_or(0)));
         let path = device.path.clone().into();
-        take(located(Device { uid, gid, ..device })?).map(|node| (path, node))
+        let device = located(Device { uid, gid, ..device })?;
+        take(&device, &nodes.join(number.to_string())).map(|node| (path, node))
     };
-    all(&linux.devices).map(outer).collect()
+    all(&linux.devices).enumerate().filter(|(_, device)| !is_fifo(device)).map(outer).collect()
 }
 
-/// A node of the agent's own, to be bound where it is wanted.
-///
-/// Nodes of equal number, owner and mode are one for all containers: a mount needs its file to stay where it is.
-fn take(device: Device) -> Result<OwnedFd, Failure> {
+/// Anybody may make one.
+fn is_fifo(device: &Device) -> bool {
+    device.kind == "p"
+}
+
+/// A node of the agent's own, to be bound where it is wanted: a mount needs its file to stay where it is.
+fn take(device: &Device, place: &Path) -> Result<OwnedFd, Failure> {
     let step = || format!("take device {}", device.path);
-    let draft = format!("{NODES}/{}", rustix::process::getpid().as_raw_nonzero());
-    if make_node(CWD, Path::new(&draft), &device)? != Node::Made {
-        return Err(Failure::invalid(format!("device {}: {draft} is not to be had", device.path)));
+    place.parent().map_or(Ok(()), fs::create_dir_all).step(step)?;
+    if make_node(CWD, place, device)? != Node::Made {
+        let place = place.display();
+        return Err(Failure::invalid(format!("device {}: {place} is not to be had", device.path)));
     }
-    let place = Path::new(NODES).join(name_of(&device));
-    match renameat_with(CWD, &draft, CWD, &place, RenameFlags::NOREPLACE) {
-        Err(Errno::EXIST) => unlinkat(CWD, &draft, AtFlags::empty()).step(step)?,
-        result => result.step(step)?,
-    }
-    let node = mounts::clone_tree(&place, Extent::Mount).step(step)?;
+    let node = mounts::clone_tree(place, Extent::Mount).step(step)?;
     mounts::admit_devices(&node).step(step)?;
     Ok(node)
 }
 
-/// Equal for equal nodes.
-fn name_of(node: &Device) -> String {
-    let Device { kind, major, minor, file_mode, uid, gid, .. } = node;
-    let mode = file_mode.unwrap_or(DEFAULT_MODE);
-    format!("{kind}-{major}-{minor}-{mode:o}-{}-{}", uid.unwrap_or(0), gid.unwrap_or(0))
-}
-
 /// Makes the default devices, those of the spec, and the links.
 ///
-/// A user namespace may not make nodes: where there is one, `nodes` has the agent's own to be bound instead.
+/// A user namespace may not make nodes: where there is one, `taken` has the agent's own to be bound instead. Those that turn out
+/// to be needed only here are made in `nodes`.
 pub fn make_all(
     root: &Root,
     devices: &[Device],
-    nodes: &[(PathBuf, OwnedFd)],
+    (taken, nodes): (&[(PathBuf, OwnedFd)], &Path),
 ) -> Result<(), Failure> {
-    nodes.iter().try_for_each(|(path, node)| bind(root, path, node))?;
-    if nodes.is_empty() {
-        all(devices).try_for_each(|device| make(root, &located(device)?))?;
+    taken.iter().try_for_each(|(path, node)| bind(root, path, node))?;
+    let in_place = |device: &Device| taken.is_empty() || is_fifo(device);
+    for (number, device) in all(devices).enumerate().filter(|(_, device)| in_place(device)) {
+        make(root, &located(device)?, &nodes.join(number.to_string()))?;
     }
     for (path, target) in LINKS {
         link(root, Path::new(path), target).step(|| format!("make link {path}"))?;
@@ -129,7 +130,7 @@ fn bind(root: &Root, path: &Path, node: &OwnedFd) -> Result<(), Failure> {
         .step(|| format!("bind device {}", path.display()))
 }
 
-fn make(root: &Root, device: &Device) -> Result<(), Failure> {
+fn make(root: &Root, device: &Device, node: &Path) -> Result<(), Failure> {
     let path = Path::new(&device.path);
     let (parent, name) = parent_of(root, path).step(|| format!("make device {}", device.path))?;
     let bound = match make_node(&parent, &name, device)? {
@@ -141,7 +142,7 @@ fn make(root: &Root, device: &Device) -> Result<(), Failure> {
         // What serves the root to the guest may not make devices.
         Node::Forbidden => true,
     };
-    if bound { bind(root, path, &take(device.clone())?) } else { Ok(()) }
+    if bound { bind(root, path, &take(device, node)?) } else { Ok(()) }
 }
 
 /// What came of making a node.

@@ -29,7 +29,7 @@ pub fn enter(spec: &Spec, linux: &Linux, sources: Sources) -> Result<(), Failure
     let root = attach_root(&sources.root).step(|| "mount the root")?;
     let unfinished = mounts::make_all(&root, &spec.mounts, &sources)?;
     if !mounts::brings_devices(&spec.mounts) {
-        devices::make_all(&root, &linux.devices, &sources.devices)?;
+        devices::make_all(&root, &linux.devices, (&sources.devices, &sources.nodes))?;
         if spec.process.as_ref().is_some_and(|process| process.terminal) {
             drop(terminal::make_place(&root)?);
         }

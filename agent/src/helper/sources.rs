@@ -29,16 +29,23 @@ pub struct Sources {
     pub command_line: OwnedFd,
     /// Device nodes by path, where the container can't make its own.
     pub devices: Vec<(PathBuf, OwnedFd)>,
+    /// Where the agent's own device nodes of the container are.
+    pub nodes: PathBuf,
 }
 
 impl Sources {
     /// Takes all of them.
-    pub fn take(root: &Path, spec: &Spec, linux: &Linux) -> Result<Self, Failure> {
+    pub fn take(
+        (container_id, root): (&str, &Path),
+        spec: &Spec,
+        linux: &Linux,
+    ) -> Result<Self, Failure> {
         let copy = |path: &Path, extent| {
             clone_tree(path, extent).step(|| format!("take {}", path.display()))
         };
         let user_namespace = linux.namespace(NamespaceKind::User).is_some();
-        let devices = if user_namespace { devices::take_all(linux)? } else { Vec::new() };
+        let nodes = devices::nodes_of(container_id);
+        let devices = if user_namespace { devices::take_all(linux, &nodes)? } else { Vec::new() };
         Ok(Self {
             root: copy(root, Extent::Tree)?,
             mounts: spec
@@ -48,6 +55,7 @@ impl Sources {
                 .collect::<Result<_, _>>()?,
             command_line: copy(Path::new(SCRUBBED_COMMAND_LINE), Extent::Mount)?,
             devices,
+            nodes,
         })
     }
 }

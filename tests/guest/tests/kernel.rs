@@ -362,3 +362,35 @@ fn the_command_line_cannot_be_forged() {
     let said = output.stdout();
     assert!(said.contains("console=") && !said.contains("forged"), "{said}");
 }
+
+/// Gives the container a user namespace with a map that the guest's root is not in.
+fn map_ids(config: &mut Value) {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let linux = &mut config["linux"];
+    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    linux["uidMappings"] = map.clone();
+    linux["gidMappings"] = map;
+}
+
+#[test]
+fn two_fifos_in_a_user_namespace_are_not_one() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let script = "test -p /dev/a && test -p /dev/b && stat -c %i /dev/a /dev/b | sort -u | wc -l";
+    let bundle = Bundle::new(&kata, root, &["sh", "-c", script]);
+    let output = run_bundle(&kata, bundle, |config| {
+        map_ids(config);
+        let fifo = |path: &str| json!({"path": path, "type": "p", "fileMode": 0o600});
+        config["linux"]["devices"] = json!([fifo("/dev/a"), fifo("/dev/b")]);
+    });
+    assert_eq!((output.code, &*output.stdout()), (0, "2\n"), "{}", output.stderr());
+}
+
+#[test]
+fn devices_in_a_user_namespace_are_its_roots() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let script = "stat -c '%a %u %t:%T' /dev/null /dev/tty; echo x >/dev/null; chmod 0 /dev/null";
+    let bundle = Bundle::new(&kata, root, &["sh", "-c", script]);
+    let output = run_bundle(&kata, bundle, map_ids);
+    let said = (output.code, output.stdout());
+    assert_eq!(said, (0, "666 0 1:3\n666 0 5:0\n".to_owned()), "{}", output.stderr());
+}
