@@ -70,6 +70,22 @@ fn a_shared_pid_namespace_shows_the_pod_and_a_target_its_container() {
     });
 }
 
+/// Who may look into any process of the pod finds no way from the first one to the guest's own files.
+#[test]
+fn nothing_is_behind_the_first_process_of_a_shared_pid_namespace() {
+    let Some(engine) = Containerd::start() else { return };
+    let pod = Pod::run(&engine, KATA);
+    let mut config = pod.script("exec sleep 1000");
+    let namespaces = NamespaceOption { pid: NamespaceMode::POD.into(), ..Default::default() };
+    security(&mut config).namespace_options = Some(namespaces).into();
+    let capabilities = security(&mut config).capabilities.mut_or_insert_default();
+    capabilities.add_capabilities = vec!["SYS_PTRACE".into()];
+    let container = pod.start(config);
+    let found = container.output("cd /proc/1/root && echo in $(ls -A .) $(ls -A ..)");
+    assert_eq!(found, "in");
+    pod.remove();
+}
+
 #[test]
 fn shared_memory_and_ipc_are_the_pods() {
     on_both(|engine, handler| {
