@@ -8,7 +8,7 @@
 //! Locks are held for a lookup only, never over an await.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     fs::{self, File},
     io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
@@ -29,6 +29,7 @@ use crate::{
     launch::{Gate, launch},
     nursery::Nursery,
     order::{self, Failure, FailureKind, Kind, Order, Step, TerminalSize},
+    places::Places,
     process::{Parts, Process},
     process_table,
     reaper::{Exit, Reaper},
@@ -55,7 +56,7 @@ pub struct Container {
     updating: tokio::sync::Mutex<()>,
     listing: Arc<tokio::sync::Mutex<()>>,
     /// Added processes by exec id.
-    added: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    added: Places<Process>,
 }
 
 /// Who makes the processes of all containers, and who hears of their ends.
@@ -142,7 +143,7 @@ impl Container {
             paused: AtomicBool::new(false),
             updating: tokio::sync::Mutex::default(),
             listing: Arc::default(),
-            added: Mutex::default(),
+            added: Places::default(),
         })
     }
 
@@ -166,34 +167,19 @@ impl Container {
         makers: &Makers,
     ) -> Result<Arc<Process>, Failure> {
         self.must_live("exec in")?;
-        match lock(&self.added).entry(exec_id.to_owned()) {
-            Entry::Vacant(entry) => entry.insert(None),
-            Entry::Occupied(_) => {
-                return Err(Failure {
-                    kind: FailureKind::Exists,
-                    message: format!("container {} has a process {exec_id} already", self.id),
-                });
-            }
-        };
+        let holder = self.added.hold(exec_id).ok_or_else(|| Failure {
+            kind: FailureKind::Exists,
+            message: format!("container {} has a process {exec_id} already", self.id),
+        })?;
         let added = self.exec_reserved(process, wanted, makers).await;
-        let mut processes = lock(&self.added);
-        match (added, processes.entry(exec_id.to_owned())) {
-            (Ok(process), Entry::Occupied(mut entry)) => {
-                entry.insert(Some(process.clone()));
-                Ok(process)
-            }
-            (Ok(process), Entry::Vacant(_)) => {
-                // One that has ended by itself is as good.
-                process.signal(SignalNumber::KILL).ok();
-                Err(self.refuse("exec in", "no longer wanted there"))
-            }
-            (Err(failure), entry) => {
-                if let Entry::Occupied(entry) = entry {
-                    entry.remove();
-                }
-                Err(failure)
-            }
+        let is_wanted = self.added.settle(&holder, added.as_ref().ok());
+        let process = added?;
+        if !is_wanted {
+            // One that has ended by itself is as good.
+            process.signal(SignalNumber::KILL).ok();
+            return Err(self.refuse("exec in", "no longer wanted there"));
         }
+        Ok(process)
     }
 
     async fn exec_reserved(
@@ -230,7 +216,7 @@ impl Container {
         if exec_id.is_empty() {
             return Ok(self.init.clone());
         }
-        lock(&self.added).get(exec_id).cloned().flatten().ok_or_else(|| Failure {
+        self.added.get(exec_id).ok_or_else(|| Failure {
             kind: FailureKind::NotFound,
             message: format!("container {} has no process {exec_id}", self.id),
         })
@@ -335,22 +321,20 @@ impl Container {
 
     /// Forgets an added process that has ended; one that is still being made is killed as soon as it is there.
     pub fn delete_added(&self, exec_id: &str) -> Result<(), Failure> {
-        if let Entry::Occupied(entry) = lock(&self.added).entry(exec_id.to_owned())
-            && entry.get().is_none()
-        {
-            entry.remove();
+        if self.added.give_up(exec_id) {
             return Ok(());
         }
-        if self.process(exec_id)?.ended().is_none() {
+        let process = self.process(exec_id)?;
+        if process.ended().is_none() {
             return Err(self.refuse(&format!("delete process {exec_id} of"), "running it"));
         }
-        lock(&self.added).remove(exec_id);
+        self.added.forget(exec_id, &process);
         Ok(())
     }
 
     /// Forgets an added process that has ended, unless somebody has: its id may be another's by now.
-    pub fn forget_added(&self, exec_id: &str, process: &Arc<Process>) {
-        forget(&mut lock(&self.added), exec_id, process);
+    pub fn forget_added(&self, exec_id: &str, process: &Process) {
+        self.added.forget(exec_id, process);
     }
 
     /// Frees everything that was made for a container whose init has ended.
@@ -376,14 +360,6 @@ impl Container {
             kind: FailureKind::State,
             message: format!("can't {verb} container {}: it is {state}", self.id),
         }
-    }
-}
-
-fn forget<T>(added: &mut HashMap<String, Option<Arc<T>>>, exec_id: &str, process: &Arc<T>) {
-    if let Entry::Occupied(entry) = added.entry(exec_id.to_owned())
-        && entry.get().as_ref().is_some_and(|known| Arc::ptr_eq(known, process))
-    {
-        entry.remove();
     }
 }
 
@@ -413,24 +389,4 @@ fn terminal_size(wanted: &Wanted) -> Option<TerminalSize> {
 /// No code panics while it holds one of our locks; should that change, the data are whole all the same.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{collections::HashMap, sync::Arc};
-
-    use super::forget;
-
-    #[test]
-    fn an_id_is_freed_by_the_process_that_has_it_and_by_no_other() {
-        let (old, new) = (Arc::new(()), Arc::new(()));
-        let mut added = HashMap::from([("id".to_owned(), None)]);
-        forget(&mut added, "id", &old);
-        assert!(added.contains_key("id"), "it is reserved for one that is being made");
-        added.insert("id".to_owned(), Some(new.clone()));
-        forget(&mut added, "id", &old);
-        assert!(added.contains_key("id"));
-        forget(&mut added, "id", &new);
-        assert!(added.is_empty());
-    }
 }

@@ -22,6 +22,7 @@ mod localhost;
 mod network;
 mod nursery;
 mod order;
+mod places;
 mod pod;
 mod process;
 mod process_table;

@@ -1,7 +1,6 @@
 //! What the guest holds: settings of the sandbox, and its containers.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     fs::File,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,6 +23,7 @@ use crate::{
     localhost::Localhost,
     network::Network,
     order::{Failure, FailureKind, Step},
+    places::Places,
     pod::PodPids,
     process::Process,
     streams::Wanted,
@@ -38,36 +38,13 @@ const MORTAL: Duration = Duration::from_secs(3);
 /// As long as a name in a file system may be.
 const MAX_ID: usize = 255;
 
-/// The containers by id.
-type Containers = HashMap<String, Place>;
-
-/// What has an id.
-enum Place {
-    /// A container that is being made. It may lose its place to another of its id, so it goes by whose place it is.
-    Held(Arc<str>),
-    Taken(Arc<Container>),
-}
-
-impl Place {
-    fn container(&self) -> Option<&Arc<Container>> {
-        match self {
-            Self::Held(_) => None,
-            Self::Taken(container) => Some(container),
-        }
-    }
-
-    fn is_held_by(&self, holder: &Arc<str>) -> bool {
-        matches!(self, Self::Held(held) if Arc::ptr_eq(held, holder))
-    }
-}
-
 /// The one sandbox of this guest.
 #[derive(Default)]
 pub struct Sandbox {
     pub makers: Makers,
     pub pids: PodPids,
     pub localhost: Localhost,
-    containers: Mutex<Containers>,
+    containers: Places<Container>,
     network: Mutex<Network>,
 }
 
@@ -104,18 +81,12 @@ impl Sandbox {
     pub async fn create(&self, request: CreateContainerRequest) -> Result<Arc<Container>, Failure> {
         let id = request.container_id;
         check_id(&id)?;
-        let holder = Arc::from(&id[..]);
-        match self.containers().entry(id.clone()) {
-            Entry::Vacant(entry) => entry.insert(Place::Held(Arc::clone(&holder))),
-            Entry::Occupied(_) => {
-                return Err(Failure {
-                    kind: FailureKind::Exists,
-                    message: format!("container {id} exists already"),
-                });
-            }
-        };
+        let holder = self.containers.hold(&id).ok_or_else(|| Failure {
+            kind: FailureKind::Exists,
+            message: format!("container {id} exists already"),
+        })?;
         let created = self.create_reserved(&id, request.spec, request.root, &request.stdio).await;
-        let wanted = self.settle(&holder, created.as_ref().ok());
+        let wanted = self.containers.settle(&holder, created.as_ref().ok());
         let container = created?;
         if !wanted {
             // What can't be killed is not to keep its place either.
@@ -127,19 +98,6 @@ impl Sandbox {
             });
         }
         Ok(container)
-    }
-
-    /// Puts what was made into its place, or gives that up; false when somebody has deleted it meanwhile.
-    fn settle(&self, holder: &Arc<str>, made: Option<&Arc<Container>>) -> bool {
-        let mut containers = self.containers();
-        if !containers.get(&**holder).is_some_and(|place| place.is_held_by(holder)) {
-            return false;
-        }
-        match made {
-            Some(made) => containers.insert(holder.to_string(), Place::Taken(made.clone())),
-            None => containers.remove(&**holder),
-        };
-        true
     }
 
     async fn create_reserved(
@@ -159,22 +117,13 @@ impl Sandbox {
         container.init().wait().await;
         // What is left of it stays until the guest's end: the host has been told of the failure.
         if container.delete().await.is_ok() {
-            self.forget(container);
-        }
-    }
-
-    /// Frees the place of a container, if it has one.
-    fn forget(&self, container: &Container) {
-        let mut containers = self.containers();
-        let there = containers.get(&container.id).and_then(Place::container);
-        if there.is_some_and(|there| std::ptr::eq(&**there, container)) {
-            containers.remove(&container.id);
+            self.containers.forget(&container.id, container);
         }
     }
 
     /// A container by its id.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
-        self.containers().get(id).and_then(Place::container).cloned().ok_or_else(|| Failure {
+        self.containers.get(id).ok_or_else(|| Failure {
             kind: FailureKind::NotFound,
             message: format!("no container {id}"),
         })
@@ -188,7 +137,7 @@ impl Sandbox {
     /// Frees the record of a process that has ended; with init's, the container. One that is still being made is ended as soon
     /// as it is there.
     pub async fn delete(&self, container_id: &str, exec_id: &str) -> Result<(), Failure> {
-        if exec_id.is_empty() && self.give_up(container_id) {
+        if exec_id.is_empty() && self.containers.give_up(container_id) {
             return Ok(());
         }
         let container = self.container(container_id)?;
@@ -196,26 +145,14 @@ impl Sandbox {
             return container.delete_added(exec_id);
         }
         container.delete().await?;
-        self.forget(&container);
+        self.containers.forget(container_id, &container);
         Ok(())
-    }
-
-    /// Frees the place of a container that is still being made; says whether there is one.
-    fn give_up(&self, container_id: &str) -> bool {
-        match self.containers().entry(container_id.to_owned()) {
-            Entry::Occupied(entry) if entry.get().container().is_none() => {
-                entry.remove();
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Kills every process of every container, and writes back to the host what the guest caches of its files; what does
     /// not end soon, or can't be killed, keeps nothing of the others from being written.
     pub async fn quiesce(&self) -> Result<(), Failure> {
-        let containers: Vec<_> =
-            self.containers().values().filter_map(Place::container).cloned().collect();
+        let containers = self.containers.all();
         for container in &containers {
             // The guest's end, which is near, is its end too.
             container.signal_all(SignalNumber::KILL).ok();
@@ -228,10 +165,6 @@ impl Sandbox {
     /// The network as the host has described it so far.
     pub fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn containers(&self) -> MutexGuard<'_, Containers> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
