@@ -175,7 +175,7 @@ impl Container {
             settled: AtomicBool::new(false),
             early_signals: Mutex::default(),
         });
-        container.update_record(|record| record.status = Status::Created)?;
+        container.write(&container.record())?;
         tokio::spawn(container.clone().listen(container.init.clone()));
         Ok(container)
     }
@@ -239,7 +239,7 @@ impl Container {
                 if self.role != Role::Pod {
                     tokio::spawn(self.clone().watch_oom());
                 }
-                self.record_facts(|record| record.status = Status::Running)?;
+                self.record_facts(|record| record.status = Status::Running);
                 tokio::spawn(self.clone().note_sandbox());
                 self.deliver_early_signals().await;
                 self.catch_up_with_size(&self.init).await;
@@ -324,7 +324,7 @@ impl Container {
                 }
                 return Err(error.into());
             }
-            self.update_record(|record| record.status = to)?;
+            self.update_record(|record| record.status = to);
             if !matches!(timeout(CACHES, agent.flush(&none)).await, Ok(Ok(_))) {
                 tracing::warn!("guest did not write its files back");
             }
@@ -333,7 +333,7 @@ impl Container {
                 tracing::warn!("guest did not drop what it remembers of its files");
             }
             agent.resume_container(&container).await?;
-            self.update_record(|record| record.status = to)?;
+            self.update_record(|record| record.status = to);
         }
         Ok(())
     }
@@ -425,14 +425,11 @@ impl Container {
                 step = ended.step,
                 "container ended"
             );
-            let recorded = self.update_record(|record| {
+            self.update_record(|record| {
                 record.status = Status::Stopped;
                 record.pid = 0;
                 record.ended = Some(ended.clone());
             });
-            if let Err(refusal) = recorded {
-                tracing::error!(message = refusal.message, "record the end");
-            }
         }
         process.advance(&[Phase::Ending], Phase::Ended);
         process.publish(ended);
@@ -443,14 +440,14 @@ impl Container {
     }
 
     /// Records what has become known of the sandbox, and something else.
-    fn record_facts(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
+    fn record_facts(&self, change: impl FnOnce(&mut Record)) {
         let facts = self.sandbox.facts();
         self.update_record(|record| {
             record.vmm_pid = facts.vmm_pid;
             record.proxy_pid = facts.proxy_pid;
             record.sandbox.extend(facts.notes);
             change(record);
-        })
+        });
     }
 
     /// Adds what is known beyond the cause: how far a start got, and what the guest's kernel last said.
@@ -463,15 +460,18 @@ impl Container {
         }
     }
 
-    fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), Refusal> {
+    /// Changes the record. What it says is done already, so one that can't be written now is caught up with later.
+    fn update_record(&self, change: impl FnOnce(&mut Record)) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         // An answer of the guest that comes after its end changes nothing.
         if record.status == Status::Stopped {
-            return Ok(());
+            return;
         }
         change(&mut record);
         self.changed.notify_waiters();
-        self.write(&record)
+        if let Err(refusal) = self.write(&record) {
+            tracing::error!(message = refusal.message, "the record is behind");
+        }
     }
 
     /// Tries anew to write a record that could not be written. Whoever is about to read it calls this.

@@ -443,7 +443,7 @@ fn first_record(id: &str, spec: &Checked, monitor: u32) -> Record {
     Record {
         oci_version: kata_spec::VERSION.to_owned(),
         id: id.to_owned(),
-        status: Status::Creating,
+        status: Status::Created,
         pid: monitor,
         bundle: spec.bundle.to_string_lossy().into_owned(),
         rootfs: spec.rootfs.to_string_lossy().into_owned(),

@@ -60,7 +60,8 @@ impl Container {
         }
         *entered = true;
         tokio::spawn(self.clone().outlive_nothing());
-        self.record_facts(|_| ())
+        self.record_facts(|_| ());
+        Ok(())
     }
 
     /// Until it is started nothing of it is waited for, and yet it ends with its sandbox.

@@ -17,9 +17,7 @@ impl Container {
             if changed.is_err() {
                 return;
             }
-            if let Err(refusal) = self.record_facts(|_| {}) {
-                tracing::warn!(message = refusal.message, "record what is known of the sandbox");
-            }
+            self.record_facts(|_| {});
             if is_link {
                 // It may be that of a network with names of its own.
                 self.serve_resolver_if_asked().await;

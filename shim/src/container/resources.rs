@@ -96,7 +96,8 @@ impl Container {
             record.resources = serde_json::to_value(&new).unwrap_or_default();
             record.sandbox.remove(MEMORY_NOTE);
             record.sandbox.extend(note.map(|note| (MEMORY_NOTE.to_owned(), note)));
-        })
+        });
+        Ok(())
     }
 
     fn limit_on_host(&self, limits: &Limits) -> Result<(), SandboxError> {

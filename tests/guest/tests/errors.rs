@@ -1,7 +1,11 @@
 //! Broken input: one line that names what and where, an exit code, and nothing left.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
 
 use kata_guest_tests::{Bundle, Kata, Leftovers, Tmpfs, busybox, cgroups_named, run};
 use serde_json::{Value, json};
@@ -296,6 +300,35 @@ fn a_state_directory_without_room() {
         }
         assert_eq!(left, 0, "{pages} pages");
     }
+}
+
+/// What was done is recorded when there is room again.
+#[test]
+fn a_state_directory_that_fills_up_later() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some(mut bundle) = bundle(&kata) else { return };
+    bundle.config["process"]["args"] = json!(["sleep", "1000"]);
+    bundle.write();
+    let (directory, id) = (tempfile::tempdir().unwrap(), id("fills"));
+    let _mounted = Tmpfs::mount(directory.path(), "nr_blocks=64");
+    let state = directory.path().join("state");
+    let command = |words: &[&str]| {
+        let mut command = Command::new(kata.program());
+        command.arg("--root").arg(&state).args(words).arg(&id);
+        command
+    };
+    let mut create = command(&["run", "--detach", "--bundle", bundle.path()]);
+    // The monitor keeps what it is given.
+    create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(create.status().unwrap().success());
+    let filler = directory.path().join("filler");
+    fs::write(&filler, vec![0; 1 << 20]).unwrap_err();
+    let paused = run(command(&["pause"]), b"");
+    assert_eq!(paused.code, 0, "{}", paused.stderr());
+    fs::remove_file(&filler).unwrap();
+    let told: Value = serde_json::from_slice(&run(command(&["state"]), b"").stdout).unwrap();
+    assert_eq!(told["status"], "paused", "{told}");
+    assert_eq!(run(command(&["delete", "--force"]), b"").code, 0);
 }
 
 #[test]
