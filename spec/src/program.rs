@@ -57,9 +57,10 @@ pub fn resolve_program(checked: &Checked) -> Result<Program, ProgramError> {
     }
     let directories = process.variable("PATH").unwrap_or_default();
     let mut in_guest = None;
-    for directory in directories.split(':').filter(|_| !name.is_empty()) {
-        let candidate = process.cwd.join(directory).join(&name);
-        match tree.look(&candidate).map_err(look)? {
+    // As for runc, the working directory is no place for programs.
+    let absolute = |directory: &&str| directory.starts_with('/') && !name.is_empty();
+    for directory in directories.split(':').filter(absolute) {
+        match tree.look(&Path::new(directory).join(&name)).map_err(look)? {
             Sight::Executable(path) if in_guest.is_none() => return Ok(Program::Found(path)),
             // One before it that only the guest sees may be the one that is run.
             Sight::Executable(_) => break,

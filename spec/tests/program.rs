@@ -100,6 +100,11 @@ fn errors_are_worded_as_runc_words_them() {
     assert_eq!(tree.complaint("data", &[]), said(message, 127));
     assert_eq!(tree.complaint("/usr/bin/loop", &[]).1, 126);
     assert_eq!(tree.complaint("", &[]).1, 127);
+    for path in ["PATH=", "PATH=:", "PATH=.", "PATH=bin:/usr/bin"] {
+        let changes = [("/process/env", json!([path])), ("/process/cwd", json!("/bin"))];
+        let message = r#"exec: "tool": executable file not found in $PATH"#;
+        assert_eq!(tree.complaint("tool", &changes), said(message, 127), "{path}");
+    }
 }
 
 #[test]

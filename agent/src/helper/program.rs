@@ -118,7 +118,8 @@ fn search(name: &str, path: &str) -> Result<String, Failure> {
         };
     }
     path.split(':')
-        .map(|directory| if directory.is_empty() { "." } else { directory })
+        // As for runc, the working directory is no place for programs.
+        .filter(|directory| directory.starts_with('/'))
         .map(|directory| format!("{directory}/{name}"))
         .find(|candidate| !name.is_empty() && executable(candidate).is_ok())
         .ok_or_else(|| not_run(FailureKind::NotFound, name, "executable file not found in $PATH"))
@@ -184,6 +185,9 @@ mod tests {
         let error = search("no-such-program", "/bin").unwrap_err();
         assert_eq!(error.kind, FailureKind::NotFound);
         assert_eq!(error.message, "exec: \"no-such-program\": executable file not found in $PATH");
+        for path in ["", ":", ".", "../../../../../../../../bin"] {
+            assert_eq!(search("sh", path).unwrap_err().kind, FailureKind::NotFound, "{path}");
+        }
     }
 
     #[test]
