@@ -102,10 +102,14 @@ pub fn prepare() -> Result<(), BootError> {
 /// Open files, at most, of the agent and of each process of a container whose spec says nothing else.
 pub const OPEN_FILES: u64 = 524_288;
 
+/// What a spec may ask for: as many as systemd lets it on a host, where engines take their limits from.
+const MOST_OPEN_FILES: &str = "1073741816";
+
 /// What containers have whose spec sets no limit: those of a service manager on a host, not the kernel's own, which go by
 /// the size of the guest's memory. The guest is the container's alone, and its cgroup has the limits that count. (On open files the
 /// nursery gives them a lower soft one: the agent itself holds some of each process.)
 fn raise_limits() -> Result<(), BootError> {
+    fs::write("/proc/sys/fs/nr_open", MOST_OPEN_FILES).during("raise the bound on open files")?;
     let files = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
     setrlimit(Resource::Nofile, files).during("raise the limit on open files")?;
     let processes = Rlimit { current: None, maximum: None };

@@ -366,3 +366,31 @@ fn what_comes_while_a_container_starts_waits_for_it() {
     assert!(start.wait().unwrap().success());
     assert_eq!(container.exec(&["cat", "/sys/fs/cgroup/pids.max"], b"").stdout(), "99\n");
 }
+
+/// As engines on a host under systemd write them, and with a user namespace, too, whose root may raise none.
+#[test]
+fn as_many_open_files_are_had_as_on_a_host() {
+    let Some(kata) = Kata::installed() else { return };
+    for mapped in [false, true] {
+        let Some(root) = busybox() else { return };
+        let mut bundle = Bundle::new(&kata, root, &["sh", "-c", "ulimit -Sn; ulimit -Hn"]);
+        bundle.config["process"]["rlimits"] =
+            json!([{"type": "RLIMIT_NOFILE", "soft": 1_048_577, "hard": 1_073_741_816}]);
+        if mapped {
+            map_ids(&mut bundle.config);
+        }
+        bundle.write();
+        let output = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
+        let said = (output.code, output.stdout());
+        assert_eq!(said, (0, "1048577\n1073741816\n".to_owned()), "{}", output.stderr());
+    }
+}
+
+/// Gives the container a user namespace.
+fn map_ids(config: &mut Value) {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let linux = &mut config["linux"];
+    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    linux["uidMappings"] = map.clone();
+    linux["gidMappings"] = map;
+}
