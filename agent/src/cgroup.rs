@@ -25,6 +25,7 @@ use kata_sys::{
 };
 use rustix::{
     fs::{CWD, Mode, OFlags},
+    io::Errno,
     mount::{OpenTreeFlags, open_tree},
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -201,7 +202,8 @@ impl Cgroup {
     pub fn processes(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
         for directory in self.tree()? {
-            let content = fs::read_to_string(directory.join("cgroup.procs")).or_else(gone)?;
+            let content =
+                fs::read_to_string(directory.join("cgroup.procs")).or_else(without_processes)?;
             pids.extend(content.lines().filter_map(|line| line.parse::<u32>().ok()));
         }
         Ok(pids)
@@ -413,13 +415,10 @@ fn apart(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
-/// A group that was removed meanwhile has no processes.
-fn gone(error: io::Error) -> io::Result<String> {
-    match error.raw_os_error() {
-        Some(libc_enodev) if libc_enodev == rustix::io::Errno::NODEV.raw_os_error() => {
-            Ok(String::new())
-        }
-        _ if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+/// A group that was removed meanwhile has no processes; those of a threaded one are the threaded domain's above it.
+fn without_processes(error: io::Error) -> io::Result<String> {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NODEV | Errno::NOENT | Errno::OPNOTSUPP) => Ok(String::new()),
         _ => Err(error),
     }
 }
@@ -435,7 +434,19 @@ fn flat_value<'a>(content: &'a str, key: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use super::flat_value;
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::{flat_value, without_processes};
+
+    #[test]
+    fn groups_that_are_gone_or_threaded_have_no_processes_of_their_own() {
+        for none in [Errno::NODEV, Errno::NOENT, Errno::OPNOTSUPP] {
+            assert_eq!(without_processes(none.into()).unwrap(), "", "{none}");
+        }
+        assert!(without_processes(io::Error::from(Errno::ACCESS)).is_err());
+    }
 
     #[test]
     fn a_key_is_not_mistaken_for_its_prefix() {

@@ -277,18 +277,22 @@ fn a_group_that_somebody_is_in_is_refused() {
     assert_eq!(first.status(), "created");
 }
 
-/// A group that a container may write to is its own only from the next level on, as with a host's init system.
-#[test]
-fn a_container_that_may_write_its_groups_cannot_lift_its_own_limits() {
-    let Some(kata) = Kata::installed() else { return };
-    let resources = json!({"memory": {"limit": 64 * MIB}, "pids": {"limit": 100}});
-    let Some((mut bundle, _group)) = bundle(&kata, FOREVER, resources) else { return };
+fn make_groups_writable(bundle: &mut Bundle) {
     for mount in bundle.config["mounts"].as_array_mut().unwrap() {
         if mount["destination"] == "/sys/fs/cgroup" {
             mount["options"] = json!(["nosuid", "nodev", "noexec", "rw"]);
         }
     }
     bundle.write();
+}
+
+/// A group that a container may write to is its own only from the next level on, as with a host's init system.
+#[test]
+fn a_container_that_may_write_its_groups_cannot_lift_its_own_limits() {
+    let Some(kata) = Kata::installed() else { return };
+    let resources = json!({"memory": {"limit": 64 * MIB}, "pids": {"limit": 100}});
+    let Some((mut bundle, _group)) = bundle(&kata, FOREVER, resources) else { return };
+    make_groups_writable(&mut bundle);
     let container = Container::started(&kata, &bundle, "delegated");
     for file in ["memory.max", "pids.max", "cpu.max"] {
         let script = format!("echo max > /sys/fs/cgroup/{file}");
@@ -308,6 +312,28 @@ fn a_container_that_may_write_its_groups_cannot_lift_its_own_limits() {
     // Whoever is added now is where its init is, and sees groups as it does.
     let added = container.exec(&["cat", "/proc/self/cgroup"], b"");
     assert_eq!((added.code, added.stdout().as_str()), (0, "0::/init\n"), "{}", added.stderr());
+}
+
+/// What is in a threaded group is told by the one above it.
+#[test]
+fn processes_in_a_threaded_group_are_listed_and_signalled() {
+    let Some(kata) = Kata::installed() else { return };
+    let script = "trap 'exit 3' TERM; while :; do sleep 1; done";
+    let Some((mut bundle, _group)) = bundle(&kata, &["sh", "-c", script], json!({})) else {
+        return;
+    };
+    make_groups_writable(&mut bundle);
+    let container = Container::started(&kata, &bundle, "threaded");
+    let script = "cd /sys/fs/cgroup && mkdir threads && echo threaded >threads/cgroup.type && \
+        echo 1 >threads/cgroup.threads && cat /proc/1/cgroup";
+    let moved = container.exec(&["sh", "-c", script], b"");
+    assert_eq!((moved.code, &*moved.stdout()), (0, "0::/threads\n"), "{}", moved.stderr());
+    let listed = kata.call(&["ps", &container.id]);
+    assert_eq!(listed.code, 0, "{}", listed.stderr());
+    assert!(listed.stdout().contains("sleep 1"), "{}", listed.stdout());
+    let killed = kata.call(&["kill", "--all", &container.id, "TERM"]);
+    assert_eq!(killed.code, 0, "{}", killed.stderr());
+    assert_eq!(container.wait().0, 3);
 }
 
 /// The kernel would allow 1,900 in a guest of this size.
