@@ -37,9 +37,9 @@ pub fn make_all(root: &Root, mounts: &[Mount], sources: &Sources) -> Result<Vec<
     for (mount, source) in mounts.iter().zip(&sources.mounts) {
         unfinished.extend(make(root, mount, source.as_ref())?);
         if mount.kind.as_deref() == Some("proc") {
-            hide_nonce(root, Path::new(&mount.destination), &sources.command_line, hidden)
-                .step(|| "hide the boot nonce")?;
-            hidden = true;
+            hidden |=
+                hide_nonce(root, Path::new(&mount.destination), &sources.command_line, hidden)
+                    .step(|| "hide the boot nonce")?;
         }
     }
     Ok(unfinished)
@@ -197,12 +197,22 @@ pub fn admit_devices(mount: &OwnedFd) -> std::io::Result<()> {
     mount_attr::change(mount, MountAttributes { clear, ..MountAttributes::default() }, Reach::Mount)
 }
 
-/// Covers `cmdline` of a new proc file system by a copy without the boot nonce.
+/// Covers `cmdline` of a new proc file system by a copy without the boot nonce; false where there is none (`subset=pid`).
 ///
 /// The cover itself can be attached once; after that it is a mount like any other, and can be copied.
-fn hide_nonce(root: &Root, proc: &Path, cover: &OwnedFd, attached: bool) -> rustix::io::Result<()> {
-    let place = root.find(&proc.join("cmdline"))?;
-    if attached { attach(clone_opened(cover, Extent::Mount)?, place) } else { attach(cover, place) }
+fn hide_nonce(
+    root: &Root,
+    proc: &Path,
+    cover: &OwnedFd,
+    attached: bool,
+) -> rustix::io::Result<bool> {
+    let Some(place) = if_there(root, &proc.join("cmdline"))? else { return Ok(false) };
+    if attached {
+        attach(clone_opened(cover, Extent::Mount)?, place)?;
+    } else {
+        attach(cover, place)?;
+    }
+    Ok(true)
 }
 
 /// Finds what is to be covered. What can't be found for another reason than that it is not there would stay open to all.

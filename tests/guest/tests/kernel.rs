@@ -394,3 +394,16 @@ fn devices_in_a_user_namespace_are_its_roots() {
     let said = (output.code, output.stdout());
     assert_eq!(said, (0, "666 0 1:3\n666 0 5:0\n".to_owned()), "{}", output.stderr());
 }
+
+#[test]
+fn a_proc_of_processes_alone_is_one() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let bundle =
+        Bundle::new(&kata, root, &["sh", "-c", "cat /proc/self/comm; test -e /proc/cmdline"]);
+    let output = run_bundle(&kata, bundle, |config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        let proc = mounts.iter_mut().find(|mount| mount["destination"] == "/proc").unwrap();
+        proc["options"] = json!(["nosuid", "noexec", "nodev", "subset=pid"]);
+    });
+    assert_eq!((output.code, &*output.stdout()), (1, "cat\n"), "{}", output.stderr());
+}
