@@ -55,7 +55,7 @@ pub fn bind_extent(mount: &Mount, options: &Options) -> Option<Extent> {
 pub fn brings_devices(mounts: &[Mount]) -> bool {
     mounts.iter().any(|mount| {
         Path::new(&mount.destination) == Path::new("/dev")
-            && Options::parse(&mount.options).bind.is_some()
+            && bind_extent(mount, &Options::parse(&mount.options)).is_some()
     })
 }
 
@@ -262,7 +262,23 @@ pub fn is_null_device(file: &OwnedFd) -> bool {
 mod tests {
     use std::{fs, os::unix::fs::symlink, path::Path};
 
-    use super::{Root, if_there};
+    use super::{Mount, Root, brings_devices, if_there};
+
+    #[test]
+    fn a_bind_mount_on_dev_is_the_containers_own_whether_kind_or_option_says_so() {
+        let mount = |destination: &str, kind: &str, option: &str| Mount {
+            destination: destination.to_owned(),
+            kind: Some(kind.to_owned()),
+            options: vec![option.to_owned()],
+            ..Mount::default()
+        };
+        for brought in [mount("/dev", "bind", "ro"), mount("/dev/", "none", "rbind")] {
+            assert!(brings_devices(&[brought]));
+        }
+        for other in [mount("/dev", "tmpfs", "ro"), mount("/dev/pts", "bind", "ro")] {
+            assert!(!brings_devices(&[other]));
+        }
+    }
 
     #[test]
     fn only_what_is_not_there_needs_no_cover() {
