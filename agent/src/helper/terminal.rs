@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, Uid, fchown},
+    fs::{FileType, FsWord, Mode, OFlags, Uid, fchown, fstat, fstatfs, makedev},
     process::ioctl_tiocsctty,
     pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt},
     termios::{Winsize, tcsetwinsize},
@@ -22,6 +22,8 @@ use crate::{
     spec::Process,
 };
 
+const DEVPTS_MAGIC: FsWord = 0x1cd1;
+
 /// Makes a terminal the process's own: controlling, on its standard streams, in its size. Returns the master.
 ///
 /// The caller leads a session and stands in the container's root.
@@ -29,6 +31,9 @@ pub fn acquire(process: &Process, size: TerminalSize) -> Result<Terminal, Failur
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty())
         .step(|| "open /dev/pts/ptmx of the container")?;
+    if !is_master(&master).step(|| "look at /dev/pts/ptmx of the container")? {
+        return Err(Failure::invalid("/dev/pts/ptmx of the container is not that of a devpts"));
+    }
     unlockpt(&master).step(|| "unlock the terminal")?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = ioctl_tiocgptpeer(&master, flags).step(|| "open the terminal")?;
@@ -41,6 +46,14 @@ pub fn acquire(process: &Process, size: TerminalSize) -> Result<Terminal, Failur
     rustix::stdio::dup2_stdout(&slave).step(|| "put the terminal on stdout")?;
     rustix::stdio::dup2_stderr(&slave).step(|| "put the terminal on stderr")?;
     Ok(Terminal { master, slave })
+}
+
+/// True for what the kernel answers for. A container may have mounted there what answers in its own way.
+fn is_master(file: &OwnedFd) -> rustix::io::Result<bool> {
+    let stat = fstat(file)?;
+    Ok(fstatfs(file)?.f_type == DEVPTS_MAGIC
+        && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == makedev(5, 2))
 }
 
 /// Both ends.
@@ -63,5 +76,24 @@ impl Terminal {
         mounts::clone_opened(self.slave.as_fd(), Extent::Mount)
             .and_then(|terminal| mounts::attach(terminal, place))
             .step(|| "mount the terminal on /dev/console")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, OFlags, open};
+
+    use super::is_master;
+
+    #[test]
+    fn a_master_is_one_of_devpts() {
+        let open = |path| open(path, OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
+        assert_eq!(is_master(&open("/dev/null").unwrap()), Ok(false));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(is_master(&open(file.path().to_str().unwrap()).unwrap()), Ok(false));
+        // Not every host lets everybody open it.
+        if let Ok(master) = open("/dev/pts/ptmx") {
+            assert_eq!(is_master(&master), Ok(true));
+        }
     }
 }
