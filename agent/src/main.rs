@@ -61,7 +61,10 @@ fn main() -> ExitCode {
 fn run(nonce: kata_protocol::hello::BootNonce) -> Result<(), Box<dyn std::error::Error>> {
     boot::prepare()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(service::serve(nonce))?)
+    let served = runtime.block_on(service::serve(nonce));
+    // A thread that the kernel holds holds up no end.
+    runtime.shutdown_background();
+    Ok(served?)
 }
 
 /// Says an error and its causes in one line of the console, which the host keeps.
