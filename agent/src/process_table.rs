@@ -88,7 +88,9 @@ fn since_boot_ms() -> u64 {
 }
 
 fn command(arguments: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(arguments).replace('\0', " ");
+    let mut text = String::from_utf8_lossy(arguments).replace('\0', " ");
+    // What stands for a byte that is no text is three long.
+    text.truncate(text.floor_char_boundary(COMMAND));
     let text = text.trim_end();
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -117,5 +119,6 @@ mod tests {
         let long = read(std::process::id(), "maps", COMMAND).unwrap();
         assert_eq!(command(&long).map(|text| text.len() <= 256), Some(true));
         assert_eq!(long.len(), 256);
+        assert_eq!(command(&[0xff; 256]).map(|text| text.len()), Some(255));
     }
 }
