@@ -75,7 +75,10 @@ fn open_root(place: &Path) -> io::Result<OwnedFd> {
     if !place.exists() {
         fs::create_dir_all(place)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("kata-copy", place, "tmpfs", flags, OPTIONS)?;
+        mount("kata-copy", place, "tmpfs", flags, OPTIONS).inspect_err(|_| {
+            // What is there next time has to be a copy, which is bounded.
+            fs::remove_dir(place).ok();
+        })?;
     }
     Ok(openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
