@@ -59,8 +59,7 @@ impl Creation<'_> {
         credentials::own_streams(process, &linux.shared())?;
         set_sysctls(linux, Sysctls::OfTheNetwork)?;
         if linux.makes(NamespaceKind::User) {
-            // Root of a user namespace may not raise a limit.
-            rlimits::apply(&process.rlimits)?;
+            rlimits::make_room(&process.rlimits)?;
         }
         let filters = Filters::compile(linux.seccomp.as_ref())?;
         let groups = namespaces::join(linux)?;

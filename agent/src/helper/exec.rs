@@ -48,8 +48,7 @@ impl Entry<'_> {
         credentials::own_streams(&process, &self.shared)?;
         scheduling::enter_initial_cpus(&process)?;
         if self.shared.user_namespace {
-            // Root of a user namespace may not raise a limit.
-            rlimits::apply(&process.rlimits)?;
+            rlimits::make_room(&process.rlimits)?;
         }
         let mut namespaces = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -145,9 +144,7 @@ pub(super) fn launch(
         set_personality(personality)?;
     }
     let wanted = Wanted::parse(process.capabilities.as_ref())?;
-    if !shared.user_namespace {
-        rlimits::apply(&process.rlimits)?;
-    }
+    rlimits::apply(&process.rlimits)?;
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "give up new privileges")?;
     }

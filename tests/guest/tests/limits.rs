@@ -412,6 +412,22 @@ fn as_many_open_files_are_had_as_on_a_host() {
     }
 }
 
+/// What sees a container into being has limits of its own.
+#[test]
+fn small_limits_in_a_user_namespace_are_the_programs_alone() {
+    let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
+    let mut bundle = Bundle::new(&kata, root, FOREVER);
+    bundle.config["process"]["rlimits"] = json!([
+        {"type": "RLIMIT_FSIZE", "soft": 1, "hard": 1},
+        {"type": "RLIMIT_NOFILE", "soft": 16, "hard": 16},
+    ]);
+    map_ids(&mut bundle.config);
+    bundle.write();
+    let container = Container::started(&kata, &bundle, "small");
+    let done = container.exec(&["sh", "-c", "ulimit -Hn"], b"");
+    assert_eq!((done.code, &*done.stdout()), (0, "16\n"), "{}", done.stderr());
+}
+
 /// Gives the container a user namespace.
 fn map_ids(config: &mut Value) {
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
