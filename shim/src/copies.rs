@@ -6,7 +6,8 @@
 //!                                                                                └─────────────────────────────────────┘
 //! ```
 //!
-//! One inotify instance a sandbox, since a host has 128 of them for all that root runs; a host that has none left shares the volume.
+//! One inotify instance a sandbox, since a host has 128 of them for all that root runs; a host that has none left, or no watch,
+//! shares the volume.
 //! It tells that something has changed, never what: each copy is read anew, and written if it differs. Reading and writing
 //! one copy is under its lock, so that what was read later is written later.
 
@@ -112,7 +113,11 @@ impl Copies {
         };
         let flags = WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::DELETE;
         let path = format!("/proc/self/fd/{}", tree.as_raw_fd());
-        inotify::add_watch(inotify, path, flags | WatchFlags::ONLYDIR)?;
+        if let Err(error) = inotify::add_watch(inotify, path, flags | WatchFlags::ONLYDIR) {
+            let limit = "fs.inotify.max_user_watches";
+            tracing::warn!(number, %error, "changes of a volume are not told; see {limit}");
+            return Ok(None);
+        }
         let copy = Copy {
             number: number as u64,
             tree: tree.try_clone()?,
