@@ -5,9 +5,10 @@ use std::sync::{Arc, PoisonError, atomic::Ordering};
 use kata_engine_api::record::Cause;
 use kata_protocol::agent;
 use kata_sandbox::{agent::AgentError, lifecycle::Boot};
+use tokio::time::timeout;
 use ttrpc::Code;
 
-use super::{Container, Role, new_token, obedience};
+use super::{CACHES, Container, Role, new_token, obedience};
 use crate::{
     failure::Refusal,
     process::{LOST, Outcome, Phase},
@@ -185,22 +186,17 @@ impl Container {
             return self.sandbox.quiesce().await;
         }
         let Ok(agent) = self.sandbox.agent() else { return };
-        if let Err(error) = agent.flush(&agent::Empty::new()).await {
-            tracing::warn!(%error, "guest did not write its files back");
+        if !matches!(timeout(CACHES, agent.flush(&agent::Empty::new())).await, Ok(Ok(_))) {
+            tracing::warn!("guest did not write its files back");
         }
     }
 
     /// Takes everything away that the guest, the shared tree and the host's groups have of a member.
     pub async fn leave(&self) -> Result<(), Refusal> {
-        if let Ok(agent) = self.sandbox.agent() {
-            if let Err(error) = obedience::put_away(&agent, &self.init).await {
-                tracing::warn!(%error, "delete a container in the guest");
-            }
-            for copy in &self.copies {
-                if let Err(error) = copy.remove(&agent).await {
-                    tracing::warn!(%error, "remove a copy of a volume");
-                }
-            }
+        if let Ok(agent) = self.sandbox.agent()
+            && let Err(error) = obedience::leave(&agent, &self.init, &self.copies).await
+        {
+            tracing::warn!(%error, "guest did not let go of all that is the container's");
         }
         let detached = self.sandbox.tree().detach(&self.init.container_id, self.volumes.clone());
         detached.map_err(|e| Refusal::internal(&e))?;

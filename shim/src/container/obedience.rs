@@ -7,7 +7,10 @@ use kata_sandbox::agent::{Agent, AgentError};
 use tokio::time::timeout;
 use ttrpc::Code;
 
-use crate::process::{Process, SIGKILL};
+use crate::{
+    copies::Copy,
+    process::{Process, SIGKILL},
+};
 
 /// An init that was killed, or that could not execute its program, is ending when the guest says so.
 const LAST_BREATH: Duration = Duration::from_secs(10);
@@ -50,6 +53,25 @@ pub(super) async fn put_away(agent: &Agent, init: &Arc<Process>) -> Result<(), A
             Err(error)
         }
     }
+}
+
+/// Has the guest forget a container and its copies of volumes. Of one that does not answer nothing more is asked.
+///
+/// # Errors
+/// The last [`AgentError`].
+pub(super) async fn leave(
+    agent: &Agent,
+    init: &Arc<Process>,
+    copies: &[Arc<Copy>],
+) -> Result<(), AgentError> {
+    let mut left = put_away(agent, init).await;
+    for copy in copies {
+        if matches!(left, Err(AgentError::Silent { .. })) {
+            break;
+        }
+        left = left.and(copy.remove(agent).await);
+    }
+    left
 }
 
 /// The same of a guest that hangs: it does so when it goes on, and nobody waits for that.
