@@ -103,7 +103,7 @@ impl Service {
             directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
             hostname: spec.hostname.clone(),
             proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
-            container_id: (role == Role::Alone).then(|| id.to_owned()),
+            container_id: (role != Role::Pod).then(|| id.to_owned()),
             limits: spec.limits.clone(),
             vm: vm_settings(config, &prefix, size, vm_group.procs())?,
             group,
