@@ -12,6 +12,8 @@
 //! its pipe while it waits for a socket, and an engine that touched the other end of that pipe would hang, for as long as
 //! a guest likes to be silent.
 //!
+//! What a full disk behind stdout does not take is lost, as under runc, and the program goes on.
+//!
 //! When the reader of stdout is gone, a container under runc gets SIGPIPE. Here the stream is shut down for reading, so
 //! that the guest's next write fails the same way, as soon as what is in flight is thrown away.
 
@@ -263,6 +265,11 @@ fn copy(
             }
             Err(Errno::AGAIN) => wait(to, PollFlags::OUT),
             Err(Errno::INTR) => {}
+            // A program that writes to a full disk itself goes on, too, without what it wrote.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                passed(rest.len());
+                break;
+            }
             Err(error) => return Err(error),
         }
     }
@@ -280,4 +287,27 @@ fn wait_or_ring(from: BorrowedFd<'_>, last: &Bell) -> bool {
 /// Blocks until the descriptor is ready; an error shows in the read or write that follows.
 fn wait(fd: BorrowedFd<'_>, events: PollFlags) {
     poll(&mut [PollFd::from_borrowed_fd(fd, events)], None).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsFd};
+
+    use rustix::{
+        io::write,
+        pipe::{PipeFlags, pipe_with},
+    };
+
+    use super::pump;
+
+    #[test]
+    fn a_disk_that_is_full_ends_no_flow() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (from, into) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        write(&into, b"lost").unwrap();
+        drop(into);
+        let mut passed = 0;
+        pump(from.as_fd(), full.as_fd(), None, |bytes| passed += bytes);
+        assert_eq!(passed, 4);
+    }
 }
