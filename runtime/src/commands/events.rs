@@ -201,7 +201,8 @@ fn of_v1(metrics: &v1::Metrics) -> Value {
 }
 
 fn of_v2(metrics: &v2::Metrics) -> Value {
-    const NS: u64 = 1000;
+    // The guest may say any number.
+    let nanoseconds = |microseconds: u64| microseconds.saturating_mul(1000);
     let (memory, cpu) = (&metrics.memory, &metrics.cpu);
     let raw = raw([
         ("anon", memory.anon),
@@ -235,8 +236,8 @@ fn of_v2(metrics: &v2::Metrics) -> Value {
     let failures = metrics.memory_events.max;
     json!({
         "cpu": cpu_view(
-            [cpu.usage_usec * NS, cpu.system_usec * NS, cpu.user_usec * NS],
-            [cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec * NS],
+            [cpu.usage_usec, cpu.system_usec, cpu.user_usec].map(nanoseconds),
+            [cpu.nr_periods, cpu.nr_throttled, nanoseconds(cpu.throttled_usec)],
         ),
         "cpuset": {},
         "memory": {
@@ -306,6 +307,7 @@ mod tests {
         let (mut old, mut new) = (v1::Metrics::new(), v2::Metrics::new());
         old.cpu.mut_or_insert_default().usage.mut_or_insert_default().total = 3_000;
         new.cpu.mut_or_insert_default().usage_usec = 3;
+        new.cpu.mut_or_insert_default().user_usec = u64::MAX;
         old.memory.mut_or_insert_default().usage.mut_or_insert_default().usage = 7;
         new.memory.mut_or_insert_default().usage = 7;
         old.memory_oom_control.mut_or_insert_default().oom_kill = 2;
