@@ -190,13 +190,13 @@ fn as_version_3<T>(services: HashMap<String, T>) -> HashMap<String, T> {
 
 /// Returns when the process that started this one has died, and there is no container: then there never will be one.
 async fn abandoned(service: &Service, creator: OwnedFd) {
-    match watch(creator, Interest::READABLE) {
-        Ok(creator) => {
-            if let Err(error) = creator.readable().await {
-                tracing::warn!(%error, "watch the creator");
-            }
-        }
-        Err(error) => tracing::warn!(%error, "watch the creator"),
+    let gone = match watch(creator, Interest::READABLE) {
+        Ok(creator) => creator.readable().await.map(drop),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = gone {
+        tracing::warn!(%error, "watch the creator, which is taken to live");
+        return std::future::pending().await;
     }
     if service.has_container() {
         // It may still be in the making.
