@@ -93,7 +93,8 @@ fn await_ready(ready: &OwnedFd) -> Result<(), LoggerError> {
         tv_sec: READY.as_secs().cast_signed(),
         tv_nsec: i64::from(READY.subsec_nanos()),
     };
-    match poll(&mut [PollFd::new(ready, PollFlags::IN)], Some(&timeout)) {
+    let mut ready = [PollFd::new(ready, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| poll(&mut ready, Some(&timeout))) {
         Ok(0) => Err(LoggerError::Late),
         Ok(_) => Ok(()),
         Err(error) => Err(LoggerError::Wait(error.into())),
