@@ -371,11 +371,14 @@ impl Service {
         } else {
             container.leave().await?;
         }
-        self.pod().containers.remove(id);
         container.hear_the_last().await;
         container.forget_all().await;
         if container.role() == Role::Alone {
             self.remove_directory()?;
+        }
+        // Last, so that what fails can be tried again.
+        self.pod().containers.remove(id);
+        if container.role() == Role::Alone {
             self.finished.notify_one();
         }
         Ok(())
