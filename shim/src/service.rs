@@ -378,9 +378,13 @@ impl Service {
         }
         // Last, so that what fails can be tried again.
         self.pod().containers.remove(id);
-        if container.role() == Role::Alone {
-            self.finished.notify_one();
-        }
+        Ok(())
+    }
+
+    /// The same for the command line's, which is all that this shim serves.
+    pub async fn delete_and_finish(&self, id: &str) -> Result<(), Refusal> {
+        self.delete(id).await?;
+        self.finish();
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use kata_protocol::agent;
 use kata_sandbox::agent::presentable;
 
 use crate::{
+    container::Role,
     engine::Engine,
     failure::Refusal,
     process::{Phase, Process},
@@ -290,8 +291,12 @@ impl Task for TaskService {
                 (Some(engine), true) => {
                     engine.delete(&container).await?;
                     engine.tell_delete(&deleted).await;
+                    if container.role() == Role::Alone {
+                        // Not before: hooks take as long as they like, and the engine hears of the end.
+                        service.finish();
+                    }
                 }
-                (None, true) => service.delete(&request.id).await?,
+                (None, true) => service.delete_and_finish(&request.id).await?,
             }
             Ok(())
         })

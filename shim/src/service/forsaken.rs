@@ -74,7 +74,7 @@ impl Service {
                 self.leave(container, Inmates::Kill).await;
                 Ok(())
             }
-            Ok(()) => self.delete(&init.container_id).await,
+            Ok(()) => self.delete_and_finish(&init.container_id).await,
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = taken {
