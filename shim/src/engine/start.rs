@@ -51,11 +51,12 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("read {}", config.display())),
     };
     let place = Place::of(&flags.address, &flags.namespace, &sandbox);
+    // Before there is a shim that nobody would hear of if this fails.
+    let address = place.address();
+    keep_address(&bundle, &address)?;
     if !place.is_served() {
         serve(flags, (&place, &bundle), caller.configuration())?;
     }
-    let address = place.address();
-    keep_address(&bundle, &address)?;
     io::stdout().write_all(&caller.answer(&address)?).context("print the address")
 }
 
