@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -77,7 +76,8 @@ enum Asked {
 fn ask(place: &Place, id: &str) -> anyhow::Result<Asked> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Ok(stream) = UnixStream::connect(place.socket()) else { return Ok(Asked::Gone) };
+        let shim = place.connect().context("find out whether there is a shim")?;
+        let Some(stream) = shim else { return Ok(Asked::Gone) };
         let client = TaskClient::new(Client::new(Socket::try_from(stream)?));
         Ok(match tokio::time::timeout(PATIENCE, kill_and_delete(&client, id)).await {
             Ok(Ok(answer)) => {

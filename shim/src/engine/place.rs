@@ -1,11 +1,15 @@
 //! Where the sandboxes of engines have their directories.
 
 use std::{
-    os::unix::net::UnixStream,
+    fs::{DirBuilder, File},
+    io,
+    os::unix::{fs::DirBuilderExt, net::UnixStream},
     path::{Path, PathBuf},
 };
 
 use kata_engine_api::dial::SHIM_SOCKET;
+use kata_sys::descriptor::is_at;
+use rustix::fs::{CWD, FlockOperation, flock};
 
 /// Directory of all of them.
 const ROOT: &str = "/run/kata-shim";
@@ -45,9 +49,43 @@ impl Place {
         self.0.join(CONTAINERS).join(id)
     }
 
-    /// Whether a shim listens.
-    pub fn is_served(&self) -> bool {
-        UnixStream::connect(self.socket()).is_ok()
+    /// Connects to the shim; none when nobody listens.
+    ///
+    /// # Errors
+    /// Those of connect(2) that say nothing of whether there is a shim.
+    pub fn connect(&self) -> io::Result<Option<UnixStream>> {
+        match UnixStream::connect(self.socket()) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Makes the directory, if it is not there, and keeps everybody else from starting a shim in it as long as it is open.
+    ///
+    /// # Errors
+    /// Those of mkdir(2), open(2) and flock(2).
+    pub fn lock(&self) -> io::Result<File> {
+        loop {
+            DirBuilder::new().mode(0o700).recursive(true).create(&self.0)?;
+            let directory = match File::open(&self.0) {
+                // It was removed meanwhile, and so may be what is locked below.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                directory => directory?,
+            };
+            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))?;
+            if is_at(&directory, CWD, &self.0) {
+                return Ok(directory);
+            }
+        }
+    }
+
+    /// One in a directory of a test's.
+    #[cfg(test)]
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
     }
 
     /// Takes the common root away with the last sandbox: a machine is as it was before.

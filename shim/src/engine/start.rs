@@ -3,12 +3,9 @@
 use std::{
     env,
     ffi::{CString, OsStr},
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io::{self, Read, Write},
-    os::{
-        fd::AsFd,
-        unix::{ffi::OsStrExt, fs::DirBuilderExt},
-    },
+    os::{fd::AsFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -54,7 +51,7 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
     // Before there is a shim that nobody would hear of if this fails.
     let address = place.address();
     keep_address(&bundle, &address)?;
-    if !place.is_served() {
+    if let Some(_locked) = vacant(&place)? {
         serve(flags, (&place, &bundle), caller.configuration())?;
     }
     io::stdout().write_all(&caller.answer(&address)?).context("print the address")
@@ -75,14 +72,34 @@ fn keep_address(bundle: &Path, address: &str) -> anyhow::Result<()> {
         .with_context(|| format!("write {}/address", bundle.display()))
 }
 
+/// Locks a place that no shim serves, with nothing in it; none when one does. Another `start` for the same sandbox waits until
+/// the lock is closed.
+fn vacant(place: &Place) -> anyhow::Result<Option<File>> {
+    loop {
+        let path = place.path().display();
+        let locked = place.lock().with_context(|| format!("make and lock {path}"))?;
+        let shim = place.connect();
+        if shim.with_context(|| format!("find out whether a shim serves {path}"))?.is_some() {
+            return Ok(None);
+        }
+        let mut inside = fs::read_dir(place.path()).with_context(|| format!("read {path}"))?;
+        if inside.next().is_none() {
+            return Ok(Some(locked));
+        }
+        // What a sandbox of the same name has left, whose shim was killed.
+        crate::offline::delete(place.path())?;
+    }
+}
+
 /// Starts a process that serves the sandbox.
 fn serve(
     flags: &Flags,
     (place, bundle): (&Place, &Path),
     configuration: Option<&Configuration>,
 ) -> anyhow::Result<()> {
-    clear(place)?;
-    let directory = make(place)?;
+    // Opened anew: the shim keeps it, and is not to keep the lock.
+    let directory =
+        File::open(place.path()).with_context(|| format!("open {}", place.path().display()))?;
     let started = configuration
         .map(|configuration| configuration.file(place.path()))
         .transpose()
@@ -93,17 +110,6 @@ fn serve(
         Place::tidy_up();
     }
     started
-}
-
-/// Takes away what a sandbox of the same name has left, whose shim was killed.
-fn clear(place: &Place) -> anyhow::Result<()> {
-    if place.path().exists() { crate::offline::delete(place.path()) } else { Ok(()) }
-}
-
-fn make(place: &Place) -> anyhow::Result<File> {
-    let made = DirBuilder::new().mode(0o700).recursive(true).create(place.path());
-    made.with_context(|| format!("make {}", place.path().display()))?;
-    File::open(place.path()).with_context(|| format!("open {}", place.path().display()))
 }
 
 fn spawn(
@@ -155,4 +161,43 @@ fn open_log(bundle: &Path, null: &File) -> anyhow::Result<std::os::fd::OwnedFd> 
 
 fn c_string(word: &OsStr) -> anyhow::Result<CString> {
     CString::new(word.as_bytes()).with_context(|| format!("{} has a zero byte", word.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::net::UnixListener, thread};
+
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::{Place, vacant};
+
+    #[test]
+    fn one_of_several_finds_a_place_vacant() {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place::at(scratch.path().join("kata/place"));
+        fs::create_dir_all(place.path()).unwrap();
+        fs::write(place.path().join("left"), "").unwrap();
+        let first = vacant(&place).unwrap().unwrap();
+        assert!(fs::read_dir(place.path()).unwrap().next().is_none());
+        let again = fs::File::open(place.path()).unwrap();
+        flock(&again, FlockOperation::NonBlockingLockExclusive).unwrap_err();
+        thread::scope(|scope| {
+            let second = scope.spawn(|| vacant(&place).unwrap());
+            let shim = UnixListener::bind(place.socket()).unwrap();
+            drop(first);
+            assert!(second.join().unwrap().is_none());
+            drop(shim);
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_not_taken_away() {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place::at(scratch.path().join("place"));
+        fs::create_dir(place.path()).unwrap();
+        // A loop of links is no word about a shim.
+        std::os::unix::fs::symlink(place.socket(), place.socket()).unwrap();
+        vacant(&place).unwrap_err();
+        assert!(place.path().exists());
+    }
 }
