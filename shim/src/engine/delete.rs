@@ -114,7 +114,12 @@ fn clean(place: &Place, id: &str, sandbox: bool) -> anyhow::Result<Option<Ended>
     kata_sandbox::ledger::replay(place.path(), &Steps::default())
         .with_context(|| format!("clean up after {}", place.path().display()))?;
     let own = place.container(id);
-    let ended = offline::settled(&own)?.and_then(|record| record.ended);
+    let ended = offline::settled(&own).unwrap_or_else(|error| {
+        // How it ended is lost. What is left of it must go all the same.
+        eprintln!("containerd-shim-kata-v2: {error:#}");
+        None
+    });
+    let ended = ended.and_then(|record| record.ended);
     let owed = hooks::read(&own);
     remove(&own)?;
     if let Some(owed) = owed {
@@ -136,4 +141,24 @@ fn remove(path: &Path) -> anyhow::Result<()> {
 fn unmount_rootfs(bundle: &Path) {
     // Not mounted, or not there: as it should be.
     unmount(bundle.join("rootfs"), UnmountFlags::DETACH).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use kata_engine_api::record::RECORD_FILE;
+
+    use super::{Place, clean};
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_taken_away_like_any() {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place::at(scratch.path().join("place"));
+        let own = place.container("c");
+        fs::create_dir_all(&own).unwrap();
+        fs::write(own.join(RECORD_FILE), "{").unwrap();
+        assert_eq!(clean(&place, "c", false).unwrap(), None);
+        assert!(!place.path().exists());
+    }
 }
