@@ -302,10 +302,23 @@ impl Limits {
         Ok(())
     }
 
+    /// All of them or none: what was set before one is refused is set back.
     fn apply(&self, resources: &Resources) -> Result<(), Failure> {
+        let mut before = Vec::new();
+        let applied = self.set_all(resources, &mut before);
+        if applied.is_err() {
+            for (file, value) in before.iter().rev() {
+                // The refusal is what counts; what can't be had back can't be told beside it.
+                fs::write(file, value).ok();
+            }
+        }
+        applied
+    }
+
+    fn set_all(&self, resources: &Resources, before: &mut Before) -> Result<(), Failure> {
         let mut late = Vec::new();
         for setting in limits::settings(resources, processors::possible())? {
-            match self.set(&setting) {
+            match self.set(&setting, before) {
                 Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
                 // It may fit the burst that comes after it, and not the one in force.
                 Err(error)
@@ -317,14 +330,22 @@ impl Limits {
             }
         }
         late.iter().try_for_each(|setting| {
-            self.set(setting).step(|| format!("set {} to {}", setting.file, setting.value))
+            self.set(setting, before).step(|| format!("set {} to {}", setting.file, setting.value))
         })
     }
 
-    fn set(&self, setting: &limits::Setting) -> io::Result<()> {
-        fs::write(self.0.join(&setting.file), &setting.value)
+    fn set(&self, setting: &limits::Setting, before: &mut Before) -> io::Result<()> {
+        let file = self.0.join(&setting.file);
+        // Some can only be written to.
+        let value = fs::read_to_string(&file).ok();
+        fs::write(&file, &setting.value)?;
+        before.extend(value.map(|value| (file, value)));
+        Ok(())
     }
 }
+
+/// Files as they were before they were written to, in that order.
+type Before = Vec<(PathBuf, String)>;
 
 /// What was short of memory when the OOM killer struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -434,11 +455,28 @@ fn flat_value<'a>(content: &'a str, key: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{fs, io};
 
     use rustix::io::Errno;
 
-    use super::{flat_value, without_processes};
+    use super::{Limits, flat_value, without_processes};
+
+    #[test]
+    fn a_refused_update_leaves_what_was_in_force() {
+        let group = tempfile::tempdir().unwrap();
+        let file = |name: &str| group.path().join(name);
+        fs::write(file("cpu.weight"), "100\n").unwrap();
+        fs::write(file("memory.max"), "max\n").unwrap();
+        // Nothing can be written to it.
+        fs::create_dir(file("pids.max")).unwrap();
+        let resources =
+            r#"{"cpu": {"shares": 2}, "memory": {"limit": 1000}, "pids": {"limit": 5}}"#;
+        let limits = Limits(group.path().to_owned());
+        let refused = limits.update(&serde_json::from_str(resources).unwrap()).unwrap_err();
+        assert!(refused.message.starts_with("set pids.max to 5: "), "{refused}");
+        assert_eq!(fs::read_to_string(file("cpu.weight")).unwrap(), "100\n");
+        assert_eq!(fs::read_to_string(file("memory.max")).unwrap(), "max\n");
+    }
 
     #[test]
     fn groups_that_are_gone_or_threaded_have_no_processes_of_their_own() {
