@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub use hooks::Hooks;
 pub use linux::{Device, IdMapping, Linux, NamespaceKind, Personality, Shared};
 pub use process::{Capabilities, Process, Rlimit, Scheduler, User};
-pub use resources::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
+pub use resources::{Cpu, DeviceRule, Memory, Resources};
 pub use seccomp::{Seccomp, SyscallArgument, SyscallRule};
 use serde::Deserialize;
 

@@ -4,7 +4,7 @@ use kata_protocol::weight;
 
 use crate::{
     order::Failure,
-    spec::{BlockIo, Cpu, Memory, Resources, ThrottleDevice},
+    spec::{Cpu, Memory, Resources},
 };
 
 /// One value for one file of a group.
@@ -39,19 +39,14 @@ pub(super) fn settings(resources: &Resources, processors: u32) -> Result<Vec<Set
             limit => settings.push(set("pids.max", maximum(limit))),
         }
     }
-    if let Some(block_io) = &resources.block_io {
-        block_io_settings(block_io, &mut settings);
+    let weight = resources.block_io.as_ref().and_then(|block_io| block_io.weight);
+    if let Some(value) = weight.filter(|value| *value != 0) {
+        settings.push(set("io.weight", weight::of_block_io(value)));
     }
     for huge in &resources.hugepage_limits {
         settings.push(set(format!("hugetlb.{}.max", checked(&huge.page_size)?), huge.limit));
         let file = format!("hugetlb.{}.rsvd.max", huge.page_size);
         settings.push(Setting { optional: true, ..set(file, huge.limit) });
-    }
-    for (device, limit) in &resources.rdma {
-        let bound = |name, value: Option<u32>| value.map(|value| format!(" {name}={value}"));
-        let handles = bound("hca_handle", limit.hca_handles).unwrap_or_default();
-        let objects = bound("hca_object", limit.hca_objects).unwrap_or_default();
-        settings.push(set("rdma.max", format!("{device}{handles}{objects}")));
     }
     for (file, value) in &resources.unified {
         settings.push(set(checked(file)?, value));
@@ -143,29 +138,6 @@ fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), F
     Ok(())
 }
 
-fn block_io_settings(block_io: &BlockIo, settings: &mut Vec<Setting>) {
-    // Weights of 10 to 1000 as 1 to 10000.
-    if let Some(value) = block_io.weight.filter(|value| *value != 0) {
-        settings.push(set("io.weight", weight::of_block_io(value)));
-    }
-    for device in &block_io.weight_device {
-        if let Some(value) = device.weight {
-            let value = format!("{}:{} {}", device.major, device.minor, weight::of_block_io(value));
-            settings.push(set("io.weight", value));
-        }
-    }
-    let mut throttle = |devices: &[ThrottleDevice], key: &str| {
-        for device in devices {
-            let rate = if device.rate == 0 { "max".into() } else { device.rate.to_string() };
-            settings.push(set("io.max", format!("{}:{} {key}={rate}", device.major, device.minor)));
-        }
-    };
-    throttle(&block_io.throttle_read_bps_device, "rbps");
-    throttle(&block_io.throttle_write_bps_device, "wbps");
-    throttle(&block_io.throttle_read_iops_device, "riops");
-    throttle(&block_io.throttle_write_iops_device, "wiops");
-}
-
 #[cfg(test)]
 mod tests {
     use super::settings;
@@ -252,10 +224,8 @@ mod tests {
     }
 
     #[test]
-    fn throttling_names_device_and_direction() {
-        let settings = written(
-            r#"{"blockIO": {"throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 7}]}}"#,
-        );
-        assert_eq!(settings, [pair("io.max", "8:16 wiops=7")]);
+    fn the_weight_of_input_and_output_is_translated() {
+        assert_eq!(written(r#"{"blockIO": {"weight": 1000}}"#), [pair("io.weight", "10000")]);
+        assert_eq!(written(r#"{"blockIO": {"weight": 0}}"#), []);
     }
 }

@@ -9,7 +9,6 @@ use super::null_is_default;
 #[serde(rename_all = "camelCase", default)]
 pub struct Process {
     pub terminal: bool,
-    pub console_size: Option<ConsoleSize>,
     pub user: User,
     #[serde(deserialize_with = "null_is_default")]
     pub args: Vec<String>,
@@ -56,13 +55,6 @@ pub struct CpuAffinity {
     pub initial: Option<String>,
     #[serde(rename = "final")]
     pub last: Option<String>,
-}
-
-/// Size of a terminal in characters.
-#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
-pub struct ConsoleSize {
-    pub height: u16,
-    pub width: u16,
 }
 
 /// Numeric identity; names were resolved by the engine.

@@ -18,8 +18,6 @@ pub struct Resources {
     #[serde(deserialize_with = "null_is_default")]
     pub hugepage_limits: Vec<HugepageLimit>,
     #[serde(deserialize_with = "null_is_default")]
-    pub rdma: std::collections::BTreeMap<String, RdmaLimit>,
-    #[serde(deserialize_with = "null_is_default")]
     pub unified: StringMap,
 }
 
@@ -61,44 +59,18 @@ pub struct Cpu {
     pub cpus: Option<String>,
 }
 
-/// Number of tasks; 0 and below are no limit.
+/// Number of tasks; 0 is not set, and what is below is no limit.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Pids {
     pub limit: Option<i64>,
 }
 
-/// Block devices' weights and limits.
+/// Input and output; what is said of single devices is of the host's.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 pub struct BlockIo {
     pub weight: Option<u16>,
-    #[serde(deserialize_with = "null_is_default")]
-    pub weight_device: Vec<WeightDevice>,
-    #[serde(deserialize_with = "null_is_default")]
-    pub throttle_read_bps_device: Vec<ThrottleDevice>,
-    #[serde(deserialize_with = "null_is_default")]
-    pub throttle_write_bps_device: Vec<ThrottleDevice>,
-    #[serde(rename = "throttleReadIOPSDevice", deserialize_with = "null_is_default")]
-    pub throttle_read_iops_device: Vec<ThrottleDevice>,
-    #[serde(rename = "throttleWriteIOPSDevice", deserialize_with = "null_is_default")]
-    pub throttle_write_iops_device: Vec<ThrottleDevice>,
-}
-
-/// Weight of one device.
-#[derive(Debug, Clone, Deserialize)]
-pub struct WeightDevice {
-    pub major: u32,
-    pub minor: u32,
-    pub weight: Option<u16>,
-}
-
-/// Rate of one device.
-#[derive(Debug, Clone, Deserialize)]
-pub struct ThrottleDevice {
-    pub major: u32,
-    pub minor: u32,
-    pub rate: u64,
 }
 
 /// Bytes of huge pages of one size (`2MB`).
@@ -107,12 +79,4 @@ pub struct ThrottleDevice {
 pub struct HugepageLimit {
     pub page_size: String,
     pub limit: u64,
-}
-
-/// Handles and objects of one RDMA device.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RdmaLimit {
-    pub hca_handles: Option<u32>,
-    pub hca_objects: Option<u32>,
 }

@@ -14,7 +14,6 @@ pub struct Seccomp {
     pub architectures: Vec<String>,
     #[serde(deserialize_with = "null_is_default")]
     pub flags: Vec<String>,
-    pub listener_path: Option<String>,
     #[serde(deserialize_with = "null_is_default")]
     pub syscalls: Vec<SyscallRule>,
 }

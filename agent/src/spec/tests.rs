@@ -9,7 +9,7 @@ const DOCKER_LIKE: &str = r#"{
   "mounts": [{"destination": "/proc", "type": "proc", "source": "proc", "options": null}],
   "hooks": {"prestart": []},
   "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}], "sysctl": null,
-    "resources": {"devices": [{"allow": false, "access": "rwm"}], "blockIO": {"throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": 5}]}},
+    "resources": {"devices": [{"allow": false, "access": "rwm"}], "blockIO": {"weight": 500, "weightDevice": null}},
     "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
     "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["clone"], "action": "SCMP_ACT_ALLOW",
       "args": [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]}]}}
@@ -25,7 +25,7 @@ fn a_document_as_engines_write_it_is_understood() {
     assert_eq!((linux.outer_uid(0), linux.outer_uid(9), linux.outer_uid(10)), (1000, 1009, 10));
     let resources = linux.resources.unwrap();
     assert_eq!(resources.devices[0].major, None);
-    assert_eq!(resources.block_io.unwrap().throttle_read_iops_device[0].rate, 5);
+    assert_eq!(resources.block_io.unwrap().weight, Some(500));
     assert_eq!(linux.seccomp.unwrap().syscalls[0].args[0].value, 0x7e02_0000);
     assert!(spec.root.unwrap().readonly);
 }
