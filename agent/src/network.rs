@@ -13,7 +13,7 @@ mod words;
 use std::{collections::HashMap, io};
 
 use kata_protocol::agent::{Link, LinkFailure, Neighbour, NetworkChange, NetworkChanged, Route};
-use message::{AddressMessage, Hop, LinkMessage, NeighbourMessage, RouteMessage};
+use message::{AddressMessage, Hop, LinkMessage, MOST_HOPS, NeighbourMessage, RouteMessage};
 use netlink::{Device, Netlink};
 use rustix::io::Errno;
 use spares::Spares;
@@ -265,6 +265,9 @@ fn route_message(route: &Route, devices: &[Device]) -> Result<Option<RouteMessag
         u8::try_from(number)
             .map_err(|_| Failure::invalid(format!("{what} {number} of a route is none")))
     };
+    if route.hops.len() > MOST_HOPS {
+        return Err(Failure::invalid(format!("a route has {} ways", route.hops.len())));
+    }
     let mut hops = Vec::new();
     for hop in &route.hops {
         let Some(device) = devices.iter().find(|device| device.name == hop.link) else {

@@ -78,7 +78,7 @@ impl Message {
     }
 
     fn attribute(mut self, kind: u16, payload: &[u8]) -> Self {
-        // No attribute of ours is longer than a name.
+        // None of ours is as long as 64 KiB, which the ways of a route are bounded for.
         let length = (4 + payload.len()) as u16;
         self.0.extend_from_slice(&length.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -227,6 +227,9 @@ pub fn remove_rule(rule: &[u8]) -> Vec<u8> {
     Message::new(DELETE_RULE, ACKNOWLEDGE, rule).finish()
 }
 
+/// Most ways that a route may lead: all are in one attribute, in at most 32 bytes each.
+pub const MOST_HOPS: usize = 2000;
+
 /// One way that a route leads.
 pub struct Hop {
     pub link: u32,
@@ -356,7 +359,9 @@ impl NeighbourMessage {
 
 #[cfg(test)]
 mod tests {
-    use super::{APPEND, AddressMessage, Hop, LinkMessage, Prefix, REPLACE, RouteMessage};
+    use super::{
+        APPEND, AddressMessage, Hop, LinkMessage, MOST_HOPS, Prefix, REPLACE, RouteMessage,
+    };
 
     #[test]
     fn a_link_message_is_as_iproute2_sends_it() {
@@ -429,6 +434,13 @@ mod tests {
         assert_eq!(&encoded[36..40], [36, 0, 9, 0]);
         assert_eq!(&encoded[40..56], [16, 0, 4, 0, 3, 0, 0, 0, 8, 0, 5, 0, 10, 0, 0, 1]);
         assert_eq!(encoded.len(), 72);
+    }
+
+    #[test]
+    fn as_many_ways_as_there_may_be_fit_into_one_attribute() {
+        let longest = default_route((0..MOST_HOPS).map(|_| hop("fe80::1", 3)).collect()).encode();
+        let length = u16::from_ne_bytes([longest[36], longest[37]]);
+        assert_eq!(usize::from(length), longest.len() - 36);
     }
 
     #[test]
