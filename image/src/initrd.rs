@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use crate::cpio::{Kind, Writer};
 
-/// The directories of the empty tree; the agent mounts over the first four.
+/// The directories of the tree, which the agent soon leaves for a root of its own.
 const DIRECTORIES: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
 /// Where the agent looks for modules, and the file that lists them in load order.
 const MODULES: &str = "modules";

@@ -322,7 +322,7 @@ impl Mount {
     /// `shared` is no more than `slave` here: what is mounted in a guest is its own kernel's.
     fn follows_host(&self) -> bool {
         let last = self.options.iter().rfind(|word| is_propagation(word));
-        last.is_some_and(|word| word.contains('s'))
+        last.is_some_and(|word| matches!(word.as_str(), "shared" | "rshared" | "slave" | "rslave"))
     }
 
     fn is_read_only_below(&self) -> bool {
