@@ -6,8 +6,8 @@
 //! starts it. When the connection ends before, the shim takes the container back.
 //!
 //! Fds of [`Create`], in this order: monitor's control socket, memfd with the checked `config.json`, root tree
-//! (`open_tree`), network namespace if [`Create::network_namespace`], then one tree for each of
-//! [`Create::volumes`]. Fds of [`Exec`]: control socket, memfd with the OCI process object.
+//! (`open_tree`), network namespace if [`Create::network_namespace`], then the trees of [`Create::volumes`], which the caller
+//! takes because the shim can't see the engine's mounts. Fds of [`Exec`]: control socket, memfd with the OCI process object.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,8 @@ pub struct Create {
     pub monitor_pid: u32,
     /// The network namespace came as a descriptor.
     pub network_namespace: bool,
-    /// One for each volume tree, in order.
-    pub volumes: Vec<Volume>,
+    /// How many trees of volumes came, in the order of the spec's.
+    pub volumes: usize,
     /// Packets that follow, with the rest of the descriptors.
     pub further_packets: usize,
     /// Terminal size before the first resize.
@@ -64,16 +64,6 @@ pub struct Layers {
     pub lower: Vec<String>,
     /// Absolute host path of a directory for what the container writes; made by the shim, and removed with the sandbox.
     pub writable: String,
-}
-
-/// A bind mount's source, taken by the caller because the shim can't see the engine's mounts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Volume {
-    /// Index in the spec's `mounts`.
-    pub mount: usize,
-    /// A directory; otherwise a file.
-    pub directory: bool,
 }
 
 /// Run an additional process in a running container; answered when it runs.

@@ -17,9 +17,9 @@ use std::{
 };
 
 use kata_config::Prefix;
-use kata_engine_api::handover::{Create, Request, TerminalSize, Volume};
+use kata_engine_api::handover::{Create, Request, TerminalSize};
 use kata_hooks::life::Owed;
-use kata_spec::{Checked, Network, Trees};
+use kata_spec::{Network, Trees};
 use kata_sys::{scm, spawn::Child};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde_json::Value;
@@ -251,18 +251,13 @@ fn hand_over(
         bundle: bundle.spec.bundle.display().to_string(),
         monitor_pid: monitor.pid(),
         network_namespace: network.is_some(),
-        volumes: described(&bundle.spec),
+        volumes: trees.volumes.len(),
         further_packets: further_packets(fds.len()),
         terminal_size: creation.console.size().or_else(|| first_size(bundle)),
         callers_terminal: matches!(creation.console, Console::Callers(_)),
         layers: image.map(ImageRoot::layers).transpose()?,
     });
     ask(dir, &request, &fds)
-}
-
-fn described(spec: &Checked) -> Vec<Volume> {
-    let volumes = spec.volumes.iter();
-    volumes.map(|volume| Volume { mount: volume.mount, directory: volume.directory }).collect()
 }
 
 fn first_size(bundle: &Bundle) -> Option<TerminalSize> {

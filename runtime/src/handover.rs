@@ -48,7 +48,7 @@ pub fn send(
     bound(&socket, Timeout::Send)?;
     let text = serde_json::to_vec(request).map_err(|error| lost(dir, &error.to_string()))?;
     if text.len() > scm::MAX_PACKET {
-        let message = "the spec has more bind mounts than one request can name";
+        let message = "the image has more layers than one request can name";
         return Err(Failure::Usage(message.to_owned()));
     }
     let mut chunks = fds.chunks(scm::MAX_FDS);

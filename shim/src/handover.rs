@@ -128,9 +128,13 @@ async fn take_create(
         true => Some(fds.next("the network namespace")?),
         false => None,
     };
-    let volumes = create.volumes.iter().map(|_| fds.next("a volume")).collect::<Result<_, _>>()?;
+    let volumes = (0..create.volumes).map(|_| fds.next("a volume")).collect::<Result<_, _>>()?;
     let value = serde_json::from_slice(&config).map_err(|e| invalid(e.to_string()))?;
     let spec = check(&value, create.bundle.as_ref()).map_err(|e| invalid(chain(&e)))?;
+    if spec.volumes.len() != create.volumes {
+        let (wanted, came) = (spec.volumes.len(), create.volumes);
+        return Err(invalid(format!("config.json has {wanted} volumes, and {came} came")));
+    }
     let path = network_path(&spec, create.monitor_pid);
     let creation = Creation {
         id: create.id.clone(),
