@@ -19,6 +19,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    time::Duration,
 };
 
 use kata_protocol::agent::{RemoveVolumeRequest, WriteVolumeRequest};
@@ -34,7 +35,10 @@ use rustix::{
     fs::inotify::{self, CreateFlags, WatchFlags},
     io::Errno,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{MissedTickBehavior, interval},
+};
 
 use self::snapshot::{SnapshotError, snapshot};
 use crate::{container::Role, failure::Refusal};
@@ -49,6 +53,9 @@ const KINDS: [&str; 4] = [
 
 /// A content that goes while it is read has been replaced: then the next one is there.
 const ATTEMPTS: usize = 3;
+
+/// Between two attempts to write what a guest did not take.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// A volume that the guest has a copy of.
 pub struct Copy {
@@ -147,6 +154,19 @@ impl Copies {
         }
     }
 
+    /// Writes what has changed; says whether the guest is left behind for now.
+    async fn write_changes(&self, agent: &Agent) -> bool {
+        let mut behind = false;
+        for copy in self.live() {
+            if let Err(error) = copy.follow(agent).await {
+                tracing::warn!(number = copy.number, %error, "a volume has changed, and the guest's copy has not");
+                // What can't be read now is another when it can.
+                behind |= matches!(error, CopyError::Write(_));
+            }
+        }
+        behind
+    }
+
     fn live(&self) -> Vec<Arc<Copy>> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter_map(Weak::upgrade).collect()
@@ -155,24 +175,27 @@ impl Copies {
 
 /// Writes what has changed, until the sandbox is gone.
 async fn follow(copies: Weak<Copies>, events: AsyncFd<OwnedFd>, sandbox: Arc<Sandbox>) {
+    let mut again = interval(AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut behind = false;
     loop {
         let ready = tokio::select! {
-            ready = events.readable() => ready,
+            ready = events.readable() => Some(ready),
+            _ = again.tick(), if behind => None,
             _ = sandbox.lost() => return,
         };
-        let Ok(mut ready) = ready else { return };
-        if let Err(error) = drain(events.get_ref()) {
-            tracing::warn!(%error, "follow changes of volumes");
-            return;
+        if let Some(ready) = ready {
+            let Ok(mut ready) = ready else { return };
+            if let Err(error) = drain(events.get_ref()) {
+                tracing::warn!(%error, "follow changes of volumes");
+                return;
+            }
+            ready.clear_ready();
         }
-        ready.clear_ready();
         let Some(copies) = copies.upgrade() else { return };
         let Ok(agent) = sandbox.agent() else { continue };
-        for copy in copies.live() {
-            if let Err(error) = copy.follow(&agent).await {
-                tracing::warn!(number = copy.number, %error, "a volume has changed, and the guest's copy has not");
-            }
-        }
+        behind = copies.write_changes(&agent).await;
+        again.reset();
     }
 }
 
@@ -266,9 +289,33 @@ fn is_a_kubelets(volume: &VolumeSource) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::symlink, sync::Arc};
+
     use kata_spec::{Origin, VolumeSource};
 
-    use super::is_a_kubelets;
+    use super::{Copies, Copy, is_a_kubelets};
+    use crate::container::fake_agent::FakeAgent;
+
+    #[tokio::test]
+    async fn what_a_guest_did_not_take_is_still_to_be_written() {
+        let volume = tempfile::tempdir().unwrap();
+        fs::create_dir(volume.path().join("..1")).unwrap();
+        symlink("..1", volume.path().join("..data")).unwrap();
+        let copy = Arc::new(Copy {
+            number: 0,
+            tree: fs::File::open(volume.path()).unwrap().into(),
+            written: tokio::sync::Mutex::default(),
+        });
+        let copies = Copies::default();
+        copies.all.lock().unwrap().push(Arc::downgrade(&copy));
+        // It takes no volume.
+        let connected = FakeAgent::connected(None).await;
+        assert!(!copies.write_changes(&connected.agent).await, "it is not in the guest");
+        *copy.written.lock().await = Some(0);
+        assert!(copies.write_changes(&connected.agent).await);
+        *copy.written.lock().await = Some(copy.read().unwrap().1);
+        assert!(!copies.write_changes(&connected.agent).await, "it has not changed");
+    }
 
     #[test]
     fn only_what_a_kubelet_renews_is_copied() {
