@@ -61,6 +61,8 @@ pub enum Cause {
     MonitorKilled,
     /// The VM never came up.
     BootFailed,
+    /// It could not be started, though the VM came up.
+    StartFailed,
     /// Nobody can say.
     Unknown,
 }
@@ -107,6 +109,7 @@ impl Cause {
             Self::ShimLost => "shim was lost",
             Self::MonitorKilled => "monitor was killed",
             Self::BootFailed => "VM did not boot",
+            Self::StartFailed => "could not be started",
             Self::Unknown => "unknown",
         }
     }

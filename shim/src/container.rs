@@ -253,7 +253,7 @@ impl Container {
                     }
                     FailureKind::CommandNotFound => (127, Cause::Exited),
                     FailureKind::CommandNotExecutable => (126, Cause::Exited),
-                    _ => (LOST, Cause::BootFailed),
+                    _ => (LOST, self.why_unstarted()),
                 };
                 let outcome = Outcome::unstarted(code, cause, Some(refusal.message.clone()));
                 self.conclude(&self.init, outcome).await;
@@ -452,7 +452,7 @@ impl Container {
 
     /// Adds what is known beyond the cause: how far a start got, and what the guest's kernel last said.
     fn explain(&self, ended: &mut Ended) {
-        if ended.cause == Cause::BootFailed {
+        if matches!(ended.cause, Cause::BootFailed | Cause::StartFailed) {
             ended.step = self.sandbox.failed_at().map(|step| step.to_string());
         }
         if ended.cause.is_of_the_sandbox() {

@@ -313,14 +313,16 @@ fn a_process_that_outlives_sigkill_in_its_guest_loses_the_vm() {
 fn a_start_that_fails_names_its_step() {
     let Some(kata) = Kata::installed() else { return };
     let Some(bundle) = bundle(&kata, "exit 0") else { return };
-    let container = Container::create_with(&kata, &bundle, "step", |command| {
-        command.env("KATA_FAULT", "AwaitAgent=fail");
-    });
-    let started = container.call(&["start"]);
-    assert_ne!(started.code, 0);
-    assert_eq!(container.wait().0, 137);
-    let ended = ended(&container);
-    assert_eq!((&ended["cause"], &ended["step"]), (&json!("boot_failed"), &json!("AwaitAgent")));
+    for (step, cause) in [("AwaitAgent", "boot_failed"), ("StartSandbox", "start_failed")] {
+        let container = Container::create_with(&kata, &bundle, "step", |command| {
+            command.env("KATA_FAULT", format!("{step}=fail"));
+        });
+        let started = container.call(&["start"]);
+        assert_ne!(started.code, 0);
+        assert_eq!(container.wait().0, 137);
+        let ended = ended(&container);
+        assert_eq!((&ended["cause"], &ended["step"]), (&json!(cause), &json!(step)));
+    }
 }
 
 #[test]
