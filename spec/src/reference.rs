@@ -27,10 +27,10 @@ const RULES: &[(&str, &str)] = &[
     ),
     (
         "mounts[].options",
-        "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; propagation is among the \
-         mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a tmpfs without `mode` \
-         has that of its mount point; `ro` is the volume's own, but flags like `nosuid` hold for what is mounted below its \
-         source, too",
+        "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; of a bind mount no others; \
+         propagation is among the mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a \
+         tmpfs without `mode` has that of its mount point; `ro` is the volume's own, but flags like `nosuid` hold for what is \
+         mounted below its source, too",
     ),
     ("process.capabilities", "a name that nobody knows is left out, with a warning"),
     ("process.execCPUAffinity", "numbers of the guest's CPUs"),
