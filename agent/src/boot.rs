@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! identify: process 1? /proc; nonce?  ── no ─► refuse, touch nothing else
-//! prepare:  modules ─► mounts in a new root ─► old root read-only ─► enter the new one ─► it read-only ─► cgroups ─► shares ─► loopback
+//! prepare:  modules ─► mounts in a new root ─► old root read-only ─► enter the new, read-only ─► cgroups ─► shares ─► loopback
 //! ```
 
 mod command_line;
