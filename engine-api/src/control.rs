@@ -53,9 +53,8 @@ pub struct End {
     pub stdout_bytes: Option<u64>,
     /// The same of stderr.
     pub stderr_bytes: Option<u64>,
-    /// How long, in milliseconds, a stream may be waited for that a descendant holds open; the monitor's own value
-    /// when there is none.
-    pub grace_ms: Option<u64>,
+    /// How long, in milliseconds, a stream may be waited for that a descendant holds open.
+    pub grace_ms: u64,
 }
 
 /// One connection to localhost.

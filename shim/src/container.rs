@@ -258,7 +258,7 @@ impl Container {
                 let outcome = Outcome::unstarted(code, cause, Some(refusal.message.clone()));
                 self.conclude(&self.init, outcome).await;
                 // What came between is why the start failed, and not what became of the VM then.
-                match self.init.wait().await?.cause {
+                match self.init.wait().await.cause {
                     ended if ended == cause => Err(refusal),
                     ended => Err(Refusal::precondition(format!(
                         "the container ended while it was started: {}",
@@ -409,7 +409,7 @@ impl Container {
             self.settled.store(true, Ordering::Relaxed);
         }
         let grace = if process.monitor.is_ours() { UNTIL_DELETED } else { self.grace };
-        let grace_ms = u64::try_from(grace.as_millis()).ok();
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         process.drain(End { grace_ms, ..outcome.end.clone() }).await;
         let mut ended = outcome.recorded();
         if process.is_init() {

@@ -183,9 +183,8 @@ async fn take_exec(service: &Service, exec: &Exec, fds: Vec<OwnedFd>) -> Result<
     match started {
         // Nobody else asks for it once it has ended.
         Ok(()) => drop(tokio::spawn(async move {
-            if process.wait().await.is_ok() {
-                container.forget(&process).await;
-            }
+            process.wait().await;
+            container.forget(&process).await;
         })),
         Err(_) => container.forget(&process).await,
     }

@@ -34,7 +34,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{engine::stdio::Names, failure::Refusal, monitor::Monitor};
+use crate::{engine::stdio::Names, monitor::Monitor};
 
 /// The signal that nothing survives.
 pub const SIGKILL: u32 = 9;
@@ -72,7 +72,7 @@ pub enum Phase {
 /// How a process ended, before its output is drained.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// For the monitor.
+    /// For the monitor; the grace is set when it is told.
     pub end: End,
     /// For people.
     pub detail: Option<String>,
@@ -202,10 +202,15 @@ impl Process {
     }
 
     /// Waits for the end.
-    pub async fn wait(&self) -> Result<Ended, Refusal> {
-        let mut ended = self.ended.subscribe();
-        let end = ended.wait_for(Option::is_some).await;
-        end.ok().and_then(|end| end.clone()).ok_or_else(|| Refusal::precondition("shim is ending"))
+    pub async fn wait(&self) -> Ended {
+        let mut news = self.ended.subscribe();
+        loop {
+            if let Some(ended) = news.borrow_and_update().clone() {
+                return ended;
+            }
+            // The sender is its own: there is more to come.
+            news.changed().await.ok();
+        }
     }
 
     /// The last step: those who wait get the end.
@@ -403,7 +408,7 @@ impl Outcome {
             cause,
             stdout_bytes: Some(end.stdout_bytes),
             stderr_bytes: Some(end.stderr_bytes),
-            grace_ms: None,
+            grace_ms: 0,
         };
         Self { end, detail: None }
     }
@@ -425,7 +430,7 @@ impl Outcome {
             Loss::Stopped => (Cause::Unknown, None),
         };
         Self {
-            end: End { code: LOST, cause, stdout_bytes: None, stderr_bytes: None, grace_ms: None },
+            end: End { code: LOST, cause, stdout_bytes: None, stderr_bytes: None, grace_ms: 0 },
             detail,
         }
     }
@@ -434,7 +439,7 @@ impl Outcome {
     pub fn unstarted(code: u8, cause: Cause, detail: Option<String>) -> Self {
         let none = Some(0);
         Self {
-            end: End { code, cause, stdout_bytes: none, stderr_bytes: none, grace_ms: None },
+            end: End { code, cause, stdout_bytes: none, stderr_bytes: none, grace_ms: 0 },
             detail,
         }
     }

@@ -247,10 +247,10 @@ impl Task for TaskService {
         let container = self.service.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
         let ended = match request.until_oom_kills.checked_sub(1) {
-            None => process.wait().await?,
+            None => process.wait().await,
             Some(fewer) => tokio::select! {
                 biased;
-                ended = process.wait() => ended?,
+                ended = process.wait() => ended,
                 oom_kills = container.oom_kills_beyond(fewer) => {
                     return Ok(task::WaitResponse { oom_kills, ..Default::default() });
                 }

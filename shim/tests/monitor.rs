@@ -18,7 +18,7 @@ use kata_engine_api::{
     record::{Cause, EndNote},
 };
 use kata_sys::spawn::Exit;
-use monitor_bench::{Engine, Monitor, SECOND, ended, noise, pipe, read_exactly};
+use monitor_bench::{Engine, Monitor, SECOND, ended, noise, pipe, read_exactly, within};
 use rustix::{
     fs::OFlags,
     process::Signal,
@@ -63,9 +63,9 @@ fn every_byte_passes_all_ways_at_once() {
 
 #[test]
 fn an_end_waits_for_counted_bytes_longer_than_the_grace() {
-    let mut monitor = Monitor::start(&["--grace-ms", "1"]);
+    let mut monitor = Monitor::start(&[]);
     let [mut stdout] = monitor.streams([Stream::Stdout]);
-    monitor.end(&ended(0, Some(MIB), None));
+    monitor.end(&within(1, ended(0, Some(MIB), None)));
     assert_eq!(monitor.next_within(Duration::from_millis(300)), None);
     let bytes = noise(MIB, 4);
     let mut engine = monitor.engine.take().unwrap();
@@ -79,9 +79,9 @@ fn an_end_waits_for_counted_bytes_longer_than_the_grace() {
 
 #[test]
 fn bytes_that_a_guest_promises_and_never_gives_do_not_hold_the_end_for_ever() {
-    let mut monitor = Monitor::start(&["--grace-ms", "1"]);
+    let mut monitor = Monitor::start(&[]);
     let [_stdout] = monitor.streams([Stream::Stdout]);
-    monitor.end(&ended(5, Some(MIB), None));
+    monitor.end(&within(1, ended(5, Some(MIB), None)));
     assert_eq!(monitor.next_within(Duration::from_millis(300)), None);
     // The monitor's own patience is 15 s.
     assert_eq!(monitor.next_within(Duration::from_secs(30)), Some(ToShim::Drained {}));
@@ -89,11 +89,11 @@ fn bytes_that_a_guest_promises_and_never_gives_do_not_hold_the_end_for_ever() {
 
 #[test]
 fn a_stream_that_is_held_open_delays_an_end_by_the_grace_alone() {
-    let mut monitor = Monitor::start(&["--grace-ms", "400"]);
+    let mut monitor = Monitor::start(&[]);
     let [mut stdout] = monitor.streams([Stream::Stdout]);
     stdout.write_all(b"all").unwrap();
     let before = Instant::now();
-    monitor.end(&ended(3, Some(3), Some(0)));
+    monitor.end(&within(400, ended(3, Some(3), Some(0))));
     assert_eq!(monitor.leave(), Exit::Code(3));
     let took = before.elapsed();
     assert!((Duration::from_millis(400)..5 * SECOND).contains(&took), "{took:?}");
@@ -112,9 +112,9 @@ fn a_monitor_stays_until_its_end_is_recorded() {
 
 #[test]
 fn what_a_descendant_writes_within_the_grace_is_passed_on() {
-    let mut monitor = Monitor::start(&["--grace-ms", "60000"]);
+    let mut monitor = Monitor::start(&[]);
     let [mut stdout] = monitor.streams([Stream::Stdout]);
-    monitor.end(&ended(0, Some(0), None));
+    monitor.end(&within(60_000, ended(0, Some(0), None)));
     stdout.write_all(b"late").unwrap();
     drop(stdout);
     assert_eq!(monitor.leave(), Exit::Code(0));
@@ -123,30 +123,30 @@ fn what_a_descendant_writes_within_the_grace_is_passed_on() {
 
 #[test]
 fn an_end_before_any_stream_is_an_end_at_once() {
-    let mut monitor = Monitor::start(&["--grace-ms", "60000"]);
-    monitor.end(&ended(137, Some(0), Some(0)));
+    let mut monitor = Monitor::start(&[]);
+    monitor.end(&within(60_000, ended(137, Some(0), Some(0))));
     assert_eq!(monitor.leave(), Exit::Code(137));
 }
 
 #[test]
 fn a_stream_that_breaks_before_all_was_counted_does_not_hold_the_end() {
-    let mut monitor = Monitor::start(&["--grace-ms", "60000"]);
+    let mut monitor = Monitor::start(&[]);
     let [stdout] = monitor.streams([Stream::Stdout]);
     drop(stdout);
-    monitor.end(&ended(137, Some(1000), None));
+    monitor.end(&within(60_000, ended(137, Some(1000), None)));
     assert_eq!(monitor.leave(), Exit::Code(137));
 }
 
 #[test]
 fn input_that_nobody_reads_does_not_hold_the_end() {
-    let mut monitor = Monitor::start(&["--grace-ms", "60000"]);
+    let mut monitor = Monitor::start(&[]);
     let [stdin, stdout] = monitor.streams([Stream::Stdin, Stream::Stdout]);
     let engine = monitor.engine.as_ref().unwrap();
     rustix::io::ioctl_fionbio(&engine.stdin, true).unwrap();
     // Until the pipe and the stream are full.
     while rustix::io::write(&engine.stdin, &[0; 4096]).is_ok() {}
     drop(stdout);
-    monitor.end(&ended(0, Some(0), None));
+    monitor.end(&within(60_000, ended(0, Some(0), None)));
     assert_eq!(monitor.leave(), Exit::Code(0));
     drop(stdin);
 }
@@ -163,7 +163,7 @@ fn the_guests_end_of_output_reaches_the_engine_while_the_container_runs() {
 
 #[test]
 fn a_reader_that_goes_away_ends_the_guests_stream_and_the_rest_goes_on() {
-    let mut monitor = Monitor::start(&["--grace-ms", "60000"]);
+    let mut monitor = Monitor::start(&[]);
     let [mut stdout, mut stderr] = monitor.streams([Stream::Stdout, Stream::Stderr]);
     let Engine { stdin: _stdin, stdout: reader, stderr: mut errors } =
         monitor.engine.take().unwrap();
@@ -173,7 +173,7 @@ fn a_reader_that_goes_away_ends_the_guests_stream_and_the_rest_goes_on() {
     stderr.write_all(b"still here").unwrap();
     assert_eq!(read_exactly(&mut errors, 10), b"still here");
     drop(stderr);
-    monitor.end(&ended(141, Some(65_536_000), Some(10)));
+    monitor.end(&within(60_000, ended(141, Some(65_536_000), Some(10))));
     assert_eq!(monitor.leave(), Exit::Code(141));
 }
 

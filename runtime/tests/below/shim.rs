@@ -163,7 +163,7 @@ impl Sandbox {
             cause: Cause::Exited,
             stdout_bytes: None,
             stderr_bytes: None,
-            grace_ms: None,
+            grace_ms: 2000,
         };
         let message = serde_json::to_vec(&ToMonitor::End(end)).unwrap();
         let container = self.container.lock().unwrap();

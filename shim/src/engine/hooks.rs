@@ -95,8 +95,8 @@ fn warn(errors: Vec<HookError>) {
 
 impl Engine {
     /// Leaves on disk what is owed after the creation, before any hook has run.
-    pub fn keep_hooks(&self, creating: &Creating) -> Result<Option<Owed>, Refusal> {
-        let Some(owed) = Owed::of(&creating.hooks, creating.state.clone()) else { return Ok(None) };
+    pub fn keep_hooks(&self, creating: &Creating) -> Result<(), Refusal> {
+        let Some(owed) = Owed::of(&creating.hooks, creating.state.clone()) else { return Ok(()) };
         let directory = self.service.directory().join(CONTAINERS).join(&creating.state.id);
         let path = directory.join(HOOKS_FILE);
         let text = serde_json::to_vec(&owed).map_err(|e| Refusal::internal(&e))?;
@@ -104,8 +104,7 @@ impl Engine {
         fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path)).map_err(|error| {
             let message = format!("write {}: {error}", path.display());
             Refusal::new(FailureKind::Internal, message)
-        })?;
-        Ok(Some(owed))
+        })
     }
 
     /// Runs what follows a creation that has failed.

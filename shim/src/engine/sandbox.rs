@@ -105,7 +105,7 @@ impl Engine {
         pod.signal(pod.init(), SIGKILL, true).await?;
         // For the rest only the host is waited for.
         for container in members.iter().chain([pod]) {
-            container.init().wait().await?;
+            container.init().wait().await;
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: WaitSandboxRequest,
     ) -> ttrpc::Result<WaitSandboxResponse> {
-        let ended = self.engine.pod(&request.sandbox_id)?.init().wait().await?;
+        let ended = self.engine.pod(&request.sandbox_id)?.init().wait().await;
         Ok(WaitSandboxResponse {
             exit_status: ended.code.into(),
             exited_at: Some(Timestamp::from(ended.at())).into(),

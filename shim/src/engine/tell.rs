@@ -115,7 +115,6 @@ impl Engine {
                 }
             }
         };
-        let Ok(ended) = ended else { return };
         hear_out(&container.added()).await;
         let _in_order = init.telling.lock().await;
         if ended.cause.is_out_of_memory() && kills == 0 {
@@ -126,11 +125,10 @@ impl Engine {
     }
 
     async fn follow(self: Arc<Self>, process: Arc<Process>) {
-        if let Ok(ended) = process.wait().await {
-            let _in_order = process.telling.lock().await;
-            self.tell_exit(&process, &ended);
-            process.note_exit_owed(false);
-        }
+        let ended = process.wait().await;
+        let _in_order = process.telling.lock().await;
+        self.tell_exit(&process, &ended);
+        process.note_exit_owed(false);
     }
 
     fn tell_oom(&self, init: &Process) {

@@ -33,12 +33,11 @@ impl Service {
     /// Waits for the end of a container, and leaves its record when nobody deletes it.
     pub async fn outlive(self: Arc<Self>, container: Arc<Container>) {
         let Ok(loaded) = &self.configuration else { return };
-        if container.init().wait().await.is_ok() {
-            // An engine that is well deletes within moments, and is served faster with a shim than without.
-            tokio::time::sleep(loaded.config.runtime.linger).await;
-            // All of its own has ended; another container may have been given the same control group since.
-            self.leave(&container, Inmates::Spare).await;
-        }
+        container.init().wait().await;
+        // An engine that is well deletes within moments, and is served faster with a shim than without.
+        tokio::time::sleep(loaded.config.runtime.linger).await;
+        // All of its own has ended; another container may have been given the same control group since.
+        self.leave(&container, Inmates::Spare).await;
     }
 
     /// Takes away everything of a sandbox whose container has ended, but for what `state` and `delete` go by, and ends the shim.

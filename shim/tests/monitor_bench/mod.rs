@@ -216,5 +216,10 @@ pub fn noise(length: usize, seed: u64) -> Vec<u8> {
 pub fn ended(code: u8, stdout: Option<usize>, stderr: Option<usize>) -> End {
     let bytes = |count: Option<usize>| count.map(|count| count as u64);
     let (stdout_bytes, stderr_bytes) = (bytes(stdout), bytes(stderr));
-    End { code, cause: Cause::Exited, stdout_bytes, stderr_bytes, grace_ms: None }
+    End { code, cause: Cause::Exited, stdout_bytes, stderr_bytes, grace_ms: 2000 }
+}
+
+/// The same with another grace.
+pub fn within(grace_ms: u64, end: End) -> End {
+    End { grace_ms, ..end }
 }

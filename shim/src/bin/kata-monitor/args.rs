@@ -1,9 +1,6 @@
 //! Command line of the monitor; only `kata-runtime` and the shim write it.
 
-use std::{ffi::OsString, os::fd::RawFd, path::PathBuf, time::Duration};
-
-/// Bounded wait for descendants that hold a stream after their process has ended.
-const GRACE: Duration = Duration::from_secs(2);
+use std::{ffi::OsString, os::fd::RawFd, path::PathBuf};
 
 /// Why the command line was not understood.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +44,6 @@ pub struct Args {
     pub network: Network,
     /// Trees of the container, each with its place in it, the root first.
     pub trees: Vec<(RawFd, PathBuf)>,
-    /// Bounded wait for descendants that hold a stream.
-    pub grace: Option<Duration>,
 }
 
 impl Args {
@@ -73,10 +68,6 @@ impl Args {
                     let fd = number(&mut words, "--tree")?;
                     args.trees.push((fd, value(&mut words, "--tree")?.into()));
                 }
-                Some("--grace-ms") => {
-                    let milliseconds = number(&mut words, "--grace-ms")?;
-                    args.grace = Some(Duration::from_millis(milliseconds));
-                }
                 _ => return Err(ArgsError::Unknown(word)),
             }
         }
@@ -84,11 +75,6 @@ impl Args {
             return Err(ArgsError::NoContainer);
         }
         Ok(args)
-    }
-
-    /// How long descendants may hold a stream.
-    pub fn grace(&self) -> Duration {
-        self.grace.unwrap_or(GRACE)
     }
 
     fn join(&mut self, network: Network) -> Result<(), ArgsError> {
@@ -127,10 +113,10 @@ mod tests {
     #[test]
     fn every_option_is_understood() {
         let line = "--container c --exec e --terminal --console-socket-fd 7 --network-fd 6";
-        let args = parse(&format!("{line} --grace-ms 50 --tree 8 / --tree 9 /data")).unwrap();
+        let args = parse(&format!("{line} --tree 8 / --tree 9 /data")).unwrap();
         assert_eq!(args.trees, [(8, "/".into()), (9, "/data".into())]);
         assert_eq!(args.network, Network::Join(6));
-        assert_eq!((args.console_socket, args.grace().as_millis()), (Some(7), 50));
+        assert_eq!(args.console_socket, Some(7));
         assert!(args.terminal && args.exec.is_some());
     }
 
@@ -139,7 +125,7 @@ mod tests {
         for (line, word) in [
             ("", "--container"),
             ("--container", "needs a value"),
-            ("--container c --grace-ms x", "not a number"),
+            ("--container c --network-fd x", "not a number"),
             ("--container c --new-network --network-fd 6", "exclude"),
             ("--container c --tree 7", "needs a value"),
             ("--container c --bogus", "--bogus"),

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! kata-monitor --container ID [--exec EXECID] [--terminal] [--console-socket-fd N]
-//!              [--new-network | --network-fd N] [--tree N PLACE]... [--grace-ms N]
+//!              [--new-network | --network-fd N] [--tree N PLACE]...
 //! ```
 //!
 //! | fd | |
@@ -118,7 +118,6 @@ fn set_up() -> Result<session::Session, SetupError> {
         directory: args.exec.is_none().then_some(directory),
         signals,
         terminal: args.terminal || console_socket.is_some(),
-        grace: args.grace(),
         crew: crew::Crew::new(crew_for(&args)).map_err(SetupError::Threads)?,
         bell: Arc::new(flow::Bell::new().map_err(SetupError::Events)?),
         last_input: Arc::new(flow::Bell::new().map_err(SetupError::Events)?),

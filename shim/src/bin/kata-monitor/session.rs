@@ -102,8 +102,6 @@ pub struct Session {
     pub signals: SignalFd,
     /// The standard streams are a terminal, whose size is told.
     pub terminal: bool,
-    /// Bounded wait for the end of streams.
-    pub grace: Duration,
     /// Rung by flows.
     pub bell: Arc<Bell>,
     /// Who does what takes time.
@@ -249,8 +247,7 @@ impl Session {
                 ToMonitor::CloseStdin {} => self.last_input.ring(),
                 ToMonitor::End(end) => {
                     self.bell.ring_at_every_step();
-                    let grace = end.grace_ms.map_or(self.grace, Duration::from_millis);
-                    let deadline = Instant::now() + grace;
+                    let deadline = Instant::now() + Duration::from_millis(end.grace_ms);
                     state.ending = Some(Ending { end, deadline, heard: Instant::now() });
                 }
             }
