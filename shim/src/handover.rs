@@ -219,3 +219,47 @@ fn read_json(fd: OwnedFd) -> Result<Vec<u8>, Refusal> {
         Err(error) => Err(Refusal::internal(&error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::Write,
+        os::fd::{AsFd, OwnedFd},
+        sync::Arc,
+    };
+
+    use kata_config::Loaded;
+    use kata_engine_api::handover::{Create, FailureKind};
+    use kata_sys::scm::packet_pair;
+
+    use super::{Service, take_create};
+
+    #[tokio::test]
+    async fn volumes_are_those_of_the_spec() {
+        let bundle = tempfile::tempdir().unwrap();
+        let directory: OwnedFd = File::open(bundle.path()).unwrap().into();
+        let mut config = tempfile::tempfile().unwrap();
+        let spec = kata_spec::default_for("/", &["sh".into()], false);
+        config.write_all(spec.to_string().as_bytes()).unwrap();
+        let (control, _monitor) = packet_pair().unwrap();
+        let mut fds = vec![control, config.into()];
+        fds.extend([(); 2].map(|()| directory.as_fd().try_clone_to_owned().unwrap()));
+        let create = Create {
+            id: "c".into(),
+            bundle: bundle.path().display().to_string(),
+            monitor_pid: 1,
+            network_namespace: false,
+            volumes: 1,
+            further_packets: 0,
+            terminal_size: None,
+            callers_terminal: false,
+            layers: None,
+        };
+        let path = bundle.path().to_owned();
+        let service = Service::new(path, Arc::new(directory), Ok(Loaded::default()));
+        let Err(refusal) = take_create(&service, &create, fds).await else { panic!("it is made") };
+        assert_eq!(refusal.kind, FailureKind::InvalidArgument);
+        assert_eq!(refusal.message, "config.json has 0 volumes, and 1 came");
+    }
+}
