@@ -322,8 +322,8 @@ impl Process {
         self.monitor.dismiss();
     }
 
-    /// Ends a monitor whose output nobody has read until its process was deleted.
-    pub async fn let_go(&self) {
+    /// Ends a monitor of ours whose output nobody has read until its process was deleted.
+    pub async fn kill_monitor(&self) {
         if self.monitor.is_ours() && timeout(LATE_OUTPUT, self.drained.notified()).await.is_err() {
             tracing::warn!(pid = self.monitor.pid, "output that nobody reads is thrown away");
             self.monitor.kill();

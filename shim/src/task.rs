@@ -285,7 +285,7 @@ impl Task for TaskService {
                     if deleted.ended().is_none() {
                         return Err(Refusal::precondition("process has not ended"));
                     }
-                    deleted.let_go().await;
+                    deleted.kill_monitor().await;
                     container.forget(&deleted).await;
                 }
                 (Some(engine), true) => {

@@ -187,7 +187,7 @@ impl Container {
         join_all(all.iter().map(|process| async {
             self.cancel(process).await;
             if process.monitor.is_ours() {
-                process.let_go().await;
+                process.kill_monitor().await;
             }
             self.part_with(process);
         }))

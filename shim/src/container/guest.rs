@@ -39,7 +39,7 @@ impl Container {
                     self.end_in_guest().await;
                     return Err(Refusal::precondition("the container was killed before its start"));
                 }
-                self.let_go().await
+                self.run_program().await
             }
         }
     }
@@ -122,7 +122,7 @@ impl Container {
     }
 
     /// Lets its program run.
-    async fn let_go(&self) -> Result<(), Refusal> {
+    async fn run_program(&self) -> Result<(), Refusal> {
         Ok(obedience::run(&self.sandbox.agent()?, &self.init).await?)
     }
 

@@ -335,7 +335,7 @@ impl Engine {
     /// Deletes a container that has ended.
     pub async fn delete(&self, container: &Container) -> Result<(), Refusal> {
         let id = container.init().container_id.clone();
-        container.init().let_go().await;
+        container.init().kill_monitor().await;
         let owed = self.owed(&id);
         self.service.delete(&id).await?;
         self.remove_directory(&id);
