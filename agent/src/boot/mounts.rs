@@ -3,10 +3,15 @@
 //! A container's root can be pivoted into only from a root that is a mount on something: the initramfs is not. So the
 //! agent moves to a tmpfs first; what lies below stays, read-only, so that nobody can write to the agent's file.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
 
 use kata_protocol::{ROOTS, VOLUMES};
 use rustix::{
+    fs::{IFlags, ioctl_setflags},
     io::Errno,
     mount::{MountFlags, mount, mount_move, mount_remount},
     process::{chdir, chroot},
@@ -33,7 +38,7 @@ pub fn enter_new_root(command_line: &str) -> Result<(), BootError> {
     for name in ["proc", "sys", "dev", "run", "container"] {
         make(name)?;
     }
-    fs::write(SCRUBBED_COMMAND_LINE.trim_start_matches('/'), command_line)
+    write_for_good(SCRUBBED_COMMAND_LINE.trim_start_matches('/'), command_line)
         .during("write the scrubbed command line")?;
     mount_move("/proc", "proc").during("move /proc")?;
     mount("sysfs", "sys", "sysfs", GUARDED, None).during("mount /sys")?;
@@ -69,6 +74,17 @@ pub fn enter_new_root(command_line: &str) -> Result<(), BootError> {
     chdir("/").during("enter the new root")?;
     mount_remount("/", MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")
         .during("make the new root read-only")
+}
+
+/// Writes a file that containers are shown. Whoever may mount can have its file system written to again, but not it.
+fn write_for_good(path: &str, content: &str) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(content.as_bytes())?;
+    match ioctl_setflags(&file, IFlags::IMMUTABLE) {
+        // A kernel without TMPFS_XATTR has no such flag.
+        Err(Errno::NOTTY | Errno::OPNOTSUPP) => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 /// Mounts what the host shares; a guest without one of the devices goes without.

@@ -354,8 +354,8 @@ fn the_boot_nonce_cannot_be_read() {
 #[test]
 fn the_command_line_cannot_be_forged() {
     let (Some(kata), Some(root)) = (Kata::installed(), busybox()) else { return };
-    let script =
-        "mount -o remount,bind,rw /proc/cmdline; echo forged >/proc/cmdline; cat /proc/cmdline";
+    let script = "echo forged >/proc/cmdline; mount -o remount,bind,rw /proc/cmdline; echo forged >/proc/cmdline; \
+        mount -o remount,rw /proc/cmdline; echo forged >/proc/cmdline; cat /proc/cmdline";
     let bundle = Bundle::new(&kata, root, &["sh", "-c", script]);
     let output = run_bundle(&kata, bundle, |config| grant(config, "CAP_SYS_ADMIN"));
     assert_eq!(output.code, 0, "{}", output.stderr());
