@@ -69,9 +69,9 @@ impl Place {
     /// Those of mkdir(2), open(2) and flock(2).
     pub fn lock(&self) -> io::Result<File> {
         loop {
-            DirBuilder::new().mode(0o700).recursive(true).create(&self.0)?;
-            let directory = match File::open(&self.0) {
-                // It was removed meanwhile, and so may be what is locked below.
+            let made = DirBuilder::new().mode(0o700).recursive(true).create(&self.0);
+            let directory = match made.and_then(|()| File::open(&self.0)) {
+                // It, or the root, was removed meanwhile, and so may be what is locked below.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 directory => directory?,
             };
