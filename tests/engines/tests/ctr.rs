@@ -193,6 +193,8 @@ fn hooks_run_on_the_host_around_a_task() {
         let network = "[ $(readlink /proc/$pid/ns/net) != $(readlink /proc/self/ns/net) ] &&";
         let given = format!("{} {network} echo given > {root}/from-hook", note("createRuntime"));
         hooks["createRuntime"] = hook(&given);
+        // Longer than the connection to a shim is kept that has nothing left to do.
+        hooks["poststop"] = hook(&format!("sleep 7; {}", note("poststop")));
         let done = run(hooks.clone());
         assert_eq!((done.code, done.stdout()), (6, "given\n".to_owned()), "{}", done.stderr());
         assert_eq!(noted().lines().collect::<Vec<_>>(), HOOKS);
