@@ -289,29 +289,34 @@ fn is_a_kubelets(volume: &VolumeSource) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink, sync::Arc};
+    use std::{
+        fs,
+        os::{fd::OwnedFd, unix::fs::symlink},
+        sync::Arc,
+    };
 
     use kata_spec::{Origin, VolumeSource};
 
     use super::{Copies, Copy, is_a_kubelets};
     use crate::container::fake_agent::FakeAgent;
 
+    impl Copy {
+        /// One whose content in the guest is not that of the tree.
+        pub fn in_guest(number: u64, tree: OwnedFd) -> Arc<Self> {
+            Arc::new(Self { number, tree, written: tokio::sync::Mutex::new(Some(0)) })
+        }
+    }
+
     #[tokio::test]
     async fn what_a_guest_did_not_take_is_still_to_be_written() {
         let volume = tempfile::tempdir().unwrap();
         fs::create_dir(volume.path().join("..1")).unwrap();
         symlink("..1", volume.path().join("..data")).unwrap();
-        let copy = Arc::new(Copy {
-            number: 0,
-            tree: fs::File::open(volume.path()).unwrap().into(),
-            written: tokio::sync::Mutex::default(),
-        });
+        let copy = Copy::in_guest(0, fs::File::open(volume.path()).unwrap().into());
         let copies = Copies::default();
         copies.all.lock().unwrap().push(Arc::downgrade(&copy));
         // It takes no volume.
         let connected = FakeAgent::connected(None).await;
-        assert!(!copies.write_changes(&connected.agent).await, "it is not in the guest");
-        *copy.written.lock().await = Some(0);
         assert!(copies.write_changes(&connected.agent).await);
         *copy.written.lock().await = Some(copy.read().unwrap().1);
         assert!(!copies.write_changes(&connected.agent).await, "it has not changed");

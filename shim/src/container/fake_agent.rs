@@ -9,7 +9,9 @@ use std::{
 use async_trait::async_trait;
 use futures_util::stream;
 use kata_protocol::{
-    agent::{ContainerRef, Empty, ProcessEnd, ProcessRef, SignalProcessRequest},
+    agent::{
+        ContainerRef, Empty, ProcessEnd, ProcessRef, RemoveVolumeRequest, SignalProcessRequest,
+    },
     agent_ttrpc::{self, create_agent},
 };
 use kata_sandbox::{agent::Agent, step::Steps};
@@ -27,6 +29,8 @@ use crate::{monitor::Monitor, process::Process};
 pub struct FakeAgent {
     /// What `start_container` answers; nothing when none.
     started: Option<ttrpc::Result<()>>,
+    /// It does not answer to `delete_process`.
+    silent: bool,
     killed: watch::Sender<bool>,
     /// Names of the calls that came.
     calls: Mutex<Vec<&'static str>>,
@@ -58,8 +62,17 @@ pub fn process(exec_id: &str) -> Arc<Process> {
 impl FakeAgent {
     /// Connects to a new one, which answers so to `start_container`.
     pub async fn connected(started: Option<ttrpc::Result<()>>) -> Connected {
+        Self::serve(started, false).await
+    }
+
+    /// The same of one that does not answer to `delete_process`.
+    pub async fn silent() -> Connected {
+        Self::serve(None, true).await
+    }
+
+    async fn serve(started: Option<ttrpc::Result<()>>, silent: bool) -> Connected {
         let killed = watch::Sender::new(false);
-        let fake = Arc::new(Self { started, killed, calls: Mutex::default() });
+        let fake = Arc::new(Self { started, silent, killed, calls: Mutex::default() });
         let (near, far) = UnixStream::pair().unwrap();
         let once = stream::iter([Ok::<_, io::Error>(far)]);
         let mut server = Server::new()
@@ -111,10 +124,22 @@ impl agent_ttrpc::Agent for FakeAgent {
 
     async fn delete_process(&self, _: &TtrpcContext, _: ProcessRef) -> ttrpc::Result<Empty> {
         self.note("delete_process");
+        if self.silent {
+            return pending().await;
+        }
         if *self.killed.borrow() {
             Ok(Empty::new())
         } else {
             Err(refusal(Code::FAILED_PRECONDITION))
         }
+    }
+
+    async fn remove_volume(
+        &self,
+        _: &TtrpcContext,
+        _: RemoveVolumeRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.note("remove_volume");
+        Ok(Empty::new())
     }
 }

@@ -66,10 +66,10 @@ pub(super) async fn leave(
 ) -> Result<(), AgentError> {
     let mut left = put_away(agent, init).await;
     for copy in copies {
-        if matches!(left, Err(AgentError::Silent { .. })) {
+        if !matches!(left, Ok(()) | Err(AgentError::Refused { .. })) {
             break;
         }
-        left = left.and(copy.remove(agent).await);
+        left = copy.remove(agent).await.and(left);
     }
     left
 }
@@ -120,14 +120,17 @@ async fn kill_all(agent: &Agent, init: &Process) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{fs::File, time::Duration};
 
     use kata_sandbox::agent::AgentError;
     use tokio::time::{Instant, timeout};
     use ttrpc::Code;
 
-    use super::{LAST_BREATH, put_away, run};
-    use crate::container::fake_agent::{FakeAgent, init, refusal};
+    use super::{LAST_BREATH, leave, put_away, run};
+    use crate::{
+        container::fake_agent::{FakeAgent, init, refusal},
+        copies::Copy,
+    };
 
     /// tokio's clock ticks in milliseconds.
     const TICKS: Duration = Duration::from_millis(100);
@@ -158,5 +161,17 @@ mod tests {
         put_away(&connected.agent, &init()).await.unwrap();
         let calls = ["delete_process", "signal_process", "wait_process", "delete_process"];
         assert_eq!(connected.fake.calls(), calls);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_is_silent_is_asked_for_nothing_more() {
+        let tree = || File::open("/").unwrap().into();
+        let copies = [Copy::in_guest(1, tree()), Copy::in_guest(2, tree())];
+        let silent = FakeAgent::silent().await;
+        leave(&silent.agent, &init(), &copies).await.unwrap_err();
+        assert!(!silent.fake.calls().contains(&"remove_volume"));
+        let willing = FakeAgent::connected(None).await;
+        leave(&willing.agent, &init(), &copies).await.unwrap();
+        assert_eq!(willing.fake.calls()[4..], ["remove_volume"; 2]);
     }
 }
