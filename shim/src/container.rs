@@ -273,8 +273,8 @@ impl Container {
     pub async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), Refusal> {
         process.set_size(size);
         match process.phase() {
-            // No process has it.
-            Phase::Running if self.role == Role::Pod => Ok(()),
+            // No process has it, or none that has a terminal.
+            Phase::Running if self.role == Role::Pod || !process.terminal => Ok(()),
             Phase::Running => self.ask_to_resize(process, size).await,
             _ => Ok(()),
         }

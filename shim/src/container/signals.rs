@@ -47,6 +47,10 @@ impl Container {
         match process.phase() {
             // A probe: it is there.
             Phase::Starting | Phase::Running if signal == 0 => Ok(()),
+            // Engines take that as the word that it never ran.
+            Phase::Created if !process.is_init() => {
+                Err(Refusal::precondition("process not created"))
+            }
             Phase::Created if HARMLESS.contains(&signal) => Ok(()),
             Phase::Created => {
                 let code = signal_code(signal);
