@@ -302,7 +302,8 @@ impl Limits {
         Ok(())
     }
 
-    /// All of them or none: what was set before one is refused is set back.
+    /// All of them or none: what was set before one is refused is set back, but for files that have a line for each device and none
+    /// yet, which can't be told to have none.
     fn apply(&self, resources: &Resources) -> Result<(), Failure> {
         let mut before = Vec::new();
         let applied = self.set_all(resources, &mut before);

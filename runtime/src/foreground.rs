@@ -33,10 +33,7 @@ fn forwarded() -> impl Iterator<Item = i32> {
 }
 
 /// When the monitor ends before a start is answered, the answer says why, and is on its way.
-const ANSWER: Duration = Duration::from_secs(1);
-
-/// An interrupt and the answer to a start may cross: so long the answer is waited for.
-const CROSSING: Duration = Duration::from_millis(100);
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Those that ask for an end.
 const INTERRUPTS: [i32; 4] =
@@ -86,9 +83,11 @@ impl<'a> Foreground<'a> {
 
     /// Waits for the answer that something runs now; none when the monitor has ended without one.
     ///
-    /// While nothing runs yet that could take a signal, one that asks for an end is the caller's to obey.
+    /// While nothing runs yet that could take a signal, one that asks for an end is the caller's to obey, unless the answer
+    /// comes within `crossing`: then it is passed on.
     pub async fn until_started<T>(
         &self,
+        crossing: Duration,
         answer: impl Future<Output = T>,
     ) -> Result<Option<T>, Failure> {
         let mut answer = pin!(answer);
@@ -96,10 +95,12 @@ impl<'a> Foreground<'a> {
             biased;
             answer = &mut answer => Ok(Some(answer)),
             event = self.until_end_or_interrupt() => match event? {
-                // It may run already, and the answer be on its way: then the signal is its own.
                 Event::Signal(signal) => {
-                    let answer = timeout(CROSSING, answer).await;
-                    answer.map(Some).map_err(|_| Failure::Interrupted(signal))
+                    let answer = timeout(crossing, answer).await;
+                    let answer = answer.map_err(|_| Failure::Interrupted(signal))?;
+                    // It was passed on already, to one that may not have been there.
+                    self.forward(signal);
+                    Ok(Some(answer))
                 }
                 Event::Ended(_) => Ok(timeout(ANSWER, answer).await.ok()),
             },

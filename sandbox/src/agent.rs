@@ -339,6 +339,16 @@ impl Agent {
         self.silence.unanswered.notified().await;
     }
 
+    /// Waits until the guest is not silent, or the sandbox is lost: what takes back a call that was given up has to get there.
+    pub async fn once_heard(&self) {
+        let (mut silent, mut loss) = (self.silence.known.subscribe(), self.loss.clone());
+        tokio::select! {
+            // Either fails only when nobody is left to tell.
+            _ = silent.wait_for(|silent| !silent) => {}
+            _ = loss.wait_for(Option::is_some) => {}
+        }
+    }
+
     /// Notes whether the guest is silent.
     pub(crate) fn note_silence(&self, silent: bool) {
         self.silence.known.send_replace(silent);

@@ -27,6 +27,7 @@ use thiserror::Error;
 use self::{files::Setting, hierarchies::Hierarchies};
 use crate::random;
 
+use remove::remove_all;
 pub use remove::{remove, remove_unused};
 
 /// What the name of the group of VMM and proxy ends with.
@@ -212,10 +213,7 @@ impl Group {
     /// # Errors
     /// [`CgroupError::Remove`].
     pub fn remove(&self) -> Result<(), CgroupError> {
-        let roots = self.distinct_roots();
-        let removed = roots.iter().map(|root| remove(&root.join(&self.path)));
-        // All are tried.
-        removed.fold(Ok(()), Result::and)
+        remove_all(self.distinct_roots().iter().map(|root| root.join(&self.path)))
     }
 
     /// Its `cgroup.procs` files, one for each hierarchy.

@@ -171,6 +171,8 @@ struct Live {
     aborted: bool,
     /// The step that the boot ended at.
     failed_at: Option<Step>,
+    /// The agent has greeted.
+    came_up: bool,
     /// Locks on what the roots are made of.
     layers: Vec<OwnedFd>,
     /// Block devices of the host, until the VM has them.
@@ -386,6 +388,7 @@ impl Sandbox {
         // Meanwhile the guest comes up.
         self.open_localhost(localhost)?;
         let agent = self.await_agent(&vm).await?;
+        self.live().came_up = true;
         tokio::spawn(self.clone().watch_silence(agent.clone(), vm.clone()));
         self.start_sandbox(agent.clone(), attached.change, boot).await?;
         self.rank_vm();

@@ -320,7 +320,10 @@ impl Container {
             if let Err(error) = agent.pause_container(&container).await {
                 if !matches!(error, AgentError::Refused { .. }) {
                     // A guest that hangs may do it when it goes on; nobody waits for that.
-                    tokio::spawn(async move { agent.resume_container(&container).await });
+                    tokio::spawn(async move {
+                        agent.once_heard().await;
+                        agent.resume_container(&container).await
+                    });
                 }
                 return Err(error.into());
             }

@@ -75,7 +75,7 @@ pub async fn work_over_vhost_user(rig: &QemuRig, proxy: &Path) {
     let program = CString::new(proxy.as_os_str().as_bytes()).unwrap();
     let errors = rustix::stdio::stderr();
     let child = Spawn {
-        arguments: vec![program.clone(), c"{}".into()],
+        arguments: vec![program.clone()],
         fds: vec![
             null.as_fd(),
             null.as_fd(),

@@ -8,7 +8,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -127,8 +127,9 @@ impl<A: Announcer + 'static> VsockBackend<A> {
         {
             let mut state = self.lock();
             let vrings = state.vrings.clone();
-            // However long a queue the VMM has made.
-            while state.pass(&vrings) {}
+            // However long a queue the VMM has made; one that was taken over may go on filling it.
+            let until = Instant::now() + limit;
+            while state.pass(&vrings) && Instant::now() < until {}
             if !state.muxer.has_backlog() {
                 return;
             }

@@ -1,8 +1,8 @@
 //! `exec`: another process in a running container.
 
 use std::{
-    io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use kata_engine_api::handover::{Exec as ExecRequest, Request, TerminalSize};
@@ -24,6 +24,9 @@ use crate::{
     shim_client::{PATIENCE, ShimClient, block_on},
     terminal::{self, RawTerminal},
 };
+
+/// An interrupt and the answer may cross, and a process that nobody keeps waiting is there by then.
+const CROSSING: Duration = Duration::from_secs(3);
 
 impl Context<'_> {
     pub(super) fn exec(&self, typed: &Exec) -> Result<u8, Failure> {
@@ -100,9 +103,9 @@ impl Context<'_> {
         block_on(async {
             let foreground = Foreground::new(&monitor.child, signals)?;
             let socket = watch(socket, Interest::READABLE).map_err(failed())?;
-            match foreground.until_started(socket.readable()).await? {
+            match foreground.until_started(CROSSING, socket.readable()).await? {
                 Some(ready) => drop(ready.map_err(failed())?),
-                None => return Err(failed()(io::Error::other("its monitor has ended"))),
+                None => return foreground.until_end().await,
             }
             answered(socket.get_ref())?;
             foreground.until_end().await

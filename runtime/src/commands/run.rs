@@ -23,6 +23,9 @@ use crate::{
     terminal::{self, RawTerminal},
 };
 
+/// An interrupt and the answer to start may cross: so long the answer is waited for.
+const CROSSING: Duration = Duration::from_millis(100);
+
 /// So long the shim may take to hear of an end after us.
 const HEARING: Duration = Duration::from_secs(1);
 
@@ -90,7 +93,7 @@ impl Context<'_> {
         block_on(async {
             let shim = shim(created, creation.id)?;
             let monitor = Foreground::new(&created.monitor, signals)?;
-            let code = match monitor.until_started(shim.start()).await? {
+            let code = match monitor.until_started(CROSSING, shim.start()).await? {
                 Some(started) => {
                     started?;
                     self.until_end(created, &monitor).await?

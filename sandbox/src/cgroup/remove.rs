@@ -2,16 +2,22 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 
 use super::CgroupError;
 
 /// A killed process is gone within milliseconds; this catches one stuck in the kernel.
 const DEATH: Duration = Duration::from_secs(5);
+
+/// Between two looks at a group that is not empty yet.
+const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Removes a group that has neither processes nor groups; leaves one that has.
 ///
@@ -38,6 +44,19 @@ pub fn remove_unused(path: &Path) -> Result<(), CgroupError> {
 /// # Errors
 /// [`CgroupError::Remove`] when a process survives SIGKILL.
 pub fn remove(path: &Path) -> Result<(), CgroupError> {
+    remove_by(path, Instant::now() + DEATH)
+}
+
+/// The same in several places, which have no more time together.
+///
+/// # Errors
+/// The first [`CgroupError`], after all were tried.
+pub fn remove_all(paths: impl Iterator<Item = PathBuf>) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + DEATH;
+    paths.map(|path| remove_by(&path, deadline)).fold(Ok(()), Result::and)
+}
+
+fn remove_by(path: &Path, deadline: Instant) -> Result<(), CgroupError> {
     let children = match fs::read_dir(path) {
         Ok(children) => children,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -45,10 +64,9 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
     };
     for child in children.flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&child.path())?;
+            remove_by(&child.path(), deadline)?;
         }
     }
-    let deadline = Instant::now() + DEATH;
     loop {
         match fs::remove_dir(path) {
             Ok(()) => return Ok(()),
@@ -58,9 +76,7 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
             {
                 return Err(CgroupError::Remove { path: path.into(), source });
             }
-            // A process that can't be seen from here, or that has just come.
-            Err(_) if !kill_all(path) => std::thread::yield_now(),
-            Err(_) => {}
+            Err(_) => kill_all(path),
         }
     }
 }
@@ -69,8 +85,8 @@ fn libc_ebusy() -> i32 {
     rustix::io::Errno::BUSY.raw_os_error()
 }
 
-/// SIGKILL to every process of the group, and waits until they are dead (or `DEATH` is over); says whether there was one.
-fn kill_all(path: &Path) -> bool {
+/// SIGKILL to every process of the group, and waits a moment for their death; as long if there is none that can be seen.
+fn kill_all(path: &Path) {
     let procs = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     let pids = procs.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw);
     let mut dying = Vec::new();
@@ -80,12 +96,10 @@ fn kill_all(path: &Path) -> bool {
         }
         dying.push(pidfd);
     }
-    for pidfd in &dying {
-        let mut poll = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
-        let timeout = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
-        if let Err(error) = rustix::event::poll(&mut poll, Some(&timeout)) {
-            tracing::debug!(%error, "wait for a killed process");
-        }
+    // The last to be told is the last to die, mostly.
+    let mut last: Vec<PollFd<'_>> =
+        dying.last().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)).into_iter().collect();
+    if let Err(error) = poll(&mut last, Some(&MOMENT)) {
+        tracing::debug!(%error, "wait for a killed process");
     }
-    !dying.is_empty()
 }

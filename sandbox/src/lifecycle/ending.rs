@@ -190,6 +190,16 @@ impl Sandbox {
         self.live().aborted
     }
 
+    /// Whether the guest has come up, whatever became of it then.
+    pub fn came_up(&self) -> bool {
+        self.live().came_up
+    }
+
+    /// How the sandbox was lost, unless it was stopped.
+    pub fn loss(&self) -> Option<Loss> {
+        self.loss.borrow().clone().filter(|loss| *loss != Loss::Stopped)
+    }
+
     /// The step that a boot failed at.
     pub fn failed_at(&self) -> Option<Step> {
         self.live().failed_at

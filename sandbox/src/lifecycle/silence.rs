@@ -2,8 +2,8 @@
 //!
 //! Silence is no end. A call that was not answered in its time says so to whoever made it, and the guest may come back. From
 //! then on it is asked one question, for as long as that takes, and `state` says that it does not answer. It is given up when it
-//! was silent for the time that is configured, of which only those moments count in which its VMM answers and says that the
-//! processors run: one that somebody has stopped, frozen or paused, or that its host starves, is not held against its guest.
+//! was silent for the time that is configured, of which only those moments count in which its VMM answers promptly and says that
+//! the processors run: one that somebody has stopped, frozen or paused, or that gets little of its host, is not held against its guest.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,6 +18,9 @@ use crate::{agent::Agent, loss::Loss, vm::Vm};
 
 /// What is said of a guest that does.
 pub(super) const ANSWERS: &str = "answers";
+
+/// A VMM that gets its share of the host answers within milliseconds.
+const PROMPT: Duration = Duration::from_millis(200);
 
 /// How often the VMM is asked; and so long the answer to a question may take before anything is said of it.
 const MOMENT: Duration = Duration::from_secs(5);
@@ -48,8 +51,10 @@ impl Sandbox {
             agent.note_silence(true);
             self.guest_note.send_replace("does not answer".into());
             tokio::select! {
-                // An error is a connection that has ended, which others tell of.
-                _ = &mut answer => {}
+                answered = &mut answer => if answered.is_err() {
+                    // The connection has ended, of which others tell.
+                    std::future::pending::<()>().await;
+                },
                 () = hung(&**vm, self.settings.vm.silence_limit) => return,
             }
             tracing::info!("the guest answers again");
@@ -73,7 +78,7 @@ async fn hung(vm: &dyn Hypervisor, limit: Duration) {
     let mut left = limit;
     while !left.is_zero() {
         moments.tick().await;
-        if vm.runs().await.unwrap_or(false) {
+        if matches!(timeout(PROMPT, vm.runs()).await, Ok(Ok(true))) {
             left = left.saturating_sub(MOMENT);
         }
     }

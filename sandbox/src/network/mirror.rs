@@ -310,17 +310,15 @@ impl Mirror {
                 }
                 // It may serve one that has found none.
                 self.failed.clear();
-                self.spare(passed.card).await;
+                match self.wiring.clear(&passed.card).await {
+                    Ok(()) => self.spares.push(passed.card),
+                    // It may still lead to that link, and so to nobody else.
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn Error, "make a card a spare again");
+                    }
+                }
             }
         }
-    }
-
-    /// A card of which a link has become rid is as good as before.
-    async fn spare(&mut self, card: Card) {
-        if let Err(error) = self.wiring.clear(&card).await {
-            tracing::warn!(error = &error as &dyn Error, "make a card a spare again");
-        }
-        self.spares.push(card);
     }
 
     /// Gives cards to links that came, and lets taps follow the MTU of the others.
@@ -370,8 +368,11 @@ impl Mirror {
             }
             Err(error) => {
                 self.hotplug.unconnected.insert(card.tap, index);
-                // The link may have gone again meanwhile.
-                self.spare(card).await;
+                // The link may have gone again meanwhile; the card is as good as before.
+                if let Err(error) = self.wiring.clear(&card).await {
+                    tracing::warn!(error = &error as &dyn Error, "make a card a spare again");
+                }
+                self.spares.push(card);
                 Err(error)
             }
         }

@@ -156,6 +156,7 @@ impl Container {
     async fn disown(self: Arc<Self>, process: Arc<Process>) {
         let Ok(agent) = self.sandbox.agent() else { return };
         let reference = process.reference();
+        agent.once_heard().await;
         match agent.delete_process(&reference).await {
             Ok(_) | Err(AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. }) => return,
             Err(_) => {}

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, atomic::Ordering};
 
 use kata_engine_api::record::Cause;
 use kata_protocol::agent;
-use kata_sandbox::{agent::AgentError, lifecycle::Boot, step::Step};
+use kata_sandbox::{agent::AgentError, lifecycle::Boot};
 use tokio::time::timeout;
 use ttrpc::Code;
 
@@ -67,7 +67,11 @@ impl Container {
 
     /// Why a start has failed that nobody wanted to.
     pub(super) fn why_unstarted(&self) -> Cause {
-        why_unstarted(self.sandbox.failed_at())
+        match self.sandbox.loss() {
+            _ if !self.sandbox.came_up() => Cause::BootFailed,
+            Some(loss) => Outcome::of_loss(&loss).end.cause,
+            None => Cause::StartFailed,
+        }
     }
 
     /// Until it is started nothing of it is waited for, and yet it ends with its sandbox.
@@ -207,30 +211,5 @@ impl Container {
         detached.map_err(|e| Refusal::internal(&e))?;
         self.sandbox.remove_member(&self.init.container_id, self.resources.group()).await?;
         Ok(())
-    }
-}
-
-/// The same, by the step that the boot failed at.
-fn why_unstarted(failed_at: Option<Step>) -> Cause {
-    match failed_at {
-        // The agent is there by then.
-        None | Some(Step::StartSandbox) => Cause::StartFailed,
-        Some(_) => Cause::BootFailed,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use kata_engine_api::record::Cause;
-    use kata_sandbox::step::Step;
-
-    use super::why_unstarted;
-
-    #[test]
-    fn a_guest_that_came_up_has_booted() {
-        assert_eq!(why_unstarted(Some(Step::AwaitAgent)), Cause::BootFailed);
-        for failed_at in [Some(Step::StartSandbox), None] {
-            assert_eq!(why_unstarted(failed_at), Cause::StartFailed);
-        }
     }
 }

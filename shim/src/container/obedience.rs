@@ -77,10 +77,16 @@ pub(super) async fn leave(
 /// The same of a guest that hangs: it does so when it goes on, and nobody waits for that.
 async fn disown(agent: Agent, init: Arc<Process>) {
     let reference = init.reference();
-    let (_, ended) = tokio::join!(kill_all(&agent, &init), agent.wait_process(&reference));
-    if ended.is_ok()
-        && let Err(error) = agent.delete_process(&reference).await
-    {
+    agent.once_heard().await;
+    // One that is still being made is given up by that.
+    let mut forgotten = agent.delete_process(&reference).await;
+    if forgotten.is_err() {
+        let (_, ended) = tokio::join!(kill_all(&agent, &init), agent.wait_process(&reference));
+        if ended.is_ok() {
+            forgotten = agent.delete_process(&reference).await;
+        }
+    }
+    if let Err(error) = forgotten {
         tracing::debug!(%error, "forget a container that was given up");
     }
 }

@@ -61,7 +61,11 @@ impl Container {
             Phase::Starting
                 if signal == SIGKILL && (!process.is_init() || self.role == Role::Member) =>
             {
-                self.doom(process).await
+                let doomed = self.doom(process).await;
+                if process.is_init() {
+                    tokio::spawn(self.clone().insist(process.clone(), PATIENT));
+                }
+                doomed
             }
             Phase::Starting if !process.is_init() => {
                 Err(Refusal::precondition("process is starting"))
@@ -181,7 +185,12 @@ impl Container {
 
     /// Takes the VM away from an init that was killed, as its guest says, and yet runs on.
     async fn insist(self: Arc<Self>, process: Arc<Process>, patience: Duration) {
-        if timeout(patience, process.wait()).await.is_err() && process.phase() == Phase::Running {
+        if timeout(patience, process.wait()).await.is_ok() {
+            return;
+        }
+        // Before it is in the guest there is nothing that could obey.
+        let starts = process.phase() == Phase::Starting && self.guest_pid().is_some();
+        if starts || process.phase() == Phase::Running {
             self.give_up(&process, "guest does not carry out SIGKILL");
         }
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox};
+use kata_guest_tests::{Bundle, Container, HostProcess, Kata, busybox, ceiling};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -70,7 +70,9 @@ impl Frozen {
         let pid = kata.host_pid(id, "vmmPid");
         let entries = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
         // It has booted the guest: no other one has worked so much.
-        let thread = entries.map(|entry| entry.unwrap().path()).max_by_key(|thread| worked(thread));
+        let threads = entries.map(|entry| entry.unwrap().path());
+        let thread = threads.max_by_key(|thread| worked(thread)).unwrap();
+        await_rest(&thread);
         let legacy = Path::new("/sys/fs/cgroup/freezer");
         let (group, members) = if legacy.exists() {
             (legacy.join(format!("kata-hung-{pid}")), "tasks")
@@ -84,8 +86,7 @@ impl Frozen {
         if members == "cgroup.threads" {
             fs::write(frozen.0.join("cgroup.type"), "threaded").unwrap();
         }
-        let number = thread.unwrap();
-        let number = number.file_name().unwrap().to_str().unwrap();
+        let number = thread.file_name().unwrap().to_str().unwrap();
         fs::write(frozen.0.join(members), number).unwrap();
         frozen.turn("FROZEN", "1");
         frozen
@@ -112,6 +113,18 @@ impl Drop for Frozen {
     }
 }
 
+/// Waits until a thread rests, as when its guest does: working it may hold a lock that the others need.
+fn await_rest(thread: &Path) {
+    let deadline = Instant::now() + ceiling(SOON);
+    let mut rested = 0;
+    while rested < 50 {
+        assert!(Instant::now() < deadline, "the guest never rests");
+        let before = worked(thread);
+        std::thread::sleep(Duration::from_millis(10));
+        rested = if worked(thread) == before { rested + 1 } else { 0 };
+    }
+}
+
 /// User time of a thread, in ticks.
 fn worked(thread: &Path) -> u64 {
     let stat = fs::read_to_string(thread.join("stat")).unwrap();
@@ -121,9 +134,10 @@ fn worked(thread: &Path) -> u64 {
 
 /// Waits until the state says so.
 fn said_of_guest(container: &Container, words: &str) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + ceiling(SOON);
     while container.state()["kata"]["guest"] != words {
         assert!(Instant::now() < deadline, "{}", container.state()["kata"]);
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -84,6 +84,7 @@ pub fn restart_policies_are_kept(engine: &Engine) {
         assert_eq!(life.field(".State.Status}} {{.State.ExitCode"), "exited 3", "{runtime:?}");
         engine.ok(&["start", life.name()]);
         let pid = life.field(".State.Pid");
+        let deadline = Instant::now() + ceiling(Duration::from_secs(60));
         // By itself, not by the user.
         engine.call(&["exec", life.name(), "kill", "1"]);
         while matches!(life.field(".State.Pid"), now if now == pid || now == "0") {
