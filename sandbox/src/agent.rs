@@ -104,7 +104,7 @@ struct Silence {
     known: watch::Sender<bool>,
 }
 
-/// Calls that have a deadline and answer with nothing to wait for.
+/// Calls that are alike: `within` a deadline they answer with nothing to wait for, `patiently` they are waited for.
 macro_rules! calls {
     (within $limit:ident; $($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)+) => {
         $(
@@ -117,6 +117,19 @@ macro_rules! calls {
                 self.heard(stringify!($name), HEARING).await?;
                 let answer = self.client.$name(within($limit), request);
                 self.explained((stringify!($name), $limit), answer).await
+            }
+        )+
+    };
+    (patiently; $($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)+) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// [`AgentError`].
+            pub async fn $name(&self, request: &agent::$request) -> Result<agent::$answer, AgentError> {
+                self.steps.enter(Step::CallAgent)?;
+                let answer = self.client.$name(context::Context::default(), request);
+                self.patiently(stringify!($name), answer).await
             }
         )+
     };
@@ -279,44 +292,15 @@ impl Agent {
             .map_err(|e| AgentError::new("wait_oom", e))
     }
 
-    /// First of all: settings, network, and the first container, whose hooks take the time that they are given.
-    ///
-    /// # Errors
-    /// [`AgentError`].
-    pub async fn start_sandbox(
-        &self,
-        request: &agent::StartSandboxRequest,
-    ) -> Result<agent::StartSandboxResponse, AgentError> {
-        self.steps.enter(Step::CallAgent)?;
-        let answer = self.client.start_sandbox(context::Context::default(), request);
-        self.patiently("start_sandbox", answer).await
-    }
-
-    /// Has a container's init execute its program, after its hooks.
-    ///
-    /// # Errors
-    /// [`AgentError`].
-    pub async fn start_container(
-        &self,
-        request: &agent::ContainerRef,
-    ) -> Result<agent::Empty, AgentError> {
-        self.steps.enter(Step::CallAgent)?;
-        let answer = self.client.start_container(context::Context::default(), request);
-        self.patiently("start_container", answer).await
-    }
-
-    /// Follows the host's namespace. Waits for as long as it takes, for until the guest has answered nobody knows what it has;
-    /// of a change that was given up it may make something after the next one.
-    ///
-    /// # Errors
-    /// [`AgentError`].
-    pub async fn update_network(
-        &self,
-        request: &agent::NetworkChange,
-    ) -> Result<agent::NetworkChanged, AgentError> {
-        self.steps.enter(Step::CallAgent)?;
-        let answer = self.client.update_network(context::Context::default(), request);
-        self.patiently("update_network", answer).await
+    calls! {
+        patiently;
+        /// First of all: settings, network, and the first container, whose hooks take the time that they are given.
+        start_sandbox(StartSandboxRequest) -> StartSandboxResponse;
+        /// Has a container's init execute its program, after its hooks.
+        start_container(ContainerRef) -> Empty;
+        /// Follows the host's namespace. Until the guest has answered nobody knows what it has; of a change that was given up
+        /// it may make something after the next one.
+        update_network(NetworkChange) -> NetworkChanged;
     }
 
     /// Waits for an answer that comes when it comes, as long as the guest answers at all.
