@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use kata_guest_tests::{Bundle, Kata, Output, busybox, debian, grant, python, run_bundle};
+use kata_guest_tests::{Bundle, Kata, Output, busybox, debian, grant, map_ids, python, run_bundle};
 use serde_json::{Value, json};
 
 /// What a script prints in a container on busybox.
@@ -361,15 +361,6 @@ fn the_command_line_cannot_be_forged() {
     assert_eq!(output.code, 0, "{}", output.stderr());
     let said = output.stdout();
     assert!(said.contains("console=") && !said.contains("forged"), "{said}");
-}
-
-/// Gives the container a user namespace with a map that the guest's root is not in.
-fn map_ids(config: &mut Value) {
-    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-    let linux = &mut config["linux"];
-    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    linux["uidMappings"] = map.clone();
-    linux["gidMappings"] = map;
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Bundle, Container, HostGroup, Kata, Running, busybox, python};
+use kata_guest_tests::{Bundle, Container, HostGroup, Kata, Running, busybox, map_ids, python};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -426,13 +426,4 @@ fn small_limits_in_a_user_namespace_are_the_programs_alone() {
     let container = Container::started(&kata, &bundle, "small");
     let done = container.exec(&["sh", "-c", "ulimit -Hn"], b"");
     assert_eq!((done.code, &*done.stdout()), (0, "16\n"), "{}", done.stderr());
-}
-
-/// Gives the container a user namespace.
-fn map_ids(config: &mut Value) {
-    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-    let linux = &mut config["linux"];
-    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    linux["uidMappings"] = map.clone();
-    linux["gidMappings"] = map;
 }

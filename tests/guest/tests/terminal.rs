@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Root, Terminal, busybox, unique};
+use kata_guest_tests::{Bundle, Container, Kata, Root, Terminal, busybox, map_ids, unique};
 use rustix::{
     process::Signal,
     termios::{LocalModes, OutputModes, Termios},
@@ -245,11 +245,7 @@ fn exec_at_a_terminal_has_one_in_a_user_namespace() {
     for runtime in [&Kata::oracle(), &kata] {
         let Some(root) = busybox() else { return };
         let mut bundle = Bundle::new(&kata, root, &["sleep", "1000"]);
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-        let linux = &mut bundle.config["linux"];
-        linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-        linux["uidMappings"] = map.clone();
-        linux["gidMappings"] = map;
+        map_ids(&mut bundle.config);
         bundle.write();
         let container = Container::started(runtime, &bundle, "exec-tty");
         for user in ["0:0", "5:5"] {
