@@ -1,6 +1,7 @@
 //! Two network namespaces with a veth pair between them: a pod's, and that of a peer.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
@@ -19,8 +20,6 @@ const POD: [&str; 2] = ["10.77.0.2/24", "fd77::2/64"];
 
 /// The pod's link.
 pub const LINK: &str = "eth0";
-/// Of the pod's end of a link that is added.
-const ADDED_MAC: &str = "02:00:00:00:78:02";
 
 #[derive(Debug)]
 pub struct Scene {
@@ -74,18 +73,22 @@ impl Scene {
         run.args([&self.program]).args(words.iter().copied()).quietly().output()
     }
 
-    /// One more link between pod and peer: names and addresses of its ends.
-    pub fn add_link(&self, pod: (&str, &str), peer: (&str, &str)) -> Result<()> {
-        let pair = ["type", "veth", "peer", peer.0, "netns", &self.peer];
-        self.ip(&[&["link", "add", pod.0, "address", ADDED_MAC], &pair[..]].concat())?;
-        for (namespace, (link, address)) in [(&self.pod, pod), (&self.peer, peer)] {
-            let address = format!("{address}/24");
-            ip(&["-n", namespace, "address", "add", &address, "dev", link])?;
+    /// One more link between pod and peer, by its number; the pod's address on it.
+    pub fn add_link(&self, number: u8) -> Result<IpAddr> {
+        let (link, peer_link) = (format!("eth{number}"), format!("peer{number}"));
+        let mac = format!("02:00:00:00:78:{number:02x}");
+        let [pod, peer] = [2, 1].map(|last| IpAddr::from([10, 78, number, last]));
+        let pair = ["type", "veth", "peer", &peer_link, "netns", &self.peer];
+        self.ip(&[&["link", "add", &link, "address", &mac], &pair[..]].concat())?;
+        for (namespace, link, address) in [(&self.pod, &link, pod), (&self.peer, &peer_link, peer)]
+        {
+            ip(&["-n", namespace, "address", "add", &format!("{address}/24"), "dev", link])?;
             ip(&["-n", namespace, "link", "set", link, "up"])?;
         }
         // A question that nobody answers yet is asked again only a second later.
-        let known = ["neighbour", "add", pod.1, "lladdr", ADDED_MAC, "dev", peer.0];
-        ip(&[&["-n", &self.peer], &known[..]].concat())
+        let known = ["neighbour", "add", &pod.to_string(), "lladdr", &mac, "dev", &peer_link];
+        ip(&[&["-n", &self.peer], &known[..]].concat())?;
+        Ok(pod)
     }
 
     /// Does something on a thread in the pod's namespace.
