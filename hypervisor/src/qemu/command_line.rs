@@ -215,7 +215,11 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 loglevel=3 panic=-1 reboot=t";
 /// makes the kernel's test of the timer fail, upon which it panics; under KVM it does not test.
 ///
 /// What the guest's kernel does against mistakes of its processor does nothing in code that is translated.
-const EMULATED_PARAMETERS: &str = "tsc=reliable no_timer_check mitigations=off";
+///
+/// The emulator keeps what it translated of a page until the guest writes to the page, and sees no write of another process:
+/// of what the proxy reads from a file into memory that had code in it before, the old code would be run. So the guest
+/// clears each page before it is given out.
+const EMULATED_PARAMETERS: &str = "tsc=reliable no_timer_check mitigations=off init_on_alloc=1";
 
 fn kernel_command_line(config: &VmConfig) -> String {
     let mut line = KERNEL_PARAMETERS.to_owned();

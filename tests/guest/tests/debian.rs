@@ -3,7 +3,8 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use kata_guest_tests::{Kata, debian, repetitions, run};
+use kata_guest_tests::{Bundle, Kata, debian, repetitions, run, run_bundle};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// Runs a command line on Debian and returns what it prints.
@@ -20,6 +21,21 @@ fn python_runs() {
         "import json, sys; print(json.dumps({'answer': 6 * 7, 'major': sys.version_info[0]}))";
     let Some(said) = say(&["python3", "-c", script]) else { return };
     assert_eq!(said, "{\"answer\": 42, \"major\": 3}\n");
+}
+
+/// What was read of a program is forgotten and read again, into memory that had others in it.
+#[test]
+fn programs_run_in_memory_that_had_others_in_it() {
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let script = "for round in 1 2 3 4 5; do
+        python3 -c 'import json; print(json.dumps([6 * 7]))'
+        perl -e 'print 6 * 7, qq(\\n)'
+        ls -l /usr/bin >/dev/null || echo ls: $?
+        echo 3 >/proc/sys/vm/drop_caches
+    done";
+    let bundle = Bundle::new(&kata, root, &["bash", "-c", script]);
+    let output = run_bundle(&kata, bundle, |config| config["linux"]["readonlyPaths"] = json!([]));
+    assert_eq!(output.stdout(), "[42]\n42\n".repeat(5), "{}", output.stderr());
 }
 
 #[test]

@@ -62,7 +62,8 @@ const SOCKETS: &str = "kata.nonce=00 -chardev socket,id=qmp,fd=5 -mon chardev=qm
     -chardev socket,id=console,fd=6 -serial chardev:console ";
 const EMULATED: &str = "-accel tcg,thread=multi,tb-size=64 -cpu max,-erms,-fsrm";
 const NATIVE: &str = "-accel kvm -cpu host,vmx=off,svm=off,pmu=off";
-const CLOCK: &str = "tsc=reliable no_timer_check mitigations=off tsc_early_khz=2500000 ";
+const CLOCK: &str =
+    "tsc=reliable no_timer_check mitigations=off init_on_alloc=1 tsc_early_khz=2500000 ";
 
 const MMIO: &str = "-object rng-builtin,id=random -device virtio-rng-device,rng=random \
     -chardev socket,id=vsock,fd=7 -device vhost-user-vsock-device,chardev=vsock \
