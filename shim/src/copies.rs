@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use kata_engine_api::words::chain;
 use kata_protocol::agent::{RemoveVolumeRequest, WriteVolumeRequest};
 use kata_sandbox::{
     agent::{Agent, AgentError},
@@ -63,6 +64,8 @@ pub struct Copy {
     tree: OwnedFd,
     /// Of what the guest was given; also the order of reading and writing.
     written: tokio::sync::Mutex<Option<u64>>,
+    /// Why the guest is behind, as it was told last.
+    told: Mutex<Option<String>>,
 }
 
 /// The copies of a sandbox.
@@ -129,6 +132,7 @@ impl Copies {
             number: number as u64,
             tree: tree.try_clone()?,
             written: tokio::sync::Mutex::default(),
+            told: Mutex::default(),
         };
         let copy = Arc::new(copy);
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,11 +162,13 @@ impl Copies {
     async fn write_changes(&self, agent: &Agent) -> bool {
         let mut behind = false;
         for copy in self.live() {
-            if let Err(error) = copy.follow(agent).await {
-                tracing::warn!(number = copy.number, %error, "a volume has changed, and the guest's copy has not");
-                // What can't be read now is another when it can.
-                behind |= matches!(error, CopyError::Write(_));
+            let followed = copy.follow(agent).await;
+            if let Some(error) = copy.news(&followed) {
+                let number = copy.number;
+                tracing::warn!(number, error, "a volume has changed, and the guest's copy has not");
             }
+            // What can't be read now is another when it can.
+            behind |= matches!(followed, Err(CopyError::Write(_)));
         }
         behind
     }
@@ -261,6 +267,15 @@ impl Copy {
         Ok(())
     }
 
+    /// Why the guest is behind, unless that was told: it is tried again for as long as the container lives.
+    fn news(&self, followed: &Result<(), CopyError>) -> Option<String> {
+        let why = followed.as_ref().err().map(|error| chain(error));
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *told != why;
+        told.clone_from(&why);
+        why.filter(|_| is_new)
+    }
+
     fn read(&self) -> Result<(WriteVolumeRequest, u64), SnapshotError> {
         let mut attempts = 1;
         let request = loop {
@@ -292,7 +307,7 @@ mod tests {
     use std::{
         fs,
         os::{fd::OwnedFd, unix::fs::symlink},
-        sync::Arc,
+        sync::{Arc, Mutex},
     };
 
     use kata_spec::{Origin, VolumeSource};
@@ -303,15 +318,36 @@ mod tests {
     impl Copy {
         /// One whose content in the guest is not that of the tree.
         pub fn in_guest(number: u64, tree: OwnedFd) -> Arc<Self> {
-            Arc::new(Self { number, tree, written: tokio::sync::Mutex::new(Some(0)) })
+            let written = tokio::sync::Mutex::new(Some(0));
+            Arc::new(Self { number, tree, written, told: Mutex::default() })
         }
+    }
+
+    /// A volume as a kubelet makes it.
+    fn volume() -> tempfile::TempDir {
+        let volume = tempfile::tempdir().unwrap();
+        fs::create_dir(volume.path().join("..1")).unwrap();
+        symlink("..1", volume.path().join("..data")).unwrap();
+        volume
+    }
+
+    #[tokio::test]
+    async fn a_reason_is_told_once_until_there_is_another() {
+        let volume = volume();
+        let copy = Copy::in_guest(0, fs::File::open(volume.path()).unwrap().into());
+        let connected = FakeAgent::connected(None).await;
+        let refused = copy.follow(&connected.agent).await;
+        assert!(copy.news(&refused).is_some());
+        assert!(copy.news(&copy.follow(&connected.agent).await).is_none());
+        fs::remove_file(volume.path().join("..data")).unwrap();
+        assert!(copy.news(&copy.follow(&connected.agent).await).is_some(), "it can't be read");
+        assert!(copy.news(&Ok(())).is_none());
+        assert!(copy.news(&refused).is_some(), "it was right meanwhile");
     }
 
     #[tokio::test]
     async fn what_a_guest_did_not_take_is_still_to_be_written() {
-        let volume = tempfile::tempdir().unwrap();
-        fs::create_dir(volume.path().join("..1")).unwrap();
-        symlink("..1", volume.path().join("..data")).unwrap();
+        let volume = volume();
         let copy = Copy::in_guest(0, fs::File::open(volume.path()).unwrap().into());
         let copies = Copies::default();
         copies.all.lock().unwrap().push(Arc::downgrade(&copy));
