@@ -2,6 +2,8 @@
 //!
 //! Zero and the empty string mean "not asked for", as engines write them; -1 means "no limit".
 
+pub(crate) mod unified;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -155,7 +157,8 @@ pub struct CheckedResources {
 pub fn check_resources(json: &[u8]) -> Result<CheckedResources, SpecError> {
     let mut document = Document::new("resources".to_owned());
     let value = document.parse(json)?;
-    let guest = document.object(table::RESOURCES, &value, "")?;
+    let mut guest = document.object(table::RESOURCES, &value, "")?;
+    unified::take(&mut guest);
     Ok(CheckedResources {
         limits: limits(&document, &value)?,
         guest: guest.to_string().into_bytes(),
@@ -164,6 +167,8 @@ pub fn check_resources(json: &[u8]) -> Result<CheckedResources, SpecError> {
 
 /// The limits of a document whose types the table has checked.
 pub(crate) fn limits(document: &Document, resources: &Value) -> Result<Limits, SpecError> {
+    let mut resources = resources.clone();
+    unified::take(&mut resources);
     let limits: Limits = match resources {
         Value::Null => Limits::default(),
         value => Limits::deserialize(value)

@@ -39,6 +39,9 @@ pub(crate) fn check(
     check_hooks(&document, config)?;
     let disks = devices::check(&mut document, config, &mut guest)?;
     let limits = resources::limits(&document, &config["linux"]["resources"])?;
+    if let Some(resources) = guest.pointer_mut("/linux/resources") {
+        resources::unified::take(resources);
+    }
     namespaces::complete(config, &mut guest);
     let mounts = mounts::check(&mut document, config, &mut guest, &bundle)?;
     Ok(Checked {

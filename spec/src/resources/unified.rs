@@ -1,0 +1,111 @@
+//! What `linux.resources.unified` says of memory, processors and tasks, as the fields that say it otherwise.
+//!
+//! The size of the VM and the groups on the host go by these. They hold against what a field says beside them, as with
+//! runc, which writes `unified` last.
+
+use serde_json::{Map, Value, json};
+
+/// A file of a group, and the fields that say the same; none for what the guest's kernel may judge.
+type Reading = (&'static str, fn(&str) -> Option<Fields>);
+
+/// An object of `linux.resources`, with fields of it and their values.
+type Fields = (&'static str, Vec<(&'static str, Value)>);
+
+const READINGS: [Reading; 3] = [
+    ("memory.max", |text| Some(("memory", vec![("limit", json!(bytes(text)?))]))),
+    ("cpu.max", |text| Some(("cpu", bandwidth(text)?))),
+    ("pids.max", |text| Some(("pids", vec![("limit", json!(maximum(text)?))]))),
+];
+
+/// Moves them to their fields.
+pub(crate) fn take(resources: &mut Value) {
+    for (file, read) in READINGS {
+        let said = resources["unified"][file].as_str().and_then(read);
+        let Some((object, fields)) = said else { continue };
+        let Some(resources) = resources.as_object_mut() else { continue };
+        let own = resources.entry(object).or_insert(Value::Null);
+        if own.is_null() {
+            *own = Map::new().into();
+        }
+        // What is no object is refused elsewhere.
+        let Some(own) = own.as_object_mut() else { continue };
+        own.extend(fields.into_iter().map(|(field, value)| (field.to_owned(), value)));
+        if let Some(unified) = resources.get_mut("unified").and_then(Value::as_object_mut) {
+            unified.remove(file);
+        }
+    }
+}
+
+/// Zero is a limit in a file, and no wish in a field.
+fn maximum(text: &str) -> Option<i64> {
+    match text.trim() {
+        "max" => Some(-1),
+        number => number.parse().ok().filter(|number| *number > 0),
+    }
+}
+
+/// With a suffix, as the kernel takes it.
+fn bytes(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let power = text
+        .bytes()
+        .last()
+        .and_then(|last| b"kmgtpe".iter().position(|suffix| *suffix == last.to_ascii_lowercase()));
+    let Some(power) = power else { return maximum(text) };
+    let number = text.get(..text.len() - 1)?.parse::<i64>().ok().filter(|number| *number > 0)?;
+    (0..=power).try_fold(number, |number, _| number.checked_mul(1024))
+}
+
+fn bandwidth(text: &str) -> Option<Vec<(&'static str, Value)>> {
+    let mut words = text.split_whitespace();
+    let mut fields = vec![("quota", json!(maximum(words.next()?)?))];
+    if let Some(period) = words.next() {
+        fields.push(("period", json!(period.parse::<u64>().ok().filter(|period| *period > 0)?)));
+    }
+    Some(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::check_resources;
+
+    fn checked(unified: Value) -> (crate::Limits, Value) {
+        let resources = json!({"memory": {"limit": 5}, "cpu": {"shares": 9}, "unified": unified});
+        let checked = check_resources(resources.to_string().as_bytes()).unwrap();
+        (checked.limits, serde_json::from_slice(&checked.guest).unwrap())
+    }
+
+    #[test]
+    fn what_limits_the_vm_is_read_from_files_too() {
+        let said = json!({"memory.max": "64M", "cpu.max": "250000 50000", "pids.max": "7"});
+        let (limits, guest) = checked(said);
+        assert_eq!((limits.memory_bytes(), limits.cpus()), (Some(64 << 20), Some(5)));
+        assert_eq!((limits.cpu.shares, limits.pids.limit), (Some(9), Some(7)));
+        assert_eq!(guest["memory"], json!({"limit": 64 << 20}));
+        assert_eq!(guest["cpu"], json!({"shares": 9, "quota": 250_000, "period": 50_000}));
+        assert_eq!(guest["unified"], json!({}));
+    }
+
+    #[test]
+    fn no_limit_is_one_that_is_taken_away() {
+        let (limits, _) = checked(json!({"memory.max": "max\n", "cpu.max": "max"}));
+        assert_eq!((limits.memory.limit, limits.memory_bytes()), (Some(-1), None));
+        assert_eq!((limits.cpu.quota, limits.cpu.period), (Some(-1), None));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_the_guests_to_judge() {
+        let said =
+            json!({"memory.max": "0", "memory.high": "1M", "pids.max": "x", "cpu.max": "5 x"});
+        let (limits, guest) = checked(said.clone());
+        assert_eq!((limits.memory.limit, limits.pids.limit), (Some(5), None));
+        assert_eq!((limits.cpu.quota, guest["unified"].clone()), (None, said));
+        for bad in ["8E8", "99999999999E", "M", "-5", "é"] {
+            let (limits, guest) = checked(json!({"memory.max": bad}));
+            assert_eq!(limits.memory.limit, Some(5), "{bad}");
+            assert_eq!(guest["unified"]["memory.max"], bad);
+        }
+    }
+}
