@@ -78,14 +78,6 @@ impl AcceleratorSetting {
     }
 }
 
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Accelerator, AcceleratorSetting, KvmUnusable};

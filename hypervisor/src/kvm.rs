@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use kata_sys::{causes::chain, replacement::replace};
+use rustix::fs::{CWD, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::{Hypervisor, HypervisorError, VmEnd};
@@ -158,7 +160,7 @@ impl Proof {
     pub async fn by_boot(vm: &dyn Hypervisor, subject: Subject, limit: Duration) -> Self {
         let outcome = match vm.boot().await {
             Err(HypervisorError::Boot(end)) => Outcome::of_end(&end),
-            Err(error) => Outcome::Undecided(crate::accelerator::chain(&error)),
+            Err(error) => Outcome::Undecided(chain(&error)),
             Ok(()) => match tokio::time::timeout(limit, vm.wait()).await {
                 Ok(end) => Outcome::of_end(&end),
                 Err(_) => Outcome::Undecided(format!("it was not up within {} s", limit.as_secs())),
@@ -197,14 +199,14 @@ impl Proof {
     /// Keeps it.
     ///
     /// # Errors
-    /// Those of writing a file beside `place` and renaming it.
+    /// As of [`replace`].
     pub fn keep(&self, place: &Path) -> io::Result<()> {
-        let draft = place.with_extension(format!("{}.new", std::process::id()));
-        let text = serde_json::to_vec(self)?;
-        fs::write(&draft, text).and_then(|()| fs::rename(&draft, place)).inspect_err(|_| {
-            // There may be none; what matters is told.
-            fs::remove_file(&draft).ok();
-        })
+        replace(
+            CWD,
+            place,
+            Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH,
+            &serde_json::to_vec(self)?,
+        )
     }
 
     /// What it says about KVM.

@@ -22,7 +22,6 @@ use std::{
     time::Duration,
 };
 
-use kata_engine_api::words::chain;
 use kata_protocol::agent::{RemoveVolumeRequest, WriteVolumeRequest};
 use kata_sandbox::{
     agent::{Agent, AgentError},
@@ -30,7 +29,7 @@ use kata_sandbox::{
     share::VolumeKind,
 };
 use kata_spec::{Checked, Origin, Trees, VolumeSource};
-use kata_sys::watch::watch;
+use kata_sys::{causes::chain, watch::watch};
 use protobuf::Message;
 use rustix::{
     fs::inotify::{self, CreateFlags, WatchFlags},

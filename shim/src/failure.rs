@@ -1,10 +1,8 @@
 //! One error for everything that a request can fail of, mapped once to each of the two ways out.
 
-use kata_engine_api::{
-    handover::{Failure, FailureKind},
-    words::chain,
-};
+use kata_engine_api::handover::{Failure, FailureKind};
 use kata_sandbox::{agent::AgentError, lifecycle::SandboxError};
+use kata_sys::causes::chain;
 use ttrpc::Code;
 
 /// Why a request failed: its kind for programs, its message for people.

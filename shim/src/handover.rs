@@ -9,17 +9,14 @@ use std::{
     time::Duration,
 };
 
-use kata_engine_api::{
-    handover::{Answer, Confirmed, Create, Exec, FailureKind, Further, Request},
-    words::chain,
-};
+use kata_engine_api::handover::{Answer, Confirmed, Create, Exec, FailureKind, Further, Request};
 use kata_sandbox::{
     layers::Layers,
     network::Namespace,
     packet::{PacketError, PacketSocket},
 };
 use kata_spec::{Trees, check};
-use kata_sys::watch::watch;
+use kata_sys::{causes::chain, watch::watch};
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 

@@ -1,18 +1,11 @@
 //! `state.json`: written whole and atomically, read by whoever asks.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    os::fd::OwnedFd,
-    path::Path,
-};
+use std::{io, os::fd::OwnedFd, path::Path};
 
 use kata_engine_api::record::{RECORD_FILE as FILE, Record};
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use kata_sys::replacement::replace;
+use rustix::fs::Mode;
 use thiserror::Error;
-
-/// Where a new record is written before it takes the place of the old one.
-const DRAFT: &str = "state.json.new";
 
 /// Why the record was not written or read.
 #[derive(Debug, Error)]
@@ -29,25 +22,8 @@ pub enum RecordError {
 /// Replaces the record: a reader sees the old one or the new one, whole.
 pub fn write(directory: &OwnedFd, record: &Record) -> Result<(), RecordError> {
     let text = serde_json::to_vec_pretty(record).map_err(RecordError::Format)?;
-    replace(directory, &text).map_err(RecordError::Write)
-}
-
-fn replace(directory: &OwnedFd, text: &[u8]) -> io::Result<()> {
-    let replaced =
-        draft(directory, text).and_then(|()| Ok(renameat(directory, DRAFT, directory, FILE)?));
-    if replaced.is_err() {
-        // The room that a part of it takes is what there is too little of.
-        unlinkat(directory, DRAFT, AtFlags::empty()).ok();
-    }
-    replaced
-}
-
-fn draft(directory: &OwnedFd, text: &[u8]) -> io::Result<()> {
-    let flags =
-        OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut draft = File::from(openat(directory, DRAFT, flags, Mode::RUSR | Mode::WUSR)?);
-    draft.write_all(text)?;
-    draft.sync_data()
+    let mode = Mode::RUSR | Mode::WUSR;
+    replace(directory, Path::new(FILE), mode, &text).map_err(RecordError::Write)
 }
 
 /// Reads the record of a sandbox directory; `None` when the sandbox never got one.
@@ -56,22 +32,5 @@ pub fn read(directory: &Path) -> Result<Option<Record>, RecordError> {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(RecordError::Format),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(RecordError::Read(e)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::{DRAFT, FILE, replace};
-
-    #[test]
-    fn a_record_that_cannot_be_written_takes_no_room() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = fs::File::open(directory.path()).unwrap().into();
-        // Nothing takes the place of a directory.
-        fs::create_dir(directory.path().join(FILE)).unwrap();
-        replace(&open, b"{}").unwrap_err();
-        assert!(!directory.path().join(DRAFT).exists());
     }
 }

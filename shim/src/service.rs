@@ -23,7 +23,6 @@ use kata_engine_api::{
     handover::{FailureKind, TerminalSize},
     record::{Record, Status},
     timestamp::rfc3339,
-    words::chain,
 };
 use kata_protocol::{COPIES, ROOTS, VOLUMES};
 use kata_sandbox::{
@@ -35,6 +34,7 @@ use kata_sandbox::{
     share,
 };
 use kata_spec::{Checked, Trees};
+use kata_sys::causes::chain;
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::Notify;
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod causes;
 pub mod descriptor;
 pub mod entropy;
 pub mod fork;
@@ -18,6 +19,7 @@ pub mod mount_table;
 pub mod network;
 pub mod proc_files;
 pub mod removal;
+pub mod replacement;
 pub mod scheduling;
 pub mod scm;
 pub mod signal_number;

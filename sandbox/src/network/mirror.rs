@@ -24,6 +24,7 @@ use std::{
 use futures_util::StreamExt;
 use kata_config::NetworkModel;
 use kata_protocol::agent as wire;
+use kata_sys::causes::chain;
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -487,13 +488,5 @@ impl Mirror {
         self.without = without;
         let note = if notes.is_empty() { "loopback alone".into() } else { notes.join("; ") };
         self.note.send_if_modified(|before| std::mem::replace(before, note) != *before);
-    }
-}
-
-/// An error with what it comes from.
-fn chain(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-use kata_engine_api::{handover::FailureKind, record::Status, words::chain};
+use kata_engine_api::{handover::FailureKind, record::Status};
 use kata_protocol::agent;
 use kata_sandbox::{cgroup::Group, lifecycle::SandboxError, step::Step};
 use kata_spec::{HostDisk, Limits, check_resources, name_disks};
+use kata_sys::causes::chain;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 

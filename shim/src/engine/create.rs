@@ -11,14 +11,13 @@ use kata_engine_api::{
     containerd::task,
     handover::{FailureKind, TerminalSize},
     monitor::{self, Network as MonitorNetwork, Plan, Terminal},
-    words::chain,
 };
 use kata_hooks::{Hooks, life::Creating};
 use kata_sandbox::network::Namespace;
 use kata_spec::{
     Checked, Network, Trees, check_beside, parse_process, read_config, resolve_program,
 };
-use kata_sys::spawn::Child;
+use kata_sys::{causes::chain, spawn::Child};
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use tokio::sync::watch;

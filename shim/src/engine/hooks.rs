@@ -10,13 +10,15 @@
 
 use std::{fs, io, path::Path};
 
-use kata_engine_api::{handover::FailureKind, record::HOOKS_FILE, words::chain};
+use kata_engine_api::{handover::FailureKind, record::HOOKS_FILE};
 use kata_hooks::{
     HookError, Hooks, State, Status,
     life::{Creating, Owed},
     place::PlaceError,
 };
 use kata_spec::Checked;
+use kata_sys::{causes::chain, replacement::replace};
+use rustix::fs::{CWD, Mode};
 use serde::Deserialize;
 
 use super::{
@@ -100,8 +102,7 @@ impl Engine {
         let directory = self.service.directory().join(CONTAINERS).join(&creating.state.id);
         let path = directory.join(HOOKS_FILE);
         let text = serde_json::to_vec(&owed).map_err(|e| Refusal::internal(&e))?;
-        let draft = path.with_extension("new");
-        fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path)).map_err(|error| {
+        replace(CWD, &path, Mode::RUSR | Mode::WUSR, &text).map_err(|error| {
             let message = format!("write {}: {error}", path.display());
             Refusal::new(FailureKind::Internal, message)
         })

@@ -13,8 +13,11 @@ use anyhow::Context;
 use kata_config::DIRECTORY_VARIABLE;
 use kata_engine_api::dial::{HANDOVER_SOCKET, SHIM_SOCKET, bind_packet, bind_stream};
 use kata_spec::read_config;
-use kata_sys::spawn::{Lifetime, Spawn};
-use rustix::fs::{Mode, OFlags};
+use kata_sys::{
+    replacement::replace,
+    spawn::{Lifetime, Spawn},
+};
+use rustix::fs::{CWD, Mode, OFlags};
 use serde_json::Value;
 
 use super::{
@@ -66,9 +69,8 @@ pub fn read_stdin() -> anyhow::Result<Vec<u8>> {
 
 /// Leaves the address in the bundle, where an engine that restarts looks for it; written whole, then named.
 fn keep_address(bundle: &Path, address: &str) -> anyhow::Result<()> {
-    let draft = bundle.join(".address");
-    fs::write(&draft, address)
-        .and_then(|()| fs::rename(&draft, bundle.join("address")))
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    replace(CWD, &bundle.join("address"), mode, address.as_bytes())
         .with_context(|| format!("write {}/address", bundle.display()))
 }
 

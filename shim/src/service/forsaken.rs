@@ -11,13 +11,13 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use kata_engine_api::{record::HOOKS_FILE, words::chain};
+use kata_engine_api::record::HOOKS_FILE;
 use kata_sandbox::{
     ledger::{self, Inmates},
     lifecycle::SandboxError,
     step::Steps,
 };
-use kata_sys::descriptor::is_at;
+use kata_sys::{causes::chain, descriptor::is_at};
 use rustix::{
     fs::{AtFlags, CWD, unlinkat},
     io::Errno,

@@ -38,8 +38,7 @@ use std::{
 };
 
 use args::{Args, ArgsError, Network};
-use kata_engine_api::words::chain;
-use kata_sys::{inherit, network, signals::SignalFd};
+use kata_sys::{causes::chain, inherit, network, signals::SignalFd};
 use rustix::{io::Errno, process::setsid};
 
 const CONTROL: i32 = 3;

@@ -24,9 +24,9 @@ use std::{
 use kata_engine_api::{
     control::{End, Stream, ToMonitor, ToShim},
     record::Cause,
-    words::chain,
 };
 use kata_sys::{
+    causes::chain,
     scm::{self, Packet},
     signals::{Received, SignalFd},
 };
