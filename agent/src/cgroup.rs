@@ -30,6 +30,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub use self::limits::Limits;
 use crate::{
     order::{Failure, Step},
     spec::Resources,
@@ -273,81 +274,6 @@ impl Cgroup {
     }
 }
 
-/// The limits of a group.
-#[derive(Debug)]
-pub struct Limits(PathBuf);
-
-impl Limits {
-    /// Changes limits; those that are not named stay. Blocks as long as the kernel needs to make room below a new one.
-    pub fn update(&self, resources: &Resources) -> Result<(), Failure> {
-        self.check_usage(resources)?;
-        self.apply(resources)
-    }
-
-    /// Refuses a limit that would end the container at once, where that is asked for.
-    fn check_usage(&self, resources: &Resources) -> Result<(), Failure> {
-        let Some(memory) = resources.memory.as_ref().filter(|memory| memory.check_before_update)
-        else {
-            return Ok(());
-        };
-        let limit = memory.limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(0);
-        let usage =
-            fs::read_to_string(self.0.join("memory.current")).step(|| "read memory.current")?;
-        let usage = usage.trim().parse::<u64>().unwrap_or(0);
-        if limit != 0 && usage > limit {
-            return Err(Failure::invalid(format!(
-                "rejecting memory limit {limit} because of lower than current usage {usage}"
-            )));
-        }
-        Ok(())
-    }
-
-    /// All of them or none: what was set before one is refused is set back, but for files that have a line for each device and none
-    /// yet, which can't be told to have none.
-    fn apply(&self, resources: &Resources) -> Result<(), Failure> {
-        let mut before = Vec::new();
-        let applied = self.set_all(resources, &mut before);
-        if applied.is_err() {
-            for (file, value) in before.iter().rev() {
-                // The refusal is what counts; what can't be had back can't be told beside it.
-                fs::write(file, value).ok();
-            }
-        }
-        applied
-    }
-
-    fn set_all(&self, resources: &Resources, before: &mut Before) -> Result<(), Failure> {
-        let mut late = Vec::new();
-        for setting in limits::settings(resources, processors::possible())? {
-            match self.set(&setting, before) {
-                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
-                // It may fit the burst that comes after it, and not the one in force.
-                Err(error)
-                    if setting.file == "cpu.max" && error.kind() == io::ErrorKind::InvalidInput =>
-                {
-                    late.push(setting);
-                }
-                result => result.step(|| format!("set {} to {}", setting.file, setting.value))?,
-            }
-        }
-        late.iter().try_for_each(|setting| {
-            self.set(setting, before).step(|| format!("set {} to {}", setting.file, setting.value))
-        })
-    }
-
-    fn set(&self, setting: &limits::Setting, before: &mut Before) -> io::Result<()> {
-        let file = self.0.join(&setting.file);
-        // Some can only be written to.
-        let value = fs::read_to_string(&file).ok();
-        fs::write(&file, &setting.value)?;
-        before.extend(value.map(|value| (file, value)));
-        Ok(())
-    }
-}
-
-/// Files as they were before they were written to, in that order.
-type Before = Vec<(PathBuf, String)>;
-
 /// What was short of memory when the OOM killer struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Oom {
@@ -456,28 +382,11 @@ fn flat_value<'a>(content: &'a str, key: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io};
+    use std::io;
 
     use rustix::io::Errno;
 
-    use super::{Limits, flat_value, without_processes};
-
-    #[test]
-    fn a_refused_update_leaves_what_was_in_force() {
-        let group = tempfile::tempdir().unwrap();
-        let file = |name: &str| group.path().join(name);
-        fs::write(file("cpu.weight"), "100\n").unwrap();
-        fs::write(file("memory.max"), "max\n").unwrap();
-        // Nothing can be written to it.
-        fs::create_dir(file("pids.max")).unwrap();
-        let resources =
-            r#"{"cpu": {"shares": 2}, "memory": {"limit": 1000}, "pids": {"limit": 5}}"#;
-        let limits = Limits(group.path().to_owned());
-        let refused = limits.update(&serde_json::from_str(resources).unwrap()).unwrap_err();
-        assert!(refused.message.starts_with("set pids.max to 5: "), "{refused}");
-        assert_eq!(fs::read_to_string(file("cpu.weight")).unwrap(), "100\n");
-        assert_eq!(fs::read_to_string(file("memory.max")).unwrap(), "max\n");
-    }
+    use super::{flat_value, without_processes};
 
     #[test]
     fn groups_that_are_gone_or_threaded_have_no_processes_of_their_own() {

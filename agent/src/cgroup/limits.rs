@@ -1,19 +1,99 @@
 //! Limits of the OCI specification in the words of cgroup v2.
 
+use std::{fs, io, path::PathBuf};
+
 use kata_protocol::weight;
 
+use super::processors;
 use crate::{
-    order::Failure,
+    order::{Failure, Step},
     spec::{Cpu, Memory, Resources},
 };
 
+/// The limits of a group.
+#[derive(Debug)]
+pub struct Limits(pub(super) PathBuf);
+
+impl Limits {
+    /// Changes limits; those that are not named stay. Blocks as long as the kernel needs to make room below a new one.
+    pub fn update(&self, resources: &Resources) -> Result<(), Failure> {
+        self.check_usage(resources)?;
+        self.apply(resources)
+    }
+
+    /// Refuses a limit that would end the container at once, where that is asked for, in the words of runc.
+    fn check_usage(&self, resources: &Resources) -> Result<(), Failure> {
+        let Some(memory) = resources.memory.as_ref().filter(|memory| memory.check_before_update)
+        else {
+            return Ok(());
+        };
+        let usage =
+            fs::read_to_string(self.0.join("memory.current")).step(|| "read memory.current")?;
+        let usage = usage.trim().parse::<i64>().unwrap_or(0);
+        for (what, limit) in [("memory+swap", memory.swap), ("memory", memory.limit)] {
+            if let Some(limit @ 1..) = limit
+                && limit <= usage
+            {
+                let why = format!("rejecting {what} limit {limit} <= usage {usage}");
+                return Err(Failure::invalid(why));
+            }
+        }
+        Ok(())
+    }
+
+    /// All of them or none: what was set before one is refused is set back, but for files that have a line for each device and none
+    /// yet, which can't be told to have none.
+    pub(super) fn apply(&self, resources: &Resources) -> Result<(), Failure> {
+        let mut before = Vec::new();
+        let applied = self.set_all(resources, &mut before);
+        if applied.is_err() {
+            for (file, value) in before.iter().rev() {
+                // The refusal is what counts; what can't be had back can't be told beside it.
+                fs::write(file, value).ok();
+            }
+        }
+        applied
+    }
+
+    fn set_all(&self, resources: &Resources, before: &mut Before) -> Result<(), Failure> {
+        let mut late = Vec::new();
+        for setting in settings(resources, processors::possible())? {
+            match self.set(&setting, before) {
+                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
+                // It may fit the burst that comes after it, and not the one in force.
+                Err(error)
+                    if setting.file == "cpu.max" && error.kind() == io::ErrorKind::InvalidInput =>
+                {
+                    late.push(setting);
+                }
+                result => result.step(|| format!("set {} to {}", setting.file, setting.value))?,
+            }
+        }
+        late.iter().try_for_each(|setting| {
+            self.set(setting, before).step(|| format!("set {} to {}", setting.file, setting.value))
+        })
+    }
+
+    fn set(&self, setting: &Setting, before: &mut Before) -> io::Result<()> {
+        let file = self.0.join(&setting.file);
+        // Some can only be written to.
+        let value = fs::read_to_string(&file).ok();
+        fs::write(&file, &setting.value)?;
+        before.extend(value.map(|value| (file, value)));
+        Ok(())
+    }
+}
+
+/// Files as they were before they were written to, in that order.
+type Before = Vec<(PathBuf, String)>;
+
 /// One value for one file of a group.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Setting {
-    pub(super) file: String,
-    pub(super) value: String,
+struct Setting {
+    file: String,
+    value: String,
     /// A kernel without the file loses nothing that was asked for.
-    pub(super) optional: bool,
+    optional: bool,
 }
 
 fn set(file: impl Into<String>, value: impl ToString) -> Setting {
@@ -21,7 +101,7 @@ fn set(file: impl Into<String>, value: impl ToString) -> Setting {
 }
 
 /// What to write, in this order, in a guest that may have so many `processors`.
-pub(super) fn settings(resources: &Resources, processors: u32) -> Result<Vec<Setting>, Failure> {
+fn settings(resources: &Resources, processors: u32) -> Result<Vec<Setting>, Failure> {
     let mut settings = Vec::new();
     if let Some(cpu) = &resources.cpu {
         cpu_settings(cpu, &mut settings);
@@ -140,7 +220,9 @@ fn memory_settings(memory: &Memory, settings: &mut Vec<Setting>) -> Result<(), F
 
 #[cfg(test)]
 mod tests {
-    use super::settings;
+    use std::fs;
+
+    use super::{Limits, settings};
     use crate::spec::Resources;
 
     fn written(resources: &str) -> Vec<(String, String)> {
@@ -227,5 +309,39 @@ mod tests {
     fn the_weight_of_input_and_output_is_translated() {
         assert_eq!(written(r#"{"blockIO": {"weight": 1000}}"#), [pair("io.weight", "10000")]);
         assert_eq!(written(r#"{"blockIO": {"weight": 0}}"#), []);
+    }
+
+    #[test]
+    fn a_refused_update_leaves_what_was_in_force() {
+        let group = tempfile::tempdir().unwrap();
+        let file = |name: &str| group.path().join(name);
+        fs::write(file("cpu.weight"), "100\n").unwrap();
+        fs::write(file("memory.max"), "max\n").unwrap();
+        // Nothing can be written to it.
+        fs::create_dir(file("pids.max")).unwrap();
+        let resources =
+            r#"{"cpu": {"shares": 2}, "memory": {"limit": 1000}, "pids": {"limit": 5}}"#;
+        let limits = Limits(group.path().to_owned());
+        let refused = limits.update(&serde_json::from_str(resources).unwrap()).unwrap_err();
+        assert!(refused.message.starts_with("set pids.max to 5: "), "{refused}");
+        assert_eq!(fs::read_to_string(file("cpu.weight")).unwrap(), "100\n");
+        assert_eq!(fs::read_to_string(file("memory.max")).unwrap(), "max\n");
+    }
+
+    #[test]
+    fn a_limit_that_is_used_up_is_refused_where_that_is_asked_for() {
+        let group = tempfile::tempdir().unwrap();
+        fs::write(group.path().join("memory.current"), "1000\n").unwrap();
+        let limits = Limits(group.path().to_owned());
+        let check = |memory: &str| {
+            let resources = format!(r#"{{"memory": {{{memory}, "checkBeforeUpdate": true}}}}"#);
+            limits.check_usage(&serde_json::from_str(&resources).unwrap())
+        };
+        for refused in [r#""limit": 1000"#, r#""limit": 400, "swap": 2000"#, r#""swap": 999"#] {
+            assert!(check(refused).is_err(), "{refused}");
+        }
+        for fits in [r#""limit": 1001, "swap": 1001"#, r#""limit": -1, "swap": 0"#] {
+            assert!(check(fits).is_ok(), "{fits}");
+        }
     }
 }
