@@ -240,12 +240,18 @@ impl Limits {
     /// These limits, said so that they undo `newer`: what these do not limit is unlimited.
     #[must_use]
     pub fn over(&self, newer: &Self) -> Self {
-        let none = |old: Option<i64>, new: Option<i64>| old.or(new.map(|_| -1));
+        fn back<T: Default + PartialEq>(old: Option<T>, new: Option<T>, none: T) -> Option<T> {
+            set(old).or(new.map(|_| none))
+        }
         let mut limits = self.clone();
-        limits.memory.limit = none(self.memory.limit, newer.memory.limit);
-        limits.memory.swap = none(self.memory.swap, newer.memory.swap);
-        limits.cpu.quota = none(self.cpu.quota, newer.cpu.quota);
-        limits.pids.limit = none(self.pids.limit, newer.pids.limit);
+        limits.memory.limit = back(self.memory.limit, newer.memory.limit, -1);
+        limits.memory.swap = back(self.memory.swap, newer.memory.swap, -1);
+        limits.cpu.shares = back(self.cpu.shares, newer.cpu.shares, DEFAULT_SHARES);
+        limits.cpu.quota = back(self.cpu.quota, newer.cpu.quota, -1);
+        limits.cpu.period = back(self.cpu.period, newer.cpu.period, DEFAULT_PERIOD_US);
+        limits.cpu.burst = back(self.cpu.burst, newer.cpu.burst, 0);
+        limits.cpu.idle = back(self.cpu.idle, newer.cpu.idle, 0);
+        limits.pids.limit = back(self.pids.limit, newer.pids.limit, -1);
         limits
     }
 
@@ -267,6 +273,9 @@ impl Limits {
 
 /// What the kernel takes where nobody says.
 pub const DEFAULT_PERIOD_US: u64 = 100_000;
+
+/// What a group has where nobody says.
+const DEFAULT_SHARES: u64 = 1024;
 
 impl MemoryLimits {
     fn changed(&self, new: &Self) -> Self {
@@ -388,6 +397,24 @@ mod tests {
         assert_eq!((new.cpu.shares, new.pids.limit), (Some(5), Some(9)));
         let unlimited = new.changed(&limits(r#"{"memory": {"limit": -1}}"#));
         assert_eq!((unlimited.memory_bytes(), unlimited.memory.swap), (None, Some(-1)));
+    }
+
+    #[test]
+    fn what_a_refused_change_has_set_is_taken_back() {
+        let old = limits(r#"{"cpu": {"shares": 5, "idle": 1}, "pids": {"limit": 0}}"#);
+        let change = r#"{"memory": {"limit": 7}, "pids": {"limit": 8},
+            "cpu": {"shares": 9, "quota": 10, "period": 20, "burst": 3, "idle": 0}}"#;
+        let back = old.over(&old.changed(&limits(change)));
+        assert_eq!(
+            (back.memory.limit, back.memory.swap, back.pids.limit),
+            (Some(-1), None, Some(-1))
+        );
+        let cpu = back.cpu;
+        assert_eq!((cpu.shares, cpu.quota, cpu.period), (Some(5), Some(-1), Some(100_000)));
+        assert_eq!((cpu.burst, cpu.idle), (Some(0), Some(1)));
+        let unset = limits("{}");
+        assert_eq!(unset.over(&limits(r#"{"cpu": {"shares": 9}}"#)).cpu.shares, Some(1024));
+        assert_eq!(unset.over(&unset), unset);
     }
 
     #[test]
