@@ -14,7 +14,7 @@ use std::{
 };
 
 use kata_sys::removal::remove_tree;
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -25,6 +25,9 @@ use crate::{
 
 /// Name of the ledger in the sandbox directory.
 pub const FILE: &str = "ledger";
+
+/// Where a shorter one is written before it takes its place.
+const DRAFT: &str = "ledger.new";
 
 /// One thing that has to be taken away when the sandbox ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +90,8 @@ pub enum LedgerError {
     Open(#[source] io::Error),
     #[error("append to ledger")]
     Append(#[source] io::Error),
+    #[error("take entries out of the ledger")]
+    Forget(#[source] io::Error),
     #[error("read ledger")]
     Read(#[source] io::Error),
     #[error("understand the ledger's line {line:?}: was it written by another version?")]
@@ -126,6 +131,7 @@ pub enum LedgerError {
 /// The open ledger of a live sandbox.
 #[derive(Debug)]
 pub struct Ledger {
+    directory: OwnedFd,
     file: Mutex<File>,
 }
 
@@ -135,11 +141,9 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Open`].
     pub fn open(directory: &OwnedFd) -> Result<Self, LedgerError> {
-        let flags =
-            OFlags::CREATE | OFlags::APPEND | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = openat(directory, FILE, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| LedgerError::Open(e.into()))?;
-        Ok(Self { file: Mutex::new(file.into()) })
+        let directory = directory.try_clone().map_err(LedgerError::Open)?;
+        let file = open(&directory, FILE, OFlags::empty()).map_err(LedgerError::Open)?;
+        Ok(Self { directory, file: Mutex::new(file) })
     }
 
     /// Writes an entry; only then may the thing be made.
@@ -154,6 +158,34 @@ impl Ledger {
         self.file().and_then(|mut file| append(&mut file, &line)).map_err(LedgerError::Append)
     }
 
+    /// Takes entries out whose things are gone: what has their names by the time of a replay is somebody else's.
+    ///
+    /// # Errors
+    /// [`LedgerError::Forget`]; nothing is taken out then.
+    pub fn forget(&self, is_gone: impl Fn(&Entry) -> bool) -> Result<(), LedgerError> {
+        let forgotten = self.file().and_then(|mut file| {
+            let text = read_whole(&mut file)?;
+            let is_kept =
+                |line: &&[u8]| !serde_json::from_slice(line).is_ok_and(|entry| is_gone(&entry));
+            let lines = text.split_inclusive(|byte| *byte == b'\n');
+            *file = self.shorten(&lines.filter(is_kept).collect::<Vec<_>>().concat())?;
+            Ok(())
+        });
+        forgotten.map_err(LedgerError::Forget)
+    }
+
+    /// The file with a text that replaces it whole, whatever is killed meanwhile.
+    fn shorten(&self, text: &[u8]) -> io::Result<File> {
+        let mut draft = open(&self.directory, DRAFT, OFlags::TRUNC)?;
+        let written = draft.write_all(text);
+        let put = || renameat(&self.directory, DRAFT, &self.directory, FILE);
+        written.and_then(|()| Ok(put()?)).inspect_err(|_| {
+            // It may be a part of one; the first error is the one that counts.
+            unlinkat(&self.directory, DRAFT, AtFlags::empty()).ok();
+        })?;
+        Ok(draft)
+    }
+
     /// Takes away everything that it names, newest first, though somebody may have removed the file.
     ///
     /// All entries are tried; the first failure is returned.
@@ -161,18 +193,26 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] of the first entry that could not be taken away.
     pub fn replay(&self, steps: &Steps, inmates: Inmates) -> Result<(), LedgerError> {
-        let mut text = Vec::new();
-        let read = self.file().and_then(|mut file| {
-            file.rewind()?;
-            file.read_to_end(&mut text)
-        });
-        read.map_err(LedgerError::Read)?;
+        let text = self.file().and_then(|mut file| read_whole(&mut file));
+        let text = text.map_err(LedgerError::Read)?;
         undo_all(&text, steps, inmates)
     }
 
     fn file(&self) -> io::Result<MutexGuard<'_, File>> {
         self.file.lock().map_err(|_| io::Error::other("a user of the ledger panicked"))
     }
+}
+
+fn open(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::CREATE | OFlags::APPEND | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(openat(directory, name, flags | more, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+fn read_whole(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// Writes all of a line or none: the next would be lost behind a part of one.
@@ -293,6 +333,30 @@ mod tests {
         fs::create_dir(&second).unwrap();
         ledger.replay(&Steps::default(), Inmates::Kill).unwrap();
         assert!(!second.exists(), "it is read from its beginning each time");
+    }
+
+    #[test]
+    fn what_was_taken_out_is_left_to_who_has_its_name() {
+        let (directory, fd) = directory();
+        let ledger = Ledger::open(&fd).unwrap();
+        let names = ["before", "gone", "after"].map(|name| directory.path().join(name));
+        let [before, gone, after] = &names;
+        let entry = |path: &PathBuf| Entry::Cgroup { path: path.clone() };
+        for path in [before, gone] {
+            ledger.intend(&Steps::default(), &entry(path)).unwrap();
+        }
+        ledger.forget(|known| *known == entry(gone)).unwrap();
+        ledger.intend(&Steps::default(), &entry(after)).unwrap();
+        for path in &names {
+            fs::create_dir(path).unwrap();
+        }
+        replay(directory.path(), &Steps::default()).unwrap();
+        assert_eq!(names.each_ref().map(|path| path.exists()), [false, true, false]);
+        fs::create_dir(after).unwrap();
+        ledger.replay(&Steps::default(), Inmates::Kill).unwrap();
+        assert!(gone.exists() && !after.exists(), "it is the same to who has it open");
+        let files = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files, 2, "the ledger, and what is not in it");
     }
 
     #[test]

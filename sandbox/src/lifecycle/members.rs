@@ -1,5 +1,7 @@
 //! Containers that join a sandbox, as far as the host's control groups know of them.
 
+use std::error::Error;
+
 use kata_spec::Limits;
 
 use super::{Sandbox, SandboxError};
@@ -56,9 +58,17 @@ impl Sandbox {
         let released = self.budget.release(id);
         self.rank_without(id);
         // Whatever became of the sum. A process that is stuck in the host's kernel is waited for.
-        let group = group.clone();
+        let (procs, group) = (group.procs(), group.clone());
         let removed = tokio::task::spawn_blocking(move || group.remove()).await;
         removed.map_err(|_| SandboxError::ReplayPanicked)??;
+        let is_gone = |entry: &Entry| match entry {
+            Entry::Cgroup { path } => procs.contains(&path.join("cgroup.procs")),
+            _ => false,
+        };
+        if let Err(error) = self.ledger.forget(is_gone) {
+            let error = &error as &dyn Error;
+            tracing::warn!(error, id, "the group of a container that is gone stays in the ledger");
+        }
         Ok(released?)
     }
 }
