@@ -8,6 +8,7 @@
 //! A cgroup can't be removed while a process is in it, so removal waits for the kernel's word (`populated 0` in
 //! `cgroup.events`), never for a time.
 
+mod delegation;
 mod device_program;
 mod limits;
 pub mod processors;
@@ -33,7 +34,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub use self::limits::Limits;
 use crate::{
     order::{Failure, Step},
-    spec::Resources,
+    spec::{Resources, Spec},
 };
 
 /// Mount point of the hierarchy.
@@ -107,7 +108,10 @@ fn raise_thread_limit() -> io::Result<u64> {
 
 impl Cgroup {
     /// Makes the group of a container and applies its limits; nothing is left when that fails.
-    pub fn create(container_id: &str, resources: &Resources) -> Result<Self, Failure> {
+    pub fn create(container_id: &str, spec: &Spec) -> Result<Self, Failure> {
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let nothing = Resources::default();
+        let resources = resources.unwrap_or(&nothing);
         let directory = Path::new(CONTAINERS).join(container_id);
         fs::create_dir(&directory).step(|| format!("create cgroup {}", directory.display()))?;
         let birthplace = match apart(&directory) {
@@ -121,7 +125,11 @@ impl Cgroup {
         let applied = cgroup
             .limits()
             .apply(resources)
-            .and_then(|()| cgroup.limit_devices(&resources.devices).step(|| "load device rules"));
+            .and_then(|()| cgroup.limit_devices(&resources.devices).step(|| "load device rules"))
+            .and_then(|()| match delegation::owner(spec) {
+                Some(owner) => delegation::give(&cgroup.directory, owner),
+                None => Ok(()),
+            });
         match applied {
             Ok(()) => Ok(cgroup),
             Err(failure) => {

@@ -79,8 +79,7 @@ impl Container {
     pub async fn create(creation: Creation, makers: &Makers) -> Result<Self, Failure> {
         let spec: Spec = serde_json::from_slice(&creation.spec)
             .map_err(|error| Failure::invalid(format!("spec: {error}")))?;
-        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
-        let cgroup = Cgroup::create(&creation.id, &resources.unwrap_or_default())?;
+        let cgroup = Cgroup::create(&creation.id, &spec)?;
         let cgroup = Arc::new(Mutex::new(cgroup));
         let id = creation.id.clone();
         match Self::create_in(creation, &spec, cgroup.clone(), makers).await {

@@ -314,6 +314,28 @@ fn a_container_that_may_write_its_groups_cannot_lift_its_own_limits() {
     assert_eq!((added.code, added.stdout().as_str()), (0, "0::/init\n"), "{}", added.stderr());
 }
 
+/// As systemd in a container with a user namespace needs it: the group is its root's, and its limits are not.
+#[test]
+fn the_root_of_a_user_namespace_manages_groups_below_its_own() {
+    let Some(kata) = Kata::installed() else { return };
+    let resources = json!({"pids": {"limit": 100}});
+    let Some((mut bundle, _group)) = bundle(&kata, FOREVER, resources) else { return };
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let linux = &mut bundle.config["linux"];
+    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    linux["uidMappings"] = map.clone();
+    linux["gidMappings"] = map;
+    make_groups_writable(&mut bundle);
+    let container = Container::started(&kata, &bundle, "mapped");
+    let script = "cd /sys/fs/cgroup && mkdir init below && for pid in $(cat cgroup.procs); do \
+        echo $pid > init/cgroup.procs 2>/dev/null; done; \
+        echo +pids > cgroup.subtree_control && echo 5 > below/pids.max && cat below/pids.max";
+    let managed = container.exec(&["sh", "-c", script], b"");
+    assert_eq!((managed.code, managed.stdout().as_str()), (0, "5\n"), "{}", managed.stderr());
+    let lifted = container.exec(&["sh", "-c", "echo max > /sys/fs/cgroup/pids.max"], b"");
+    assert_ne!(lifted.code, 0, "{}", lifted.stdout());
+}
+
 /// What is in a threaded group is told by the one above it.
 #[test]
 fn processes_in_a_threaded_group_are_listed_and_signalled() {

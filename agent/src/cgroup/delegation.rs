@@ -1,0 +1,102 @@
+//! A container's group in the hands of the user of its program, as with runc: where the container has its groups to itself
+//! and may write to them, that user may make groups below, and move its processes there. Limits stay the agent's.
+
+use std::{
+    fs, io,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+};
+
+use super::HIERARCHY;
+use crate::{
+    order::{Failure, Step},
+    spec::{Mount, NamespaceKind, Spec},
+};
+
+/// What the kernel says to be needed for that.
+const NEEDED: &str = "/sys/kernel/cgroup/delegate";
+
+/// As the guest numbers users; none where the group stays root's.
+pub(super) fn owner(spec: &Spec) -> Option<u32> {
+    let linux = spec.linux.as_ref()?;
+    let alone = linux.makes(NamespaceKind::Cgroup);
+    let owner = linux.outer_uid(spec.process.as_ref()?.user.uid);
+    (owner != 0 && alone && spec.mounts.iter().any(may_be_written)).then_some(owner)
+}
+
+fn may_be_written(mount: &Mount) -> bool {
+    let words = |word: &&String| matches!(word.as_str(), "ro" | "rw" | "rro" | "rrw");
+    let read_only = mount.options.iter().rfind(words).is_some_and(|word| word.ends_with("ro"));
+    matches!(mount.kind.as_deref(), Some("cgroup" | "cgroup2"))
+        && Path::new(&mount.destination) == Path::new(HIERARCHY)
+        && !read_only
+}
+
+/// Gives a group away.
+pub(super) fn give(group: &Path, owner: u32) -> Result<(), Failure> {
+    let needed = fs::read_to_string(NEEDED).step(|| format!("read {NEEDED}"))?;
+    give_with(group, needed.lines(), owner)
+}
+
+fn give_with<'a>(
+    group: &Path,
+    files: impl Iterator<Item = &'a str>,
+    owner: u32,
+) -> Result<(), Failure> {
+    let files = files.map(|file| group.join(file));
+    let all: Vec<PathBuf> = [group.to_owned()].into_iter().chain(files).collect();
+    all.iter().try_for_each(|path| match chown(path, Some(owner), None) {
+        // The list is that of all controllers.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        given => given.step(|| format!("give {} to user {owner}", path.display())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{give_with, owner};
+    use crate::spec::Spec;
+
+    fn owner_of(user: u32, linux: &str, mount: &str) -> Option<u32> {
+        let spec = format!(
+            r#"{{"process": {{"user": {{"uid": {user}}}}}, "linux": {linux}, "mounts": [{mount}]}}"#
+        );
+        owner(&serde_json::from_str::<Spec>(&spec).unwrap())
+    }
+
+    const WRITABLE: &str =
+        r#"{"type": "cgroup", "destination": "/sys/fs/cgroup/", "options": ["nosuid", "rw"]}"#;
+
+    #[test]
+    fn a_user_namespaces_root_has_the_group_that_it_may_write() {
+        let mapped = r#"{"namespaces": [{"type": "user"}, {"type": "cgroup"}],
+            "uidMappings": [{"containerID": 0, "hostID": 5000, "size": 10}]}"#;
+        assert_eq!(owner_of(0, mapped, WRITABLE), Some(5000));
+        assert_eq!(owner_of(3, mapped, WRITABLE), Some(5003));
+        for other in [&WRITABLE.replace("rw", "ro"), &WRITABLE.replace("fs/cgroup", "fs"), ""] {
+            assert_eq!(owner_of(0, mapped, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn groups_that_are_anothers_too_stay_roots() {
+        let joined = r#"{"namespaces": [{"type": "cgroup", "path": "/proc/1/ns/cgroup"}]}"#;
+        assert_eq!(owner_of(7, joined, WRITABLE), None);
+        let own = r#"{"namespaces": [{"type": "cgroup"}]}"#;
+        assert_eq!(owner_of(7, own, WRITABLE), Some(7));
+        assert_eq!(owner_of(0, own, WRITABLE), None);
+    }
+
+    #[test]
+    fn files_that_a_group_does_not_have_are_not_missed() {
+        let group = tempfile::tempdir().unwrap();
+        fs::write(group.path().join("cgroup.procs"), "").unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let files = ["cgroup.procs", "memory.reclaim"];
+        give_with(group.path(), files.into_iter(), own).unwrap();
+        let nowhere = group.path().join("cgroup.procs/below");
+        assert!(give_with(&nowhere, files.into_iter(), own).is_err());
+    }
+}
