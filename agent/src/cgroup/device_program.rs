@@ -95,8 +95,9 @@ fn always_allowed() -> Vec<DeviceRule> {
         disk: None,
     };
     let mut rules = vec![rule("c", (None, None), "m"), rule("b", (None, None), "m")];
-    // null, zero, full, random, urandom; tty, ptmx; the slaves of pseudo terminals.
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
+    // null, zero, full, random, urandom; tty, ptmx; net/tun, which runc 1.2 was without until 1.2.4; the slaves of pseudo
+    // terminals.
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200)] {
         rules.push(rule("c", (Some(major), Some(minor)), "rwm"));
     }
     rules.push(rule("c", (Some(136), None), "rwm"));

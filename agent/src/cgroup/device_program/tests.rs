@@ -54,6 +54,7 @@ fn only_the_devices_of_every_container_are_left_when_all_is_denied() {
     let program = program(&format!("[{DENY_ALL}]"));
     assert!(allowed(&program, CHARACTER, READ | WRITE, (1, 3)));
     assert!(allowed(&program, CHARACTER, READ | WRITE, (136, 7)));
+    assert!(allowed(&program, CHARACTER, READ | WRITE, (10, 200)));
     assert!(allowed(&program, BLOCK, MKNOD, (8, 0)));
     assert!(!allowed(&program, BLOCK, READ, (8, 0)));
     assert!(!allowed(&program, CHARACTER, READ, (1, 1)));
@@ -62,19 +63,19 @@ fn only_the_devices_of_every_container_are_left_when_all_is_denied() {
 
 #[test]
 fn without_rules_the_rest_is_denied() {
-    assert!(!allowed(&program("[]"), CHARACTER, READ, (10, 200)));
+    assert!(!allowed(&program("[]"), CHARACTER, READ, (10, 229)));
 }
 
 #[test]
 fn accesses_of_several_rules_add_up() {
     let program = program(&format!(
-        r#"[{DENY_ALL}, {{"allow": true, "type": "c", "major": 10, "minor": 200, "access": "r"}},
-            {{"allow": true, "type": "c", "major": 10, "minor": 200, "access": "w"}}]"#
+        r#"[{DENY_ALL}, {{"allow": true, "type": "c", "major": 10, "minor": 229, "access": "r"}},
+            {{"allow": true, "type": "c", "major": 10, "minor": 229, "access": "w"}}]"#
     ));
-    assert!(allowed(&program, CHARACTER, READ | WRITE, (10, 200)));
-    assert!(allowed(&program, CHARACTER, READ, (10, 200)));
-    assert!(!allowed(&program, CHARACTER, READ, (10, 201)));
-    assert!(!allowed(&program, BLOCK, READ, (10, 200)));
+    assert!(allowed(&program, CHARACTER, READ | WRITE, (10, 229)));
+    assert!(allowed(&program, CHARACTER, READ, (10, 229)));
+    assert!(!allowed(&program, CHARACTER, READ, (10, 230)));
+    assert!(!allowed(&program, BLOCK, READ, (10, 229)));
 }
 
 #[test]
