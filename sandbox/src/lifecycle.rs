@@ -357,7 +357,6 @@ impl Sandbox {
     async fn try_boot(self: &Arc<Self>, mut boot: Boot) -> Result<(), SandboxError> {
         let (mirror, attached, localhost) =
             self.attach_network(boot.network.take(), boot.resolver.is_some()).await?;
-        boot.common.inherit(attached.sysctls);
         self.check_aborted()?;
         let plan = ProxyPlan {
             program: &self.settings.proxy,
@@ -390,6 +389,7 @@ impl Sandbox {
         let agent = self.await_agent(&vm).await?;
         self.live().came_up = true;
         tokio::spawn(self.clone().watch_silence(agent.clone(), vm.clone()));
+        boot.common.inherit(attached.sysctls).await?;
         self.start_sandbox(agent.clone(), attached.change, boot).await?;
         self.rank_vm();
         self.follow_network(mirror, agent, vm);

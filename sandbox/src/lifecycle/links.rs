@@ -1,10 +1,6 @@
 //! The sandbox's network, from before the VM to after its end.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc};
 
 use kata_config::NetworkModel;
 use tokio::sync::watch;
@@ -12,17 +8,20 @@ use tokio::sync::watch;
 use super::{Common, Sandbox, SandboxError};
 use crate::{
     agent::Agent,
-    network::{self, Attached, Means, Mirror, Namespace, localhost},
+    network::{self, Attached, Means, Mirror, Namespace, NetworkError, Sysctls, localhost},
     vm::{self, Ports, Vm},
 };
 
 impl Common {
     /// Takes parameters of the network namespace, for which the engine does not ask in its own words.
-    pub(super) fn inherit(&mut self, sysctls: BTreeMap<String, String>) {
+    pub(super) async fn inherit(&mut self, sysctls: Option<Sysctls>) -> Result<(), NetworkError> {
+        let Some(sysctls) = sysctls else { return Ok(()) };
+        let sysctls = sysctls.await.map_err(|_| NetworkError::Panicked)??;
         let asked: BTreeSet<String> =
             self.sysctls.keys().map(|name| name.replace('.', "/")).collect();
         self.inherited_sysctls =
             sysctls.into_iter().filter(|(name, _)| !asked.contains(name)).collect();
+        Ok(())
     }
 }
 

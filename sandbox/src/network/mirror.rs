@@ -27,6 +27,7 @@ use kata_protocol::agent as wire;
 use kata_sys::causes::chain;
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
@@ -109,6 +110,9 @@ pub struct Mirror {
     note: watch::Sender<String>,
 }
 
+/// Kernel parameters by their paths below `/proc/sys`, when they have been read.
+pub type Sysctls = JoinHandle<Result<BTreeMap<String, String>, NetworkError>>;
+
 /// What the VM is made with.
 #[derive(Debug, Default)]
 pub struct Attached {
@@ -116,8 +120,8 @@ pub struct Attached {
     pub nics: Vec<Nic>,
     /// For the guest's first request.
     pub change: wire::NetworkChange,
-    /// Kernel parameters that were set in the namespace, by their paths below `/proc/sys`.
-    pub sysctls: BTreeMap<String, String>,
+    /// Kernel parameters that were set in the namespace, once they are known.
+    pub sysctls: Option<Sysctls>,
 }
 
 impl Mirror {

@@ -45,7 +45,7 @@ use rustix::{
     fs::fstat,
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
-use tokio::{runtime, sync::watch};
+use tokio::{runtime, sync::watch, task::spawn_blocking};
 
 use self::{
     card::{Wired, Wiring},
@@ -57,7 +57,7 @@ use crate::{ledger::Ledger, step::Steps};
 
 pub use self::{
     error::NetworkError,
-    mirror::{Attached, Mirror},
+    mirror::{Attached, Mirror, Sysctls},
     rate::{Rate, Rates},
 };
 
@@ -149,13 +149,15 @@ pub async fn attach(
     connection.set_forward_done(true);
     tokio::spawn(connection);
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
-    let sysctls = sysctl::changed(enter(&namespace.fd, sysctl::read)?, &in_a_new_one()?);
+    let there = enter(&namespace.fd, sysctl::read)?;
+    // To make a namespace takes longer than all else here, and only the agent wants to know what comes of it.
+    let sysctls = spawn_blocking(move || Ok(sysctl::changed(there, &in_a_new_one()?)));
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
     let wiring =
         Wiring { handle, namespace, claim, ledger, steps, model, rates, queues, own_sockets };
     let mut mirror = Mirror::new(wiring, monitor, Reader::new(reader), note);
     let mut attached = mirror.attach(spares).await?;
-    attached.sysctls = sysctls;
+    attached.sysctls = Some(sysctls);
     Ok((mirror, attached))
 }
 
