@@ -250,6 +250,10 @@ fn what_belongs_to_a_namespace_needs_it() {
         (&maps(range(100, 4, 1)), "linux.uidMappings[1]: overlaps an earlier range by hostID"),
         (&maps(range(100, 100, 0)), "linux.uidMappings[1].size: must not be 0"),
         (
+            &maps(json!([{"containerID": 1, "hostID": 0, "size": 9}])),
+            "linux.uidMappings: has no number for the container's root (0)",
+        ),
+        (
             &maps(range(100, u64::from(u32::MAX), 1)),
             "linux.uidMappings[1]: goes beyond the last id from hostID",
         ),

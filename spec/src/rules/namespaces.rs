@@ -143,6 +143,10 @@ fn check_id_maps(document: &Document, config: &Value) -> Result<(), SpecError> {
             (false, false) => return Err(document.wrong(field, "needs a user namespace")),
             _ => check_map(document, &field, map)?,
         }
+        // In whose name everything in it is made, by runc, too.
+        if user && !map.iter().any(|range| range["containerID"] == 0) {
+            return Err(document.wrong(field, "has no number for the container's root (0)"));
+        }
     }
     Ok(())
 }
