@@ -209,6 +209,16 @@ fn without_a_name_the_guest_has_the_hosts() {
 }
 
 #[test]
+fn a_listener_of_a_profile_that_asks_nobody_stays_on_the_host() {
+    let bundle = bundle("");
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": "/run/listener", "listenerMetadata": "of a container"});
+    let checked = check(&config, bundle.path()).unwrap();
+    assert_eq!(guest(&checked)["linux"]["seccomp"], json!({"defaultAction": "SCMP_ACT_ALLOW"}));
+}
+
+#[test]
 fn a_process_for_exec_keeps_the_rights_of_its_container() {
     let bundle = bundle(include_str!("configs/docker.json"));
     let checked = load(bundle.path()).unwrap();

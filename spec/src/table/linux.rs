@@ -6,6 +6,7 @@ use super::{
 };
 
 const SAME_NUMBER: &str = "the guest's device of this number; a block device of the host is a disk of the guest, with a number there; another one that only the host has is refused";
+const UNHEARD: &str = "nobody listens without SCMP_ACT_NOTIFY, which is refused";
 const LSM: &str = "the guest kernel has no such module; the VM is the boundary";
 
 pub(super) const LINUX: &[Field] = &[
@@ -62,16 +63,8 @@ const SECCOMP: &[Field] = &[
     applied("defaultErrnoRet", U32),
     applied("architectures", Kind::List(&Kind::Word(names::ARCHITECTURES))),
     applied("flags", Kind::List(&Kind::Word(names::SECCOMP_FLAGS))),
-    refused(
-        "listenerPath",
-        Kind::Text,
-        "a listener on the host can't serve a guest's system calls",
-    ),
-    refused(
-        "listenerMetadata",
-        Kind::Text,
-        "a listener on the host can't serve a guest's system calls",
-    ),
+    host_only("listenerPath", Kind::Text, UNHEARD),
+    host_only("listenerMetadata", Kind::Text, UNHEARD),
     applied("syscalls", Kind::List(&Kind::Object(SYSCALL))),
 ];
 

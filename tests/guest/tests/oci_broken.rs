@@ -46,11 +46,6 @@ fn filters() -> Vec<Case> {
             json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_FAST"]}),
             &["seccomp.flags[0]", "SECCOMP_FILTER_FLAG_FAST"],
         ),
-        (
-            "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x.sock"}),
-            &["seccomp.listenerPath", "refused"],
-        ),
     ]
 }
 
