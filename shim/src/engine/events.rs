@@ -1,7 +1,7 @@
 //! Events for the engine: sent in order, one after the other, each until it is taken.
 //!
-//! A restarting engine loses none: what can't be sent waits in a queue. An engine that stays away for so long that the
-//! queue is full loses the newest, for the oldest tell how what it knows has ended.
+//! An engine that is away loses none, however long: what can't be sent waits. That is no more than what follows from its own
+//! calls; of events that a guest makes without any only so many wait, and the newest are lost.
 
 use std::{
     os::unix::net::UnixStream,
@@ -17,15 +17,15 @@ use kata_engine_api::containerd::{
 };
 use protobuf::MessageFull;
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{self, timeout},
 };
 use ttrpc::asynchronous::{Client, transport::Socket};
 
 use super::view::{Mounts, View};
 
-/// What waits at most; a busy pod has a few events a second.
-const QUEUE: usize = 2048;
+/// What waits at most of what nobody has called for; containerd's own shim keeps as many events.
+const UNASKED: usize = 2048;
 
 /// An engine that runs takes an event at once.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -39,20 +39,24 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Where events are handed in.
 pub struct Publisher {
     namespace: String,
-    queue: Mutex<Option<mpsc::Sender<Envelope>>>,
+    queue: Mutex<Option<mpsc::UnboundedSender<Waiting>>>,
+    unasked: Arc<Semaphore>,
     sender: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
+
+/// An event, and its place among those that nobody has called for.
+struct Waiting(Envelope, Option<OwnedSemaphorePermit>);
 
 impl Publisher {
     /// Sends to the socket at `address`, as the engine sees it; without one, events go nowhere, as for CRI-O.
     pub fn start(address: Option<String>, namespace: String, view: View) -> Self {
-        let Some(address) = address else {
-            return Self { namespace, queue: Mutex::default(), sender: Mutex::default() };
-        };
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        let engine = Arc::new(EngineSocket { address, view });
-        let sender = tokio::spawn(send_all(engine, waiting));
-        Self { namespace, queue: Mutex::new(Some(queue)), sender: Mutex::new(Some(sender)) }
+        let (queue, sender) = address.map_or((None, None), |address| {
+            let (queue, waiting) = mpsc::unbounded_channel();
+            let engine = Arc::new(EngineSocket { address, view });
+            (Some(queue), Some(tokio::spawn(send_all(engine, waiting))))
+        });
+        let (queue, sender) = (Mutex::new(queue), Mutex::new(sender));
+        Self { namespace, queue, unasked: Arc::new(Semaphore::new(UNASKED)), sender }
     }
 
     /// The engine's namespace that the sandbox is in.
@@ -60,8 +64,22 @@ impl Publisher {
         &self.namespace
     }
 
-    /// Hands in an event.
+    /// Hands in an event that follows from a call of the engine's.
     pub fn publish(&self, topic: &str, event: &impl MessageFull) {
+        self.hand_in(topic, event, None);
+    }
+
+    /// Hands in one that a guest may make as often as it likes.
+    pub fn publish_unasked(&self, topic: &str, event: &impl MessageFull) {
+        match self.unasked.clone().try_acquire_owned() {
+            Ok(place) => self.hand_in(topic, event, Some(place)),
+            Err(_) => {
+                tracing::error!(topic, "the engine takes no events, and too many wait: one is lost")
+            }
+        }
+    }
+
+    fn hand_in(&self, topic: &str, event: &impl MessageFull, place: Option<OwnedSemaphorePermit>) {
         let Some(queue) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
             return;
         };
@@ -80,8 +98,8 @@ impl Publisher {
             event: Some(Any { type_url: name, value, ..Default::default() }).into(),
             ..Default::default()
         };
-        if queue.try_send(envelope).is_err() {
-            tracing::error!(topic, "the engine takes no events, and too many wait: one is lost");
+        if queue.send(Waiting(envelope, place)).is_err() {
+            tracing::error!(topic, "nobody sends events any more: one is lost");
         }
     }
 
@@ -123,9 +141,9 @@ impl EngineSocket {
     }
 }
 
-async fn send_all(engine: Arc<EngineSocket>, mut waiting: mpsc::Receiver<Envelope>) {
+async fn send_all(engine: Arc<EngineSocket>, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
     let mut client = None;
-    while let Some(envelope) = waiting.recv().await {
+    while let Some(Waiting(envelope, _place)) = waiting.recv().await {
         let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
         loop {
             if client.is_none() {
@@ -158,4 +176,33 @@ async fn send_all(engine: Arc<EngineSocket>, mut waiting: mpsc::Receiver<Envelop
 /// The name of a message, which is its type URL in containerd.
 fn full_name<M: MessageFull>(_: &M) -> String {
     M::descriptor().full_name().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kata_engine_api::containerd::task_events::{TaskExit, TaskOOM};
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::{Publisher, UNASKED};
+
+    #[test]
+    fn what_a_guest_makes_without_end_keeps_no_other_event_away() {
+        let (queue, mut waiting) = mpsc::unbounded_channel();
+        let publisher = Publisher {
+            namespace: "n".into(),
+            queue: Mutex::new(Some(queue)),
+            unasked: Arc::new(Semaphore::new(UNASKED)),
+            sender: Mutex::default(),
+        };
+        for _ in 0..UNASKED + 1 {
+            publisher.publish_unasked("/tasks/oom", &TaskOOM::default());
+        }
+        publisher.publish("/tasks/exit", &TaskExit::default());
+        let topics: Vec<String> =
+            std::iter::from_fn(|| waiting.try_recv().ok()).map(|waiting| waiting.0.topic).collect();
+        assert_eq!((topics.len(), topics[UNASKED].as_str()), (UNASKED + 1, "/tasks/exit"));
+        assert_eq!(publisher.unasked.available_permits(), UNASKED, "there is room again");
+    }
 }

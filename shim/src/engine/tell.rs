@@ -133,7 +133,8 @@ impl Engine {
 
     fn tell_oom(&self, init: &Process) {
         let container_id = init.container_id.clone();
-        self.events.publish("/tasks/oom", &TaskOOM { container_id, ..Default::default() });
+        let event = TaskOOM { container_id, ..Default::default() };
+        self.events.publish_unasked("/tasks/oom", &event);
     }
 
     fn tell_exit(&self, process: &Process, ended: &Ended) {
