@@ -234,7 +234,7 @@ fn of_v2(metrics: &v2::Metrics) -> Value {
     let huge = metrics.hugetlb.iter();
     let huge = huge.map(|huge| (huge.pagesize.clone(), huge_view(huge.current, huge.max)));
     let failures = metrics.memory_events.max;
-    json!({
+    let mut view = json!({
         "cpu": cpu_view(
             [cpu.usage_usec, cpu.system_usec, cpu.user_usec].map(nanoseconds),
             [cpu.nr_periods, cpu.nr_throttled, nanoseconds(cpu.throttled_usec)],
@@ -256,7 +256,21 @@ fn of_v2(metrics: &v2::Metrics) -> Value {
         "hugetlb": huge.collect::<Map<_, _>>(),
         "intel_rdt": {},
         "network_interfaces": null,
-    })
+    });
+    let pressures =
+        [("cpu", &metrics.cpu.psi), ("memory", &memory.psi), ("blkio", &metrics.io.psi)];
+    for (resource, pressure) in pressures {
+        // A guest whose kernel does not tell has none, as with runc.
+        if let Some(pressure) = pressure.as_ref() {
+            view[resource]["psi"] = pressure_view(pressure);
+        }
+    }
+    view
+}
+
+fn pressure_view(pressure: &v2::PSIStats) -> Value {
+    let part = |data: &v2::PSIData| json!({"avg10": data.avg10, "avg60": data.avg60, "avg300": data.avg300, "total": data.total});
+    json!({"some": part(&pressure.some), "full": part(&pressure.full)})
 }
 
 fn raw<const N: usize>(values: [(&str, u64); N]) -> Map<String, Value> {
@@ -292,7 +306,7 @@ mod tests {
     use kata_engine_api::containerd::{any::Any, cgroups_v1 as v1, cgroups_v2 as v2};
     use protobuf::Message;
 
-    use super::{Event, line, oom_kills, view};
+    use super::{Event, line, of_v2, oom_kills, view};
 
     #[test]
     fn a_line_begins_as_runcs_does() {
@@ -300,6 +314,22 @@ mod tests {
         assert_eq!(event("oom", None), "{\"type\":\"oom\",\"id\":\"c1\"}\n");
         let stats = event("stats", Some(serde_json::json!({"cpu": {}})));
         assert_eq!(stats, "{\"type\":\"stats\",\"id\":\"c1\",\"data\":{\"cpu\":{}}}\n");
+    }
+
+    #[test]
+    fn pressure_is_told_where_the_guest_tells_it() {
+        let mut metrics = v2::Metrics::new();
+        let psi = metrics.cpu.mut_or_insert_default().psi.mut_or_insert_default();
+        let some = psi.some.mut_or_insert_default();
+        (some.avg10, some.total) = (1.5, 7);
+        let view = of_v2(&metrics);
+        let none = serde_json::json!({"avg10": 0.0, "avg60": 0.0, "avg300": 0.0, "total": 0});
+        assert_eq!(view["cpu"]["psi"]["some"]["avg10"], 1.5);
+        assert_eq!(view["cpu"]["psi"]["some"]["total"], 7);
+        assert_eq!(view["cpu"]["psi"]["full"], none);
+        for silent in ["memory", "blkio"] {
+            assert!(view[silent].get("psi").is_none(), "{silent}");
+        }
     }
 
     #[test]
