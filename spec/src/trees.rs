@@ -20,6 +20,7 @@ use rustix::{
         fsconfig_create, fsmount, fsopen, open_tree,
     },
 };
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::{Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource, checked::MountPoint};
@@ -34,6 +35,8 @@ pub enum TreeError {
     Part { path: PathBuf, source: io::Error },
     #[error("cannot make the volume {} read-only", path.display())]
     ReadOnly { path: PathBuf, source: io::Error },
+    #[error("cannot make the volume {} writable", path.display())]
+    Writable { path: PathBuf, source: io::Error },
     #[error("cannot map the ids of the volume {}", path.display())]
     MapIds { path: PathBuf, source: io::Error },
     #[error("cannot make what stands for a tmpfs")]
@@ -61,7 +64,7 @@ impl Trees {
         let mut volumes = Vec::new();
         for volume in &spec.volumes {
             let tree = match &volume.origin {
-                Origin::Path(path) => take_volume(volume, path)?,
+                Origin::Path(path) => take_volume(spec, volume, path)?,
                 Origin::Overlay(layers) => {
                     // On the host, as for other volumes: see forbid_writing.
                     let mut attributes = MountAttrFlags::empty();
@@ -94,7 +97,7 @@ impl Trees {
             }
             let volume = spec.volumes.iter().find(|volume| volume.mount == index);
             if let Some((volume, Origin::Path(path))) = volume.map(|it| (it, &it.origin)) {
-                volumes.push((take_volume(volume, path)?, destination));
+                volumes.push((take_volume(spec, volume, path)?, destination));
             } else if is_tmpfs(spec, index) && destination != Path::new("/dev") {
                 volumes.push((closed().map_err(TreeError::Close)?, destination));
             }
@@ -128,7 +131,7 @@ pub struct Seen<'a> {
     pub volumes: Vec<(OwnedFd, &'a Path)>,
 }
 
-fn take_volume(volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError> {
+fn take_volume(spec: &Checked, volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError> {
     let propagation = if volume.follows_host { MountPropagationFlags::DOWNSTREAM } else { PRIVATE };
     let tree = clone(path, volume.recursive, propagation)?;
     if let Some(map) = &volume.id_map {
@@ -139,8 +142,18 @@ fn take_volume(volume: &VolumeSource, path: &Path) -> Result<OwnedFd, TreeError>
         forbid_writing(&tree, path, Reach::Tree)?;
     } else if volume.read_only {
         forbid_writing(&tree, path, Reach::Mount)?;
+    } else if asks_to_write(spec, volume) {
+        allow_writing(&tree)
+            .map_err(|source| TreeError::Writable { path: path.to_owned(), source })?;
     }
     Ok(tree)
+}
+
+/// Whether the spec says `rw`, and not only nothing of it.
+fn asks_to_write(spec: &Checked, volume: &VolumeSource) -> bool {
+    let options = spec.guest.pointer(&format!("/mounts/{}/options", volume.mount));
+    let options = options.and_then(Value::as_array).into_iter().flatten();
+    !volume.read_only && options.filter_map(Value::as_str).any(|word| word == "rw")
 }
 
 const PRIVATE: MountPropagationFlags = MountPropagationFlags::PRIVATE;
@@ -173,6 +186,14 @@ fn forbid_writing(tree: &OwnedFd, path: &Path, reach: Reach) -> Result<(), TreeE
         .map_err(|source| TreeError::ReadOnly { path: path.to_owned(), source })
 }
 
+/// Lets our clone be written to even if what is bound is read-only, as runc has it since 1.2: what is read-only is the mount,
+/// and this is another one.
+fn allow_writing(tree: &OwnedFd) -> io::Result<()> {
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
+    let attributes = MountAttributes { clear: read_only.into(), ..MountAttributes::default() };
+    mount_attr::change(tree, attributes, Reach::Mount)
+}
+
 /// Has our clone show other owners; the guest sees the mapped ones and needs to know nothing of it.
 fn map_ids(tree: &OwnedFd, map: &IdMap) -> io::Result<()> {
     let namespace = user_namespace::with_maps(&lines(&map.users), &lines(&map.groups))?;
@@ -183,4 +204,31 @@ fn map_ids(tree: &OwnedFd, map: &IdMap) -> io::Result<()> {
 fn lines(ranges: &[IdRange]) -> String {
     let line = |range: &IdRange| format!("{} {} {}\n", range.inside, range.outside, range.count);
     ranges.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::asks_to_write;
+    use crate::{check, default_for};
+
+    #[test]
+    fn only_a_volume_that_is_to_be_written_to_asks_for_that() {
+        let bundle = tempfile::tempdir().unwrap();
+        let mut config = default_for("", &["sh".to_owned()], false);
+        config["root"]["path"] = json!(bundle.path());
+        for (options, asks) in [
+            (&["rbind", "rw"][..], true),
+            (&["rbind", "ro", "rw"], true),
+            (&["rbind", "rw", "ro"], false),
+            (&["rbind", "rprivate"], false),
+            (&["rbind", "nosuid"], false),
+        ] {
+            config["mounts"] =
+                json!([{"destination": "/v", "source": bundle.path(), "options": options}]);
+            let checked = check(&config, bundle.path()).unwrap();
+            assert_eq!(asks_to_write(&checked, &checked.volumes[0]), asks, "{options:?}");
+        }
+    }
 }
