@@ -1,9 +1,11 @@
 //! What `linux.resources.unified` says of memory, processors and tasks, as the fields that say it otherwise.
 //!
-//! The size of the VM and the groups on the host go by these. They hold against what a field says beside them, as with
-//! runc, which writes `unified` last.
+//! The size of the VM and the groups on the host go by these, and processors have other numbers in the guest. They hold
+//! against what a field says beside them, as with runc, which writes `unified` last.
 
 use serde_json::{Map, Value, json};
+
+use super::parse_list;
 
 /// A file of a group, and the fields that say the same; none for what the guest's kernel may judge.
 type Reading = (&'static str, fn(&str) -> Option<Fields>);
@@ -11,9 +13,11 @@ type Reading = (&'static str, fn(&str) -> Option<Fields>);
 /// An object of `linux.resources`, with fields of it and their values.
 type Fields = (&'static str, Vec<(&'static str, Value)>);
 
-const READINGS: [Reading; 3] = [
+const READINGS: [Reading; 5] = [
     ("memory.max", |text| Some(("memory", vec![("limit", json!(bytes(text)?))]))),
     ("cpu.max", |text| Some(("cpu", bandwidth(text)?))),
+    ("cpuset.cpus", |text| Some(("cpu", vec![("cpus", json!(list(text)?))]))),
+    ("cpuset.mems", |text| Some(("cpu", vec![("mems", json!(list(text)?))]))),
     ("pids.max", |text| Some(("pids", vec![("limit", json!(maximum(text)?))]))),
 ];
 
@@ -56,6 +60,10 @@ fn bytes(text: &str) -> Option<i64> {
     (0..=power).try_fold(number, |number, _| number.checked_mul(1024))
 }
 
+fn list(text: &str) -> Option<&str> {
+    parse_list(text).filter(|numbers| !numbers.is_empty()).map(|_| text.trim())
+}
+
 fn bandwidth(text: &str) -> Option<Vec<(&'static str, Value)>> {
     let mut words = text.split_whitespace();
     let mut fields = vec![("quota", json!(maximum(words.next()?)?))];
@@ -86,6 +94,14 @@ mod tests {
         assert_eq!(guest["memory"], json!({"limit": 64 << 20}));
         assert_eq!(guest["cpu"], json!({"shares": 9, "quota": 250_000, "period": 50_000}));
         assert_eq!(guest["unified"], json!({}));
+    }
+
+    #[test]
+    fn processors_are_those_of_the_host() {
+        let (limits, guest) = checked(json!({"cpuset.cpus": "2-3,6\n", "cpuset.mems": ""}));
+        assert_eq!((limits.cpus(), limits.cpu.mems), (Some(3), None));
+        assert_eq!(guest["cpu"], json!({"shares": 9, "cpus": "2-3,6"}));
+        assert_eq!(guest["unified"], json!({"cpuset.mems": ""}));
     }
 
     #[test]
