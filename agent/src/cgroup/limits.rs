@@ -129,7 +129,9 @@ fn settings(resources: &Resources, processors: u32) -> Result<Vec<Setting>, Fail
         settings.push(Setting { optional: true, ..set(file, huge.limit) });
     }
     for (file, value) in &resources.unified {
-        settings.push(set(checked(file)?, value));
+        let file = checked(file)?;
+        // The kernel takes one line at a time.
+        settings.extend(value.lines().map(|line| set(file, line)));
     }
     Ok(settings)
 }
@@ -296,6 +298,12 @@ mod tests {
             written(r#"{"pids": {"limit": 0}, "memory": {"limit": 0}, "cpu": {"shares": 0}}"#),
             []
         );
+    }
+
+    #[test]
+    fn a_unified_value_is_written_line_by_line() {
+        let lines = written(r#"{"unified": {"io.weight": "default 50\n8:0 200\n"}}"#);
+        assert_eq!(lines, [pair("io.weight", "default 50"), pair("io.weight", "8:0 200")]);
     }
 
     #[test]
