@@ -1,7 +1,9 @@
 //! What host and guest say to each other: generated messages, the two hellos, and the version.
 //!
-//! Everything here is read from a peer that may be hostile; each type is parsed once, with its bounds, by [`hello`] and [`resolver`].
+//! Everything here is read from a peer that may be hostile; each type is parsed once, with its bounds, by [`hello`] and [`resolver`]; what
+//! generated code decodes is within [`frame`]'s.
 
+pub mod frame;
 pub mod hello;
 pub mod resolver;
 pub mod weight;

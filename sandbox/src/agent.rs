@@ -21,6 +21,7 @@ use ttrpc::{
 };
 
 use crate::{
+    answers::looked_at,
     loss::Loss,
     step::{InjectedFault, Step, Steps},
 };
@@ -142,7 +143,7 @@ impl Agent {
         steps: Arc<Steps>,
         loss: watch::Receiver<Option<Loss>>,
     ) -> Self {
-        let client = AgentClient::new(Client::new(Socket::new(connection)));
+        let client = AgentClient::new(Client::new(Socket::new(looked_at(connection))));
         Self { client, steps, loss, silence: Arc::default() }
     }
 

@@ -1,6 +1,7 @@
 //! The host side of one sandbox: lifecycle, network, storage, resources, ledger.
 
 pub mod agent;
+mod answers;
 pub mod budget;
 pub mod cgroup;
 pub mod clock;
