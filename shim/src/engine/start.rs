@@ -17,7 +17,10 @@ use kata_sys::{
     replacement::replace,
     spawn::{Lifetime, Spawn},
 };
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    process::getppid,
+};
 use serde_json::Value;
 
 use super::{
@@ -26,6 +29,9 @@ use super::{
     place::Place,
     pod,
 };
+
+/// Highest score of the OOM killer.
+const HIGHEST_SCORE: i16 = 1000;
 
 /// Longest message on stdin: an engine's options.
 const MAX_STDIN: u64 = 1024 * 1024;
@@ -54,6 +60,8 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
     // Before there is a shim that nobody would hear of if this fails.
     let address = place.address();
     keep_address(&bundle, &address)?;
+    // A host that does not let us change it leaves the shim as it leaves the engine.
+    go_before_engine().ok();
     if let Some(_locked) = vacant(&place)? {
         serve(flags, (&place, &bundle), caller.configuration())?;
     }
@@ -65,6 +73,14 @@ pub fn read_stdin() -> anyhow::Result<Vec<u8>> {
     let mut stdin = Vec::new();
     io::stdin().take(MAX_STDIN).read_to_end(&mut stdin).context("read the engine's options")?;
     Ok(stdin)
+}
+
+/// Ranks this process, and the shim that it makes, one before the engine for the OOM killer, as containerd ranks its own shims:
+/// who is left has to be the one that can clean up.
+fn go_before_engine() -> anyhow::Result<()> {
+    let engine = getppid().context("there is no engine")?.as_raw_nonzero();
+    let score: i16 = fs::read_to_string(format!("/proc/{engine}/oom_score_adj"))?.trim().parse()?;
+    Ok(fs::write("/proc/self/oom_score_adj", (score + 1).min(HIGHEST_SCORE).to_string())?)
 }
 
 /// Leaves the address in the bundle, where an engine that restarts looks for it; written whole, then named.

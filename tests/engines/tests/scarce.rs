@@ -125,8 +125,11 @@ fn scores(pod: &Pod) -> Vec<String> {
         process.parent == Some(shim)
             && ["qemu", "kata-proxy"].iter().any(|it| process.name.starts_with(it))
     });
-    let score = |pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
-    of_vm.map(|process| score(process.pid.as_raw_nonzero()).trim().to_owned()).collect()
+    of_vm.map(|process| score(process.pid.as_raw_nonzero()).to_string()).collect()
+}
+
+fn score(pid: impl std::fmt::Display) -> i16 {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
 }
 
 #[test]
@@ -134,6 +137,9 @@ fn a_vm_is_spared_as_the_dearest_of_its_containers_is() {
     let Some(engine) = Containerd::start() else { return };
     let pod = Pod::run(&engine, KATA);
     assert_eq!(scores(&pod), ["1000", "1000"]);
+    // containerd has ours.
+    let shim = shim_of(&pod.id).as_raw_nonzero();
+    assert_eq!(score(shim), score("self") + 1, "it goes before its engine, as runc's shim does");
     let start = |score: i64| -> Container<'_> {
         let mut config = pod.script("exec sleep 1000");
         resources(&mut config).oom_score_adj = score;
