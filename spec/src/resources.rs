@@ -169,6 +169,11 @@ pub fn check_resources(json: &[u8]) -> Result<CheckedResources, SpecError> {
 pub(crate) fn limits(document: &Document, resources: &Value) -> Result<Limits, SpecError> {
     let mut resources = resources.clone();
     unified::take(&mut resources);
+    if let Some((file, line)) = unified::devices::left_over(&resources) {
+        let field = format!("linux.resources.unified[{file:?}]");
+        let why = format!("{line:?} is about a device of the host, which is not the guest's");
+        return Err(document.refuse(field, why));
+    }
     let limits: Limits = match resources {
         Value::Null => Limits::default(),
         value => Limits::deserialize(value)

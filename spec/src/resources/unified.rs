@@ -3,6 +3,8 @@
 //! The size of the VM and the groups on the host go by these, and processors have other numbers in the guest. They hold
 //! against what a field says beside them, as with runc, which writes `unified` last.
 
+pub(super) mod devices;
+
 use serde_json::{Map, Value, json};
 
 use super::parse_list;
@@ -38,6 +40,7 @@ pub(crate) fn take(resources: &mut Value) {
             unified.remove(file);
         }
     }
+    devices::take(resources);
 }
 
 /// Zero is a limit in a file, and no wish in a field.

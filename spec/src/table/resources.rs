@@ -13,6 +13,8 @@ const PROXYS_WEIGHT: &str = "holds on the host, for what the proxy reads and wri
 const PROXYS_RATE: &str = "holds on the host, for what the proxy reads and writes there for the guest; \
      of several containers the sum, or none when one of them has none";
 const NUMBERS: &str = "the VM is held to these on the host; the guest's own are numbered from 0";
+const UNIFIED: &str = "written in the guest, but for limits of memory, processors, tasks and single devices, \
+     which are taken as the fields that say the same";
 const NET_V1: &str = "control groups v2, which the guest has, know no network classes";
 
 /// Rows of `linux.resources`.
@@ -25,7 +27,7 @@ pub const RESOURCES: &[Field] = &[
     applied("hugepageLimits", Kind::List(&Kind::Object(HUGEPAGE_LIMIT))),
     applied("network", Kind::Object(NETWORK)),
     refused("rdma", Kind::Any, HOST_DEVICE),
-    applied("unified", TEXT_MAP),
+    translated("unified", TEXT_MAP, UNIFIED),
 ];
 
 const DEVICE_RULE: &[Field] = &[

@@ -169,6 +169,8 @@ fn limits_that_make_no_sense_are_refused_by_name() {
             json!({"blockIO": {"throttleReadBpsDevice": [{"major": 250, "minor": 99, "rate": 1}]}}),
             [rate, "250:99"],
         ),
+        (json!({"unified": {"io.max": "250:99 rbps=1"}}), [rate, "250:99"]),
+        (json!({"unified": {"io.latency": "250:99 target=5"}}), ["io.latency", "refused"]),
     ] {
         let Some((bundle, group)) = bundle(&kata, &["true"], resources) else { return };
         let output = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
