@@ -108,6 +108,10 @@ fn settings(resources: &Resources, processors: u32) -> Result<Vec<Setting>, Fail
         if let Some(list) = cpu.cpus.as_deref().filter(|list| !list.trim().is_empty()) {
             settings.push(set("cpuset.cpus", own_processors(list, processors)?));
         }
+        if cpu.mems.as_deref().is_some_and(|list| !list.trim().is_empty()) {
+            // The guest has one node; to which of the host's it is held is the host's to do.
+            settings.push(Setting { optional: true, ..set("cpuset.mems", 0) });
+        }
     }
     if let Some(memory) = &resources.memory {
         memory_settings(memory, &mut settings)?;
@@ -271,6 +275,7 @@ mod tests {
         );
         assert_eq!(written(r#"{"cpu": {"quota": 5000, "period": 0}}"#), [pair("cpu.max", "5000")]);
         assert_eq!(written(r#"{"cpu": {"burst": 0}}"#), [pair("cpu.max.burst", "0")]);
+        assert_eq!(written(r#"{"cpu": {"mems": "0-1,3"}}"#), [pair("cpuset.mems", "0")]);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Cpu {
     pub idle: Option<i64>,
     /// As the host numbers them.
     pub cpus: Option<String>,
+    /// Likewise.
+    pub mems: Option<String>,
 }
 
 /// Number of tasks; 0 is not set, and what is below is no limit.

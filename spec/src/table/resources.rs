@@ -61,7 +61,11 @@ const CPU: &[Field] = &[
     applied("period", U64),
     applied("idle", I64),
     translated("cpus", Kind::Text, NUMBERS),
-    host_only("mems", Kind::Text, "the VM is held to these on the host; the guest has one node"),
+    translated(
+        "mems",
+        Kind::Text,
+        "the VM is held to these on the host; the guest has one node, 0",
+    ),
     refused("realtimeRuntime", I64, "control groups v2, which the guest has, can't"),
     translated("realtimePeriod", U64, "no effect without realtimeRuntime"),
 ];

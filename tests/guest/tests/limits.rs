@@ -129,6 +129,7 @@ fn a_container_has_its_limits_in_the_guest() {
         "cpu.max",
         "cpu.max.burst",
         "cpuset.cpus",
+        "cpuset.mems",
         "pids.max",
         "io.weight",
         "hugetlb.2MB.max",
@@ -144,6 +145,8 @@ fn a_container_has_its_limits_in_the_guest() {
         "40000 50000".into(),
         "1000".into(),
         // The host's second processor is the guest's only one.
+        "0".into(),
+        // And so is its node.
         "0".into(),
         "200".into(),
         "default 910".into(),
