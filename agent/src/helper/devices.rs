@@ -8,8 +8,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat,
-        symlinkat,
+        AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, major, makedev, minor, mknodat,
+        statat, symlinkat,
     },
     io::Errno,
 };
@@ -49,7 +49,9 @@ const LINKS: [(&str, &str); 5] = [
 fn all(devices: &[Device]) -> impl Iterator<Item = Device> {
     let default = |(name, major, minor): (&str, u32, u32)| {
         let (kind, path) = ("c".to_owned(), format!("/dev/{name}"));
-        Device { kind, path, major, minor, file_mode: Some(DEFAULT_MODE), ..Device::default() }
+        let file_mode = Some(DEFAULT_MODE);
+        // Nobody has asked for it: what an image has there is its own business.
+        Device { kind, path, major, minor, file_mode, optional: true, ..Device::default() }
     };
     let own = |path: &str| devices.iter().any(|device| device.path == path);
     let defaults = DEFAULTS.into_iter().map(default).filter(move |device| !own(&device.path));
@@ -135,14 +137,43 @@ fn make(root: &Root, device: &Device, node: &Path) -> Result<(), Failure> {
     let (parent, name) = parent_of(root, path).step(|| format!("make device {}", device.path))?;
     let bound = match make_node(&parent, &name, device)? {
         Node::Made => false,
-        // An empty file is what a bound node leaves; else it is the image's, or an earlier mount's, business.
-        Node::Exists => statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
-        }),
+        Node::Exists => may_cover(&parent, &name, device)?,
         // What serves the root to the guest may not make devices.
         Node::Forbidden => true,
     };
     if bound { bind(root, path, &take(device, node)?) } else { Ok(()) }
+}
+
+/// Whether a node is bound over what is there: over an empty file, which is what a bound node leaves. Anything else must
+/// be the device itself.
+fn may_cover(parent: impl AsFd, name: &Path, device: &Device) -> Result<bool, Failure> {
+    let Device { kind, path, major: first, minor: second, .. } = device;
+    let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let stat = stat.step(|| format!("make device {path}: look at what is there"))?;
+    let there = FileType::from_raw_mode(stat.st_mode);
+    let is_node = matches!(there, FileType::CharacterDevice | FileType::BlockDevice);
+    if there == FileType::RegularFile && stat.st_size == 0 {
+        return Ok(true);
+    }
+    let same =
+        there == file_type(device)? && (!is_node || stat.st_rdev == makedev(*first, *second));
+    if same || device.optional {
+        return Ok(false);
+    }
+    let found = match there {
+        FileType::CharacterDevice | FileType::BlockDevice => {
+            let letter = if there == FileType::BlockDevice { 'b' } else { 'c' };
+            format!("{letter} {}:{}", major(stat.st_rdev), minor(stat.st_rdev))
+        }
+        FileType::RegularFile => "a file".to_owned(),
+        FileType::Directory => "a directory".to_owned(),
+        FileType::Symlink => "a link".to_owned(),
+        FileType::Fifo => "a fifo".to_owned(),
+        FileType::Socket | FileType::Unknown => "something else".to_owned(),
+    };
+    Err(Failure::invalid(format!(
+        "device {path}: {found} is there instead of {kind} {first}:{second}"
+    )))
 }
 
 /// What came of making a node.
@@ -155,19 +186,18 @@ enum Node {
     Forbidden,
 }
 
+fn file_type(device: &Device) -> Result<FileType, Failure> {
+    match device.kind.as_str() {
+        "c" | "u" => Ok(FileType::CharacterDevice),
+        "b" => Ok(FileType::BlockDevice),
+        "p" => Ok(FileType::Fifo),
+        other => Err(Failure::invalid(format!("device {}: unknown type {other:?}", device.path))),
+    }
+}
+
 fn make_node(parent: impl AsFd, name: &Path, device: &Device) -> Result<Node, Failure> {
     let step = || format!("make device {}", device.path);
-    let kind = match device.kind.as_str() {
-        "c" | "u" => FileType::CharacterDevice,
-        "b" => FileType::BlockDevice,
-        "p" => FileType::Fifo,
-        other => {
-            return Err(Failure::invalid(format!(
-                "device {}: unknown type {other:?}",
-                device.path
-            )));
-        }
-    };
+    let kind = file_type(device)?;
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(DEFAULT_MODE) & 0o7777);
     match mknodat(&parent, name, kind, mode, makedev(device.major, device.minor)) {
         Err(Errno::EXIST) => return Ok(Node::Exists),
@@ -193,5 +223,44 @@ fn link(root: &Root, path: &Path, target: &str) -> io::Result<()> {
     match symlinkat(target, &parent, &name) {
         Err(Errno::EXIST) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use super::may_cover;
+    use crate::spec::Device;
+
+    fn null(optional: bool) -> Device {
+        Device {
+            kind: "c".into(),
+            path: "/x".into(),
+            major: 1,
+            minor: 3,
+            optional,
+            ..Device::default()
+        }
+    }
+
+    #[test]
+    fn what_is_in_the_place_of_a_device_must_be_it_or_empty() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("empty"), "").unwrap();
+        fs::write(root.path().join("full"), "x").unwrap();
+        symlink("/dev/null", root.path().join("link")).unwrap();
+        let place = fs::File::open(root.path()).unwrap();
+        let devices = fs::File::open("/dev").unwrap();
+        assert!(may_cover(&place, Path::new("empty"), &null(false)).unwrap());
+        assert!(!may_cover(&devices, Path::new("null"), &null(false)).unwrap());
+        let full = may_cover(&place, Path::new("full"), &null(false)).unwrap_err();
+        assert_eq!(full.message, "device /x: a file is there instead of c 1:3");
+        let zero = may_cover(&devices, Path::new("zero"), &null(false)).unwrap_err();
+        assert_eq!(zero.message, "device /x: c 1:5 is there instead of c 1:3");
+        assert!(may_cover(&place, Path::new("link"), &null(false)).is_err());
+        for name in ["full", "link"] {
+            assert!(!may_cover(&place, Path::new(name), &null(true)).unwrap(), "{name}");
+        }
     }
 }

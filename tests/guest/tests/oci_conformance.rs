@@ -10,7 +10,7 @@ use std::{
 use kata_guest_tests::{
     Bundle, Container, Kata, Output, busybox, namespace, run, run_bundle, unique,
 };
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::{Value, json};
 
 /// A bundle as the suite makes it: the root is the bundle itself, and the configuration is in sight of the container.
@@ -212,6 +212,31 @@ fn without_a_mount_on_dev_the_nodes_are_in_the_root_every_time() {
         for _ in 0..2 {
             let output = case.run(runtime, "suite-dev");
             assert_eq!(output.stdout(), "3\n1\n", "{:?}: {}", runtime.program(), output.stderr());
+        }
+    }
+}
+
+/// As the specification has it, and newer versions of runc.
+#[test]
+fn a_device_in_the_place_of_something_else_is_an_error() {
+    let Some(kata) = Kata::installed() else { return };
+    for (place, words) in [
+        ("/same", None),
+        ("/other", Some("c 1:5 is there instead of c 1:3")),
+        ("/file", Some("a file is there instead of c 1:3")),
+    ] {
+        let Some(mut case) = Case::new(&kata, "echo ran") else { return };
+        fs::write(case.file("/file"), "secrets").unwrap();
+        for (name, minor) in [("/same", 3), ("/other", 5)] {
+            let (kind, mode) = (FileType::CharacterDevice, Mode::from_raw_mode(0o666));
+            mknodat(CWD, case.file(name), kind, mode, makedev(1, minor)).unwrap();
+        }
+        case.bundle.config["linux"]["devices"] =
+            json!([{"path": place, "type": "c", "major": 1, "minor": 3}]);
+        let output = case.run(&kata, "suite-place");
+        match words {
+            Some(words) => output.assert_one_line(&[place, words]),
+            None => assert_eq!(output.stdout(), "ran\n", "{}", output.stderr()),
         }
     }
 }
