@@ -14,6 +14,7 @@ pub mod guest_memory;
 pub mod heap;
 pub mod inherit;
 pub mod jail;
+pub mod loop_device;
 pub mod mount_attr;
 pub mod mount_table;
 pub mod network;

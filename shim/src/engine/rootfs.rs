@@ -2,6 +2,7 @@
 
 use std::{
     ffi::CString,
+    fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -9,6 +10,7 @@ use std::{
 
 use kata_engine_api::containerd::mount;
 use kata_spec::Layers;
+use kata_sys::loop_device::{LoopDevice, attach};
 use rustix::{
     fs::{Mode, OFlags, open},
     mount::{MountFlags, MountPropagationFlags, mount_change},
@@ -89,7 +91,10 @@ impl Mount {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let data = CString::new(data).map_err(io::Error::other)?;
-        rustix::mount::mount(&self.source, target, self.kind.as_str(), flags, data.as_c_str())?;
+        // Once it is mounted the mount has it, and gives it up with its own end.
+        let device = if parsed.image { Some(self.attach(flags)?) } else { None };
+        let source = device.as_ref().map_or(Path::new(&self.source), |device| &device.path);
+        rustix::mount::mount(source, target, self.kind.as_str(), flags, data.as_c_str())?;
         let rest = parsed.flags & !(MountFlags::BIND | MountFlags::REC);
         if bind && !rest.is_empty() {
             // A bind mount takes its flags only afterwards.
@@ -99,6 +104,15 @@ impl Mount {
             mount_change(target, parsed.propagation)?;
         }
         Ok(())
+    }
+
+    /// A block device of the image that is to be mounted.
+    fn attach(&self, flags: MountFlags) -> io::Result<LoopDevice> {
+        let is_read_only = flags.contains(MountFlags::RDONLY);
+        let image = File::options().read(true).write(!is_read_only).open(&self.source)?;
+        attach(image, is_read_only).map_err(|error| {
+            io::Error::new(error.kind(), format!("make a loop device of the image: {error}"))
+        })
     }
 }
 
@@ -132,6 +146,8 @@ struct Parsed {
     flags: MountFlags,
     propagation: MountPropagationFlags,
     data: Vec<String>,
+    /// The source is a file that has the file system in it.
+    image: bool,
 }
 
 impl Parsed {
@@ -140,13 +156,16 @@ impl Parsed {
             flags: MountFlags::empty(),
             propagation: MountPropagationFlags::empty(),
             data: Vec::new(),
+            image: false,
         };
         for option in options {
             if let Some((flag, set)) = flag(option) {
                 parsed.flags.set(flag, set);
             } else if let Some(kind) = propagation(option) {
                 parsed.propagation |= kind;
-            } else if !option.starts_with("X-containerd.") && option != "loop" {
+            } else if option == "loop" {
+                parsed.image = true;
+            } else if !option.starts_with("X-containerd.") {
                 parsed.data.push(option.clone());
             }
         }
@@ -191,7 +210,12 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io, path::Path, thread};
+    use std::{
+        fs, io,
+        path::Path,
+        process::{Command, Stdio},
+        thread,
+    };
 
     use kata_sys::jail::leave_namespaces;
     use rustix::{mount::MountFlags, process::geteuid, thread::UnshareFlags};
@@ -240,6 +264,48 @@ mod tests {
             [2, 60, 127].into_iter().for_each(|count| mount_layers(directory.path(), count));
         };
         thread::scope(|scope| scope.spawn(mount).join().unwrap());
+    }
+
+    /// Mounts an image that has one file, and says whether it can be written to.
+    fn mount_image(at: &Path, options: &[&str]) -> bool {
+        let [tree, image, root] = ["tree", "image", "root"].map(|name| at.join(name));
+        for directory in [&tree, &root] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write(tree.join("file"), "").unwrap();
+        let made = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-d"])
+            .args([&tree, &image])
+            .arg("1M")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(made.unwrap().success());
+        let mount = Mount {
+            kind: "ext4".into(),
+            source: image.to_str().unwrap().into(),
+            target: String::new(),
+            options: options.iter().map(|&option| option.into()).collect(),
+        };
+        mount_all(&[mount], &root).unwrap();
+        assert!(root.join("file").exists());
+        fs::write(root.join("written"), "").is_ok()
+    }
+
+    #[test]
+    fn an_image_is_mounted_by_a_loop_device() {
+        let runs = |name: &str| Command::new(name).arg("-V").stderr(Stdio::null()).status().is_ok();
+        if !geteuid().is_root() || !Path::new("/dev/loop-control").exists() || !runs("mke2fs") {
+            return eprintln!("SKIP not root, no loop devices or no mke2fs");
+        }
+        for (options, is_written) in [(["loop", "ro"], false), (["loop", "rw"], true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let mount = || {
+                leave_namespaces(UnshareFlags::FS | UnshareFlags::NEWNS).unwrap();
+                assert_eq!(mount_image(directory.path(), &options), is_written);
+            };
+            thread::scope(|scope| scope.spawn(mount).join().unwrap());
+        }
     }
 
     #[test]
