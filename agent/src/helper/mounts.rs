@@ -10,7 +10,7 @@ use std::{
 
 use kata_sys::mount_attr::{self, MountAttributes, Reach};
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, openat},
+    fs::{CWD, FileType, OFlags, fstat},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -72,14 +72,15 @@ fn make(root: &Root, mount: &Mount, source: Option<&OwnedFd>) -> Result<Option<O
     let kind = mount.kind.as_deref().unwrap_or_default();
     let described = || format!("mount {kind} on {}", mount.destination);
     let target = PathBuf::from(&mount.destination);
+    if kind == "tmpfs" && !options.data.iter().any(|(key, _)| key == "mode") {
+        let mode = mode_of(root, &target).step(described)?;
+        options.data.extend(mode.map(|mode| ("mode".to_owned(), Some(format!("{mode:o}")))));
+    }
     let made = match source {
         Some(_) => None,
         None => Some(new_filesystem(kind, mount, &options).step(described)?),
     };
     let Some(detached) = source.or(made.as_ref()) else { return Ok(None) };
-    if kind == "tmpfs" && !options.data.iter().any(|(key, _)| key == "mode") {
-        take_mode_of(root, &target, detached).step(described)?;
-    }
     if options.copy_up {
         let below = root.look_up(&target, OFlags::RDONLY | OFlags::DIRECTORY);
         if let Ok(below) = below {
@@ -116,13 +117,10 @@ fn must_be_no_link(root: &Root, target: &Path) -> Result<(), Failure> {
 }
 
 /// A tmpfs that is not told its mode has that of the directory that it covers, as with runc: `/tmp` stays open to all.
-fn take_mode_of(root: &Root, target: &Path, mount: &OwnedFd) -> std::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+fn mode_of(root: &Root, target: &Path) -> rustix::io::Result<Option<u32>> {
     // What is not there has no mode.
-    let Ok(below) = root.look_up(target, flags) else { return Ok(()) };
-    let mode = Mode::from_raw_mode(fstat(&below)?.st_mode);
-    fchmod(openat(mount, ".", flags, Mode::empty())?, mode)?;
-    Ok(())
+    let Ok(below) = root.look_up(target, OFlags::PATH | OFlags::DIRECTORY) else { return Ok(None) };
+    Ok(Some(fstat(below)?.st_mode & 0o7777))
 }
 
 /// A detached copy of the mount at `source`.
