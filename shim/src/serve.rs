@@ -33,7 +33,7 @@ use tokio::{io::Interest, net::UnixListener};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
 use crate::{
-    engine::{Engine, events::Publisher, place::Place, sandbox::SandboxService, view::View},
+    engine::{Engine, events::Publisher, place::Place, sandbox::SandboxService, view::HostView},
     handover::{self, ACCEPT_PAUSE},
     service::Service,
     task::TaskService,
@@ -61,7 +61,7 @@ pub fn serve_engine(namespace: &str) -> anyhow::Result<()> {
     let inherited = Inherited::take()?;
     let log = inherit::take(6).context("fd 6 should be the engine's log")?;
     inherit::close_rest().context("close what was inherited besides")?;
-    let view = View::take()?;
+    let view = HostView::take()?;
     let (sockets, service) = inherited.settle(Some(log))?;
     let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
     runtime()?.block_on(async {

@@ -85,20 +85,20 @@ struct Pod {
     /// Host path of the shared memory that the pod was given.
     shared_memory: Option<PathBuf>,
     /// By id.
-    containers: HashMap<String, Place>,
+    containers: HashMap<String, Slot>,
 }
 
-/// The place of a container that is to be made.
+/// The slot of a container that is to be made.
 pub struct Reservation(Arc<str>);
 
 /// What has an id.
-enum Place {
-    /// Whoever gives it up may come late, so it goes by whose place it is.
+enum Slot {
+    /// Whoever gives it up may come late, so it goes by whose slot it is.
     Held(Arc<str>),
     Taken(Arc<Container>),
 }
 
-impl Place {
+impl Slot {
     fn container(&self) -> Option<&Arc<Container>> {
         match self {
             Self::Held(_) => None,
@@ -159,13 +159,13 @@ impl Service {
 
     /// The container with this id.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Refusal> {
-        let container = self.pod().containers.get(id).and_then(Place::container).cloned();
+        let container = self.pod().containers.get(id).and_then(Slot::container).cloned();
         container.ok_or_else(|| Refusal::not_found(&format!("container {id:?} does not exist")))
     }
 
     /// Every container.
     pub fn containers(&self) -> Vec<Arc<Container>> {
-        self.pod().containers.values().filter_map(Place::container).cloned().collect()
+        self.pod().containers.values().filter_map(Slot::container).cloned().collect()
     }
 
     /// Makes a container, and the sandbox if there is none yet. A failure leaves nothing.
@@ -174,24 +174,24 @@ impl Service {
         self.create_reserved(creation).await
     }
 
-    /// Holds the place of a container that is to be made: as long as it does, the sandbox and the shim stay.
+    /// Holds the slot of a container that is to be made: as long as it does, the sandbox and the shim stay.
     pub fn reserve(&self, id: &str) -> Result<Reservation, Refusal> {
         match self.pod().containers.entry(id.to_owned()) {
-            Entry::Vacant(place) => {
+            Entry::Vacant(slot) => {
                 let holder = Arc::from(id);
-                place.insert(Place::Held(Arc::clone(&holder)));
+                slot.insert(Slot::Held(Arc::clone(&holder)));
                 Ok(Reservation(holder))
             }
             Entry::Occupied(_) => Err(exists(id)),
         }
     }
 
-    /// Gives a place up, if it still is held; with the sandbox, if everything else has left that meanwhile.
+    /// Gives a slot up, if it still is held; with the sandbox, if everything else has left that meanwhile.
     pub async fn release(&self, Reservation(holder): Reservation) {
         let _only_one = self.changing.lock().await;
         let is_held = match self.pod().containers.get(&*holder) {
-            Some(Place::Held(held)) => Arc::ptr_eq(held, &holder),
-            Some(Place::Taken(_)) | None => false,
+            Some(Slot::Held(held)) => Arc::ptr_eq(held, &holder),
+            Some(Slot::Taken(_)) | None => false,
         };
         if !is_held {
             return;
@@ -203,7 +203,7 @@ impl Service {
         }
     }
 
-    /// Makes a container whose place is held, and gives that up if it fails.
+    /// Makes a container whose slot is held, and gives that up if it fails.
     pub async fn create_reserved(&self, creation: Creation) -> Result<Arc<Container>, Refusal> {
         let (id, role) = (creation.id.clone(), creation.role);
         let _only_one = self.changing.lock().await;
@@ -211,7 +211,7 @@ impl Service {
         let made = if alone { Err(exists(&id)) } else { self.make(creation).await };
         match &made {
             Ok(container) => {
-                self.pod().containers.insert(id, Place::Taken(container.clone()));
+                self.pod().containers.insert(id, Slot::Taken(container.clone()));
             }
             Err(_) => self.unmake(&id, role),
         }

@@ -64,7 +64,7 @@ struct Wanted {
     container: String,
     exec: Option<String>,
     stdio: Stdio,
-    place: Place,
+    network: NetworkPlan,
     view: Option<Shown>,
     directory: Arc<OwnedFd>,
 }
@@ -119,17 +119,17 @@ impl Engine {
             (Some(ours), _) => Some(ours),
             (None, network) => network.map(Arc::new),
         };
-        let place = match (&joined, &spec.network) {
-            (Some(namespace), _) => Place::Join(namespace.clone()),
-            (None, Network::New) => Place::New,
+        let network = match (&joined, &spec.network) {
+            (Some(namespace), _) => NetworkPlan::Join(namespace.clone()),
+            (None, Network::New) => NetworkPlan::New,
             // Its namespace was opened, or it would not have come so far.
-            (None, Network::Path(_)) => Place::New,
+            (None, Network::Path(_)) => NetworkPlan::New,
         };
         let wanted = Wanted {
             container: id.to_owned(),
             exec: None,
             stdio: self.open(id, &names).await?,
-            place,
+            network,
             view: Some(view),
             directory: directory.clone(),
         };
@@ -226,12 +226,12 @@ impl Engine {
             terminal: request.terminal,
         };
         let stdio = self.open(&request.id, &names).await?;
-        let place = self.service.network().map_or(Place::New, Place::Join);
+        let network = self.service.network().map_or(NetworkPlan::New, NetworkPlan::Join);
         let wanted = Wanted {
             container: request.id.clone(),
             exec: Some(request.exec_id.clone()),
             stdio,
-            place,
+            network,
             view: None,
             directory: container.directory().clone(),
         };
@@ -264,9 +264,9 @@ impl Engine {
                 stdio: wanted.stdio.borrow(),
                 // Its size comes with the engine's calls.
                 terminal: Terminal::None,
-                network: match &wanted.place {
-                    Place::New => MonitorNetwork::New,
-                    Place::Join(namespace) => MonitorNetwork::Join(namespace.as_fd()),
+                network: match &wanted.network {
+                    NetworkPlan::New => MonitorNetwork::New,
+                    NetworkPlan::Join(namespace) => MonitorNetwork::Join(namespace.as_fd()),
                 },
                 view: wanted.view.as_ref().map(|(root, volumes)| monitor::View {
                     root: root.as_fd(),
@@ -344,7 +344,7 @@ impl Engine {
 }
 
 /// Network namespace of a monitor that is to be started.
-enum Place {
+enum NetworkPlan {
     New,
     Join(Arc<OwnedFd>),
 }

@@ -22,7 +22,7 @@ use tokio::{
 };
 use ttrpc::asynchronous::{Client, transport::Socket};
 
-use super::view::{Mounts, View};
+use super::view::{HostView, Mounts};
 
 /// What waits at most of what nobody has called for; containerd's own shim keeps as many events.
 const UNASKED: usize = 2048;
@@ -49,7 +49,7 @@ struct Waiting(Envelope, Option<OwnedSemaphorePermit>);
 
 impl Publisher {
     /// Sends to the socket at `address`, as the engine sees it; without one, events go nowhere, as for CRI-O.
-    pub fn start(address: Option<String>, namespace: String, view: View) -> Self {
+    pub fn start(address: Option<String>, namespace: String, view: HostView) -> Self {
         let (queue, sender) = address.map_or((None, None), |address| {
             let (queue, waiting) = mpsc::unbounded_channel();
             let engine = Arc::new(EngineSocket { address, view });
@@ -117,7 +117,7 @@ impl Publisher {
 
 struct EngineSocket {
     address: String,
-    view: View,
+    view: HostView,
 }
 
 impl EngineSocket {

@@ -38,7 +38,7 @@ use kata_config::{Artefact, Prefix};
 use self::{
     events::Publisher,
     files::{Detached, Files},
-    view::View,
+    view::HostView,
 };
 use crate::service::Service;
 
@@ -47,7 +47,7 @@ pub struct Engine {
     /// The sandbox and its containers.
     pub service: Arc<Service>,
     /// The host as the engine sees it.
-    pub view: View,
+    pub view: HostView,
     /// Where events go.
     pub events: Publisher,
     /// Files for all containers, of a sandbox that was made by the Sandbox service.
@@ -58,7 +58,11 @@ pub struct Engine {
 
 impl Engine {
     /// An engine's door to `service`.
-    pub fn new(service: Arc<Service>, view: View, events: Publisher) -> anyhow::Result<Arc<Self>> {
+    pub fn new(
+        service: Arc<Service>,
+        view: HostView,
+        events: Publisher,
+    ) -> anyhow::Result<Arc<Self>> {
         let monitor = Prefix::of_this_program()?.find(Artefact::Monitor)?;
         Ok(Arc::new(Self { service, view, events, files: OnceLock::new(), monitor }))
     }

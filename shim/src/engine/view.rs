@@ -53,9 +53,9 @@ pub enum Mounts {
 
 /// The engine's mount namespace.
 #[derive(Debug, Clone)]
-pub struct View(Arc<OwnedFd>);
+pub struct HostView(Arc<OwnedFd>);
 
-impl View {
+impl HostView {
     /// The namespace that this process is in now.
     pub fn take() -> Result<Self, ViewError> {
         let namespace = File::open("/proc/self/ns/mnt").map_err(ViewError::Open)?;

@@ -103,7 +103,7 @@ impl Progress {
 
 /// The engine's end of a flow: one of the standard streams.
 #[derive(Debug, Clone, Copy)]
-pub enum Engine {
+pub enum Standard {
     /// What the container reads.
     Stdin,
     /// What it writes.
@@ -112,7 +112,7 @@ pub enum Engine {
     Stderr,
 }
 
-impl Engine {
+impl Standard {
     fn fd(self) -> BorrowedFd<'static> {
         match self {
             Self::Stdin => rustix::stdio::stdin(),
@@ -157,7 +157,7 @@ pub enum Afterwards {
 pub fn from_guest(
     crew: &Crew,
     stream: Arc<OwnedFd>,
-    engine: Engine,
+    engine: Standard,
     afterwards: Afterwards,
     bell: Arc<Bell>,
 ) -> io::Result<Arc<Progress>> {
@@ -191,14 +191,14 @@ pub fn to_guest(
 ) -> io::Result<()> {
     ioctl_fionbio(&stream, true)?;
     crew.give(c"to guest", move || {
-        let from = Engine::Stdin.fd();
+        let from = Standard::Stdin.fd();
         // A fifo that nobody has opened for writing yet reads as if it had ended.
         if wait_or_ring(from, &last) {
             pump(from, stream.as_fd(), Some(&last), |_| ());
         }
         shut_down(&stream, Shutdown::Write);
         if afterwards == Afterwards::Close {
-            Engine::Stdin.close();
+            Standard::Stdin.close();
         }
     })
 }

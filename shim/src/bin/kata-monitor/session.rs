@@ -35,7 +35,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     console,
     crew::Crew,
-    flow::{self, Afterwards, Bell, Engine, Progress},
+    flow::{self, Afterwards, Bell, Progress, Standard},
     localhost::Localhost,
     note, resolver,
 };
@@ -127,8 +127,8 @@ impl State {
     fn note_life(&mut self, moved: bool) {
         let slow = self.outputs().iter().any(|output| {
             let engine = match output.stream {
-                Stream::Stderr => Engine::Stderr,
-                Stream::Stdin | Stream::Stdout | Stream::Terminal => Engine::Stdout,
+                Stream::Stderr => Standard::Stderr,
+                Stream::Stdin | Stream::Stdout | Stream::Terminal => Standard::Stdout,
             };
             !output.progress.is_over() && !engine.takes_more()
         });
@@ -276,17 +276,17 @@ impl Session {
                     .map(|()| None)
             }
             Stream::Stdout => {
-                flow::from_guest(&self.crew, stream, Engine::Stdout, Afterwards::Close, bell())
+                flow::from_guest(&self.crew, stream, Standard::Stdout, Afterwards::Close, bell())
                     .map(Some)
             }
             Stream::Stderr => {
-                flow::from_guest(&self.crew, stream, Engine::Stderr, Afterwards::Close, bell())
+                flow::from_guest(&self.crew, stream, Standard::Stderr, Afterwards::Close, bell())
                     .map(Some)
             }
             Stream::Terminal => {
                 let last_input = Arc::clone(&self.last_input);
                 flow::to_guest(&self.crew, Arc::clone(&stream), Afterwards::Keep, last_input)?;
-                flow::from_guest(&self.crew, stream, Engine::Stdout, Afterwards::Keep, bell())
+                flow::from_guest(&self.crew, stream, Standard::Stdout, Afterwards::Keep, bell())
                     .map(Some)
             }
         }
