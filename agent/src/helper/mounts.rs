@@ -223,12 +223,30 @@ fn if_there(root: &Root, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Covers what is at `path` so that nothing of it can be read; what is not there needs no cover.
-pub fn mask(root: &Root, path: &Path, null: &OwnedFd) -> rustix::io::Result<()> {
-    let Some(place) = if_there(root, path)? else { return Ok(()) };
-    if leaf_for(&place).is_ok_and(|leaf| leaf == Leaf::File) {
-        return attach(clone_opened(null, Extent::Mount)?, place);
+/// What paths are covered with so that nothing of them can be read.
+#[derive(Debug)]
+pub struct Masks {
+    /// For files.
+    pub null: OwnedFd,
+    /// For directories; where it is attached once there are copies of it.
+    pub empty: Option<OwnedFd>,
+}
+
+impl Masks {
+    /// Covers what is at `path`; what is not there needs no cover.
+    pub fn mask(&mut self, root: &Root, path: &Path) -> rustix::io::Result<()> {
+        let Some(place) = if_there(root, path)? else { return Ok(()) };
+        if leaf_for(&place).is_ok_and(|leaf| leaf == Leaf::File) {
+            return attach(clone_opened(&self.null, Extent::Mount)?, place);
+        }
+        if let Some(empty) = &self.empty {
+            return attach(clone_opened(empty, Extent::Mount)?, place);
+        }
+        attach(self.empty.insert(empty_directory()?), place)
     }
+}
+
+fn empty_directory() -> rustix::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "size", "0")?;
     fsconfig_set_string(context.as_fd(), "nr_blocks", "1")?;
@@ -237,7 +255,7 @@ pub fn mask(root: &Root, path: &Path, null: &OwnedFd) -> rustix::io::Result<()> 
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    attach(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?, place)
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
 /// Makes the tree at `path` read-only; what is not there needs nothing.

@@ -10,7 +10,8 @@ use rustix::{
 };
 
 use super::{
-    devices, mounts,
+    devices,
+    mounts::{self, Masks},
     options::Extent,
     paths::{Leaf, Root},
     sources::Sources,
@@ -90,9 +91,10 @@ fn cover_paths(root: &Root, linux: &Linux) -> Result<(), Failure> {
             "/dev/null of the container is no null device: can't mask paths",
         ));
     }
+    let mut masks = Masks { null, empty: None };
     // Twice the same needs no second cover.
     for path in linux.masked_paths.iter().collect::<BTreeSet<_>>() {
-        mounts::mask(root, Path::new(path), &null).step(|| format!("mask {path}"))?;
+        masks.mask(root, Path::new(path)).step(|| format!("mask {path}"))?;
     }
     Ok(())
 }

@@ -117,7 +117,8 @@ fn a_working_directory_is_made_even_where_nothing_can_be_written() {
 /// Puts files, directories and nodes where paths are masked or protected.
 fn furnish(case: &Case) {
     fs::create_dir_all(case.file("/top/sub")).unwrap();
-    for path in ["/file", "/top/file", "/top/sub/file"] {
+    fs::create_dir(case.file("/side")).unwrap();
+    for path in ["/file", "/side/file", "/top/file", "/top/sub/file"] {
         fs::write(case.file(path), "secrets").unwrap();
     }
     let nodes = [
@@ -132,13 +133,16 @@ fn furnish(case: &Case) {
 
 #[test]
 fn masked_paths_can_not_be_read_whatever_they_are() {
-    let script = "cat /file; ls /top /top/sub /top/file 2>&1; cat /block /char /fifo; echo end";
-    let missing = "ls: /top/sub: No such file or directory\n";
-    let expected = format!("{missing}ls: /top/file: No such file or directory\n/top:\nend\n");
-    says("suite-masked", script, &expected, |case| {
+    let script = "cat /file; ls /top /top/sub /top/file 2>&1; cat /block /char /fifo;
+        ls /side; touch /top/new /side/new 2>&1; echo end";
+    let expected = "ls: /top/sub: No such file or directory\n\
+        ls: /top/file: No such file or directory\n/top:\n\
+        touch: /top/new: Read-only file system\ntouch: /side/new: Read-only file system\nend\n";
+    says("suite-masked", script, expected, |case| {
         furnish(case);
         case.bundle.config["linux"]["maskedPaths"] = json!([
             "/top",
+            "/side",
             "/file",
             "/top/sub",
             "/top/file",
@@ -227,9 +231,8 @@ fn a_device_in_the_place_of_something_else_is_an_error() {
     ] {
         let Some(mut case) = Case::new(&kata, "echo ran") else { return };
         fs::write(case.file("/file"), "secrets").unwrap();
-        for (name, minor) in [("/same", 3), ("/other", 5)] {
-            let (kind, mode) = (FileType::CharacterDevice, Mode::from_raw_mode(0o666));
-            mknodat(CWD, case.file(name), kind, mode, makedev(1, minor)).unwrap();
+        for (name, node) in [("/same", makedev(1, 3)), ("/other", makedev(1, 5))] {
+            mknodat(CWD, case.file(name), FileType::CharacterDevice, Mode::RUSR, node).unwrap();
         }
         case.bundle.config["linux"]["devices"] =
             json!([{"path": place, "type": "c", "major": 1, "minor": 3}]);
