@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    fs, thread,
+    fs,
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
 use kata_engine_tests::containerd::{Containerd, Handler, KATA, RUNC, Release};
-use kata_guest_tests::{Output, Root, Running, busybox, run};
+use kata_guest_tests::{HostGroup, Output, Root, Running, busybox, run};
 use serde_json::{Value, json};
 
 /// The busiest machine has done by then.
@@ -159,5 +161,28 @@ fn the_last_to_go_leaves_the_sandbox_to_who_comes() {
         assert_eq!(started.code, 0, "{}: {}", group.runtime, started.stderr());
         group.runs("new");
         group.remove("new");
+    });
+}
+
+#[test]
+fn who_has_the_group_of_one_that_is_gone_keeps_it() {
+    everywhere(|group| {
+        for id in ["owner", "heir"] {
+            group.describe(id, |_| ());
+            assert_eq!(group.starting(id).finish().code, 0, "{} {id}", group.runtime);
+        }
+        group.remove("heir");
+        let taken = HostGroup::new("/default/heir").directory("memory");
+        fs::create_dir(&taken).unwrap();
+        let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(taken.join("cgroup.procs"), stranger.id().to_string()).unwrap();
+        group.remove("owner");
+        let ended = stranger.try_wait().unwrap();
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        fs::remove_dir(&taken).unwrap();
+        // It may be another test's, too.
+        fs::remove_dir(taken.parent().unwrap()).ok();
+        assert_eq!(ended, None, "{}: it was killed with the sandbox", group.runtime);
     });
 }
