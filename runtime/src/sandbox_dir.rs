@@ -84,6 +84,15 @@ impl Root {
         tidy_up(&self.0);
     }
 
+    /// Fails where it is not there, unless nobody has named it: the default one comes with the first sandbox.
+    pub fn must_be_there(&self) -> Result<(), Failure> {
+        if self.0 == Path::new(DEFAULT_ROOT) {
+            return Ok(());
+        }
+        let found = fs::metadata(&self.0).map(drop);
+        found.map_err(Failure::host(format!("read the state directory {}", self.0.display())))
+    }
+
     /// Ids of all sandboxes, sorted. Names that can't be ids are not ours.
     pub fn ids(&self) -> Result<Vec<ContainerId>, Failure> {
         let failed = || Failure::host(format!("read the state directory {}", self.0.display()));
@@ -172,7 +181,7 @@ impl AsFd for SandboxDir {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
-    use super::Root;
+    use super::{DEFAULT_ROOT, Path, Root};
     use crate::failure::Failure;
 
     #[test]
@@ -195,6 +204,10 @@ mod tests {
         let error = root.open(&"c1".parse().unwrap()).unwrap_err();
         assert!(error.line().starts_with("container does not exist: c1 in "));
         assert!(root.ids().unwrap().is_empty());
+        let missing = root.must_be_there().unwrap_err().line();
+        assert!(missing.starts_with("cannot read the state directory "), "{missing}");
+        Root::new(scratch.path()).unwrap().must_be_there().unwrap();
+        Root::new(Path::new(DEFAULT_ROOT)).unwrap().must_be_there().unwrap();
     }
 
     #[test]

@@ -28,6 +28,7 @@ struct Row {
 
 impl Context<'_> {
     pub(super) fn list(&self, typed: &List) -> Result<(), Failure> {
+        self.root.must_be_there()?;
         let ids = self.root.ids()?;
         if typed.quiet {
             return print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>());
