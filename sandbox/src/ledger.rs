@@ -162,7 +162,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Forget`]; nothing is taken out then.
-    pub fn forget(&self, is_gone: impl Fn(&Entry) -> bool) -> Result<(), LedgerError> {
+    pub fn forget(
+        &self,
+        steps: &Steps,
+        is_gone: impl Fn(&Entry) -> bool,
+    ) -> Result<(), LedgerError> {
+        steps.enter(Step::WriteLedger)?;
         let forgotten = self.file().and_then(|mut file| {
             let text = read_whole(&mut file)?;
             let is_kept =
@@ -345,7 +350,7 @@ mod tests {
         for path in [before, gone] {
             ledger.intend(&Steps::default(), &entry(path)).unwrap();
         }
-        ledger.forget(|known| *known == entry(gone)).unwrap();
+        ledger.forget(&Steps::default(), |known| *known == entry(gone)).unwrap();
         ledger.intend(&Steps::default(), &entry(after)).unwrap();
         for path in &names {
             fs::create_dir(path).unwrap();

@@ -65,7 +65,7 @@ impl Sandbox {
             Entry::Cgroup { path } => procs.contains(&path.join("cgroup.procs")),
             _ => false,
         };
-        if let Err(error) = self.ledger.forget(is_gone) {
+        if let Err(error) = self.ledger.forget(&self.steps, is_gone) {
             let error = &error as &dyn Error;
             tracing::warn!(error, id, "the group of a container that is gone stays in the ledger");
         }
