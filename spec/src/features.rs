@@ -10,6 +10,9 @@ use crate::{
     },
 };
 
+/// File systems that the smaller of the guest's kernels does not have.
+const NOT_IN_EVERY_GUEST: [&str; 2] = ["debugfs", "tracefs"];
+
 /// Options of mounts that are flags; others are the file system's own.
 const MOUNT_OPTIONS: &[&str] = &[
     "acl",
@@ -105,6 +108,8 @@ pub fn features() -> Value {
     // Without a listener nothing waits for one.
     let flags =
         SECCOMP_FLAGS.iter().filter(|flag| **flag != "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV");
+    let types: Vec<&str> =
+        GUEST_TYPES.iter().copied().filter(|kind| !NOT_IN_EVERY_GUEST.contains(kind)).collect();
     let actions = SECCOMP_ACTIONS.iter().filter(|action| **action != "SCMP_ACT_NOTIFY");
     json!({
         "ociVersionMin": "1.0.0",
@@ -133,7 +138,7 @@ pub fn features() -> Value {
             "netDevices": {"enabled": !refused("linux.netDevices")},
             "mountExtensions": {"idmap": {"enabled": !refused("mounts[].uidMappings")}},
         },
-        "annotations": {"io.katacontainers.mounts.types": GUEST_TYPES.join(",")},
+        "annotations": {"io.katacontainers.mounts.types": types.join(",")},
         "potentiallyUnsafeConfigAnnotations": ["io.katacontainers."],
     })
 }

@@ -303,6 +303,8 @@ fn features_promise_nothing_that_the_table_refuses() {
     let flags = features["linux"]["seccomp"]["supportedFlags"].to_string();
     assert!(!flags.contains("WAIT_KILLABLE"), "{flags}");
     assert!(!features["linux"]["seccomp"]["actions"].to_string().contains("NOTIFY"));
+    let types = features["annotations"]["io.katacontainers.mounts.types"].as_str().unwrap();
+    assert!(types.contains("tmpfs,") && !types.contains("debugfs"), "{types}");
 }
 
 #[test]
