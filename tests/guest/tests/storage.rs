@@ -3,14 +3,17 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+        net::UnixListener,
+    },
     path::Path,
 };
 
 use kata_guest_tests::{
     Bundle, Container, Kata, Output, Root, Tmpfs, busybox, debian, python, repetitions, run_bundle,
 };
-use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, getxattr, mknodat, setxattr};
 use serde_json::{Value, json};
 
 /// Runs a shell script on busybox with bind mounts: source, destination, options.
@@ -133,17 +136,8 @@ fn a_write_by_another_user_clears_the_set_uid_bit() {
     fs::write(root.file("/tmp/program"), "").unwrap();
     fs::set_permissions(root.file("/tmp/program"), PermissionsExt::from_mode(0o6777)).unwrap();
     let script = "echo x >>/tmp/program; stat -c %a /tmp/program";
-    let output = kata.call(&[
-        "run",
-        "--rootfs",
-        root.path(),
-        "--user",
-        "1000:1000",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ]);
+    let arguments = ["run", "--rootfs", root.path(), "--user", "1000:1000", "--"];
+    let output = kata.call(&[&arguments[..], &["sh", "-c", script]].concat());
     assert_eq!(output.stdout(), "777\n", "{}", output.stderr());
 }
 
@@ -462,6 +456,26 @@ fn a_symbolic_link_in_a_volume_does_not_lead_to_the_host() {
     fs::remove_file(volume.path().join("../kata-test-secret")).unwrap();
     let Some(output) = output else { return };
     assert_eq!(output.stdout(), "", "{}", output.stderr());
+}
+
+#[test]
+fn fifos_and_sockets_in_a_volume_do_not_lead_to_the_host() {
+    let volume = tempfile::tempdir().unwrap();
+    let path = |name: &str| volume.path().join(name);
+    mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let _reader = fs::File::options().read(true).write(true).open(path("fifo")).unwrap();
+    let _server = UnixListener::bind(path("socket")).unwrap();
+    let script = "
+import os, socket
+def refused(call):
+    try: call()
+    except OSError as error: return error.strerror
+print(refused(lambda: os.open('/v/fifo', os.O_WRONLY | os.O_NONBLOCK)))
+print(refused(lambda: socket.socket(socket.AF_UNIX).connect('/v/socket')))";
+    assert_python(script, "No such device or address\nConnection refused", |config| {
+        let mount = json!({"destination": "/v", "source": volume.path(), "options": ["bind"]});
+        config["mounts"].as_array_mut().unwrap().push(mount);
+    });
 }
 
 #[test]
