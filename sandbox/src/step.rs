@@ -21,6 +21,7 @@ pub enum Step {
     AttachVolume,
     MakeWritable,
     MountLayers,
+    SetSysctls,
     ScanNetwork,
     MakeTap,
     RedirectLink,

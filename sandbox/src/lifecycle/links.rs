@@ -1,6 +1,10 @@
 //! The sandbox's network, from before the VM to after its end.
 
-use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use kata_config::NetworkModel;
 use tokio::sync::watch;
@@ -26,6 +30,21 @@ impl Common {
 }
 
 impl Sandbox {
+    /// Sets kernel parameters, by their paths below `/proc/sys`, in the namespace that the guest's is to be like.
+    ///
+    /// # Errors
+    /// [`SandboxError::Network`].
+    pub fn set_sysctls(
+        &self,
+        namespace: &Namespace,
+        sysctls: &BTreeMap<String, String>,
+    ) -> Result<(), SandboxError> {
+        match self.settings.vm.network_model {
+            NetworkModel::None => Ok(()),
+            _ => Ok(network::set_sysctls(namespace, sysctls, &self.steps)?),
+        }
+    }
+
     /// Passes the links of a namespace through, as they are now.
     pub(super) async fn attach_network(
         &self,

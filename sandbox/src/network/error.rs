@@ -28,6 +28,12 @@ pub enum NetworkError {
     },
     #[error("enter network namespace")]
     Enter(#[source] io::Error),
+    #[error("set sysctl {path}")]
+    Sysctl {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("connect to rtnetlink")]
     Connect(#[source] io::Error),
     #[error("change the cards of the running VM")]

@@ -53,7 +53,10 @@ use self::{
     guard::{Claim, GuardError, Identity},
     monitor::Monitor,
 };
-use crate::{ledger::Ledger, step::Steps};
+use crate::{
+    ledger::Ledger,
+    step::{Step, Steps},
+};
 
 pub use self::{
     error::NetworkError,
@@ -159,6 +162,31 @@ pub async fn attach(
     let mut attached = mirror.attach(spares).await?;
     attached.sysctls = Some(sysctls);
     Ok((mirror, attached))
+}
+
+/// Sets kernel parameters, by their paths below `/proc/sys`, where runc sets them too: engines look there for what they have
+/// asked for. A namespace that is not to be touched is left as it is.
+///
+/// # Errors
+/// [`NetworkError::Sysctl`] for a value that the kernel refuses.
+pub fn set_sysctls(
+    namespace: &Namespace,
+    sysctls: &BTreeMap<String, String>,
+    steps: &Steps,
+) -> Result<(), NetworkError> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let checked = Claim::take(&namespace.fd).and_then(|claim| claim.check().map(|()| claim));
+    let _claim = match checked {
+        Ok(claim) => claim,
+        Err(why) => {
+            tracing::debug!(%why, "kernel parameters are set in the guest alone");
+            return Ok(());
+        }
+    };
+    steps.enter(Step::SetSysctls)?;
+    enter(&namespace.fd, || sysctl::write(sysctls))?
 }
 
 /// What the ledger knows of a redirect.

@@ -50,6 +50,9 @@ impl Service {
                 let from = (network.as_ref(), creation.layers.as_ref());
                 let sandbox = self.prepare(place, spec, (loaded, monitor.pid), from)?;
                 sandbox.attach_disks(&spec.disks)?;
+                if let Some(network) = network {
+                    sandbox.set_sysctls(network, &spec.network_sysctls())?;
+                }
                 let group = sandbox.group().clone();
                 (sandbox, group)
             }

@@ -3,7 +3,7 @@
 
 use std::{env, fs};
 
-use kata_engine_tests::{claims, claims_of, docker_26};
+use kata_engine_tests::{Runtime, claims, claims_of, docker_26};
 
 claims_of! {
     docker_26:
@@ -59,4 +59,41 @@ fn services_of_compose_find_each_other_by_name() {
 fn containers_go_on_when_dockerd_is_killed_and_started_again() {
     let Some(mut docker) = docker_26() else { return };
     claims::containers_go_on_when_dockerd_is_killed(&mut docker);
+}
+
+/// Docker looks into the container's network namespace on the host for whether it has IPv6 at all.
+#[test]
+fn a_container_without_ipv6_is_none_with_it_for_docker() {
+    let Some(docker) = docker_26() else { return };
+    for (name, number) in [("six", 1), ("seven", 2)] {
+        let (four, six) = (format!("10.95.{number}.0/24"), format!("fd00:95:{number}::/64"));
+        docker.ok(&["network", "create", "--subnet", &four, "--ipv6", "--subnet", &six, name]);
+    }
+    let live = |runtime: Runtime, disabled: &str| {
+        let container = format!("without-{}-{disabled}", runtime.name());
+        let sysctl = format!("net.ipv6.conf.all.disable_ipv6={disabled}");
+        let words = ["-d", "--name", &container, "--sysctl", &sysctl, "--network", "six"];
+        let output = docker.run(runtime, &[&words[..], &["busybox", "sleep", "600"]].concat());
+        assert_eq!(output.code, 0, "{container}: {}", output.stderr());
+        docker.ok(&["network", "connect", "seven", &container]);
+        let ask =
+            |script: &str| docker.ok(&["exec", &container, "timeout", "60", "sh", "-c", script]);
+        // The guest follows the namespace of the host; that is not the engine's to wait for.
+        let last = if disabled == "1" { "inet 10.95.2" } else { "inet6 fd00:95:2" };
+        ask(&format!("until ip address show eth1 | grep -q '{last}'; do sleep 0.1; done"));
+        let count = "ip -6 -o address | grep -c -e ' fd00:' -e ' ::1/'; \
+                     grep -c -e '^fd00:' -e '^::1' /etc/hosts; \
+                     cat /proc/sys/net/ipv6/conf/eth[01]/disable_ipv6; true";
+        let global = "{{range .NetworkSettings.Networks}}{{not .GlobalIPv6Address}} {{end}}";
+        let seen = (ask(count), docker.ok(&["inspect", "-f", global, &container]));
+        docker.ok(&["rm", "-f", &container]);
+        seen
+    };
+    for disabled in ["1", "0"] {
+        let [runc, kata] = [Runtime::Runc, Runtime::Kata].map(|runtime| live(runtime, disabled));
+        assert_eq!(kata, runc, "disable_ipv6={disabled}: Kata on the left, runc on the right");
+        if disabled == "1" {
+            assert!(runc.0.starts_with("0\n"), "the test itself: {}", runc.0);
+        }
+    }
 }

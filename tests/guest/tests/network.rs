@@ -9,9 +9,10 @@ use std::{
 };
 
 use kata_guest_tests::{
-    Bundle, Kata, Output, Wire, debian, ip, repetitions, run_bundle, set_network, snapshot,
+    Bundle, Kata, Output, Wire, debian, ip, repetitions, run, run_bundle, set_network, snapshot,
+    unique,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// A namespace with a bit of everything.
@@ -349,6 +350,22 @@ while left:
         assert!(bytes > 20 << 20, "{way}: {bytes} bytes");
         // Acknowledgements count too, so that the segments themselves are larger still. The MTU is 1400.
         assert!(bytes / packets > 3000, "{way}: {packets} packets of {bytes} bytes");
+    }
+}
+
+#[test]
+fn a_kernel_parameter_that_the_host_refuses_is_named_by_create() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in [&Kata::oracle(), &kata] {
+        let Some(root) = debian() else { return };
+        let mut bundle = Bundle::new(&kata, root, &["true"]);
+        bundle.config["linux"]["sysctl"] = json!({"net.ipv4.ip_default_ttl": "0"});
+        bundle.write();
+        let id = unique("refused");
+        let output = run(runtime.command(&["create", "--bundle", bundle.path(), &id]), b"");
+        let said = output.stderr();
+        let names = said.contains("net/ipv4/ip_default_ttl") && said.contains("nvalid argument");
+        assert!(output.code != 0 && names, "{:?}: {said}", runtime.program());
     }
 }
 

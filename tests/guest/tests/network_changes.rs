@@ -186,6 +186,26 @@ fn routes_that_went_with_an_address_come_again_with_the_next() {
     container.until("ping -c 1 -W 1 192.0.2.1");
 }
 
+#[test]
+fn ipv6_that_a_container_is_to_be_without_stays_away() {
+    let Some(mut fixture) = fixture() else { return };
+    fixture.bundle.config["linux"]["sysctl"] = json!({"net.ipv6.conf.all.disable_ipv6": "1"});
+    fixture.bundle.write();
+    let container = Container::create(&fixture.kata, &fixture.bundle, "without");
+    // Engines look there before the start.
+    let disabled = ["cat", "/proc/sys/net/ipv6/conf/eth0/disable_ipv6"];
+    let host = || ip(&[&["netns", "exec", &fixture.wire.name], &disabled[..]].concat());
+    assert_eq!(host(), "1\n", "in the namespace of the host");
+    container.must("start");
+    fixture.ip("link set eth0 mtu 1300");
+    container.until("ip link show eth0 | grep -q 'mtu 1300'");
+    // The MTU is the first of a link that changes, addresses are the last.
+    fixture.ip("address add 198.51.100.7/32 dev eth0");
+    container.until("ip address show dev eth0 | grep -q 198.51.100.7/32");
+    assert_eq!(container.exec(&disabled, b"").stdout(), "1\n", "in the guest");
+    assert_eq!(container.exec(&["ip", "-6", "address"], b"").stdout(), "", "in the guest");
+}
+
 fn switch_ipv6(wire: &Wire, on: bool) {
     let disabled = format!("net.ipv6.conf.eth0.disable_ipv6={}", u8::from(!on));
     ip(&["netns", "exec", &wire.name, "sysctl", "-qw", &disabled]);
