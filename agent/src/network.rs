@@ -8,6 +8,7 @@ pub mod arrival;
 mod message;
 mod netlink;
 mod spares;
+mod sysctls;
 mod words;
 
 use std::{collections::HashMap, io};
@@ -39,6 +40,8 @@ pub fn loopback_up() -> io::Result<()> {
 pub struct Undone {
     links: Vec<(Link, Failure)>,
     others: Vec<Failure>,
+    /// Kernel parameters of links, which serve without.
+    sysctls: Vec<(String, Failure)>,
 }
 
 impl Undone {
@@ -51,10 +54,11 @@ impl Undone {
         self.links.iter().all(|(link, _)| link.name != name)
     }
 
-    /// For who has no use for a part.
-    pub fn into_result(self) -> Result<(), Failure> {
+    /// For who has no use for a part: the kernel parameters of links that were left out.
+    pub fn into_result(self) -> Result<Vec<String>, Failure> {
         let links = self.links.into_iter().map(|(_, failure)| failure);
-        links.chain(self.others).next().map_or(Ok(()), Err)
+        let left_out = self.sysctls.into_iter().map(|(path, _)| path);
+        links.chain(self.others).next().map_or(Ok(left_out.collect()), Err)
     }
 
     /// As the host is told.
@@ -65,9 +69,10 @@ impl Undone {
             reason: failure.message,
             ..LinkFailure::default()
         });
+        let others = self.others.into_iter().chain(self.sysctls.into_iter().map(|it| it.1));
         NetworkChanged {
             links: links.collect(),
-            others: self.others.into_iter().map(|failure| failure.message).collect(),
+            others: others.map(|failure| failure.message).collect(),
             ..NetworkChanged::default()
         }
     }
@@ -138,7 +143,7 @@ impl Network {
             .map(|(link, fetched)| fetched.and_then(|()| make_way(netlink, link, &devices)))
             .collect();
         for (link, ready) in links.iter().zip(ready) {
-            let set = ready.and_then(|()| self.set_link(netlink, link, &devices));
+            let set = ready.and_then(|()| self.set_link(netlink, link, &devices, undone));
             if let Err(failure) = set {
                 undone.links.push((link.clone(), failure));
             }
@@ -180,6 +185,7 @@ impl Network {
         netlink: &mut Netlink,
         link: &Link,
         devices: &[Device],
+        undone: &mut Undone,
     ) -> Result<(), Failure> {
         let index = find(devices, link)?.index;
         if index != LOOPBACK {
@@ -195,6 +201,8 @@ impl Network {
             netlink.request(&set.encode()).step(|| format!("set up link {}", link.name))?;
         }
         switch_ipv6(link)?;
+        // Before it has addresses and is up: they say how it comes up, too.
+        undone.sysctls.extend(sysctls::set(link, self.links.get(&link.card)));
         let before = self.links.insert(link.card.clone(), link.clone()).unwrap_or_default();
         for text in before.addresses.iter().filter(|text| !link.addresses.contains(text)) {
             let message = AddressMessage { prefix: prefix(text)?, link: index };

@@ -58,11 +58,6 @@ impl Sandbox {
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes()).step(|| "set the hostname")?;
         }
-        let sysctls = request.sysctls.iter().map(|(name, value)| Ok((sysctl_path(name)?, value)));
-        let sysctls = sysctls.collect::<Result<Vec<_>, Failure>>()?;
-        let (of_links, others): (Vec<_>, Vec<_>) =
-            sysctls.into_iter().partition(|(path, _)| is_of_a_link(path));
-        others.iter().try_for_each(|(path, value)| set_sysctl(path, value))?;
         let mut left_out = Vec::new();
         for (name, value) in &request.inherited_sysctls {
             if set_sysctl(&sysctl_path(name)?, value).is_err() {
@@ -75,9 +70,11 @@ impl Sandbox {
             mount_remount(SHARED_MEMORY, flags, size.as_str())
                 .step(|| "set the size of the shared memory")?;
         }
-        self.network().apply(&request.network)?.into_result()?;
-        // There are none of a link before the link.
-        of_links.iter().try_for_each(|(path, value)| set_sysctl(path, value))?;
+        left_out.extend(self.network().apply(&request.network)?.into_result()?);
+        // Last: they may be of links.
+        for (name, value) in &request.sysctls {
+            set_sysctl(&sysctl_path(name)?, value)?;
+        }
         Ok(left_out)
     }
 
@@ -188,13 +185,6 @@ fn write_back(mount_point: &str) -> io::Result<()> {
     }
 }
 
-/// True for a kernel parameter of one link, by its path.
-fn is_of_a_link(path: &str) -> bool {
-    let parts: Vec<_> = path.split('/').collect();
-    let ["net", "ipv4" | "ipv6", "conf" | "neigh", link, ..] = parts[..] else { return false };
-    !["all", "default"].contains(&link)
-}
-
 /// An id names a cgroup directory, so it must be one name and no more.
 fn check_id(id: &str) -> Result<(), Failure> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
@@ -206,7 +196,7 @@ fn check_id(id: &str) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_id, is_of_a_link};
+    use super::check_id;
 
     #[test]
     fn an_id_is_one_name_in_a_file_system() {
@@ -215,21 +205,6 @@ mod tests {
         }
         for bad in ["", ".", "..", "a/b", "a b", "é", &"x".repeat(256)] {
             assert!(check_id(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_parameter_of_one_link_waits_for_the_link() {
-        for waits in ["net/ipv4/conf/net1/arp_ignore", "net/ipv6/neigh/eth0.5/gc_stale_time"] {
-            assert!(is_of_a_link(waits), "{waits}");
-        }
-        for other in [
-            "net/ipv4/conf/all/arp_ignore",
-            "net/ipv6/neigh/default/gc_thresh1",
-            "net/ipv4/ip_forward",
-            "kernel/shm_rmid_forced",
-        ] {
-            assert!(!is_of_a_link(other), "{other}");
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod frame;
 pub mod hello;
 pub mod resolver;
+pub mod sysctl;
 pub mod weight;
 
 /// Generated from `proto/agent.proto`.

@@ -355,7 +355,7 @@ impl Sandbox {
     }
 
     async fn try_boot(self: &Arc<Self>, mut boot: Boot) -> Result<(), SandboxError> {
-        let (mirror, attached, localhost) =
+        let (mut mirror, mut attached, localhost) =
             self.attach_network(boot.network.take(), boot.resolver.is_some()).await?;
         self.check_aborted()?;
         let plan = ProxyPlan {
@@ -389,7 +389,7 @@ impl Sandbox {
         let agent = self.await_agent(&vm).await?;
         self.live().came_up = true;
         tokio::spawn(self.clone().watch_silence(agent.clone(), vm.clone()));
-        boot.common.inherit(attached.sysctls).await?;
+        Self::pass_sysctls(mirror.as_mut(), &mut attached.change, &mut boot.common).await?;
         self.start_sandbox(agent.clone(), attached.change, boot).await?;
         self.rank_vm();
         self.follow_network(mirror, agent, vm);
@@ -441,12 +441,7 @@ impl Sandbox {
         };
         match answer {
             Ok(started) => {
-                let asked = request.inherited_sysctls.keys().map(String::as_str);
-                let mut left_out: Vec<&str> =
-                    asked.filter(|name| started.left_out.iter().any(|left| left == name)).collect();
-                left_out.sort_unstable();
-                if !left_out.is_empty() {
-                    let note = format!("refused by the guest: {}", left_out.join(", "));
+                if let Some(note) = links::left_out(&request, &started) {
                     self.live().facts.notes.insert("sysctlNote".into(), note);
                 }
                 tokio::spawn(clock::keep(self.clone()));

@@ -7,26 +7,39 @@ use std::{
 };
 
 use kata_config::NetworkModel;
+use kata_protocol::agent;
 use tokio::sync::watch;
 
 use super::{Common, Sandbox, SandboxError};
 use crate::{
     agent::Agent,
-    network::{self, Attached, Means, Mirror, Namespace, NetworkError, Sysctls, localhost},
+    network::{self, Attached, Means, Mirror, Namespace, NetworkError, localhost},
     vm::{self, Ports, Vm},
 };
 
 impl Common {
     /// Takes parameters of the network namespace, for which the engine does not ask in its own words.
-    pub(super) async fn inherit(&mut self, sysctls: Option<Sysctls>) -> Result<(), NetworkError> {
-        let Some(sysctls) = sysctls else { return Ok(()) };
-        let sysctls = sysctls.await.map_err(|_| NetworkError::Panicked)??;
+    fn inherit(&mut self, sysctls: BTreeMap<String, String>) {
         let asked: BTreeSet<String> =
             self.sysctls.keys().map(|name| name.replace('.', "/")).collect();
         self.inherited_sysctls =
             sysctls.into_iter().filter(|(name, _)| !asked.contains(name)).collect();
-        Ok(())
     }
+}
+
+/// Of the kernel parameters for which nobody has asked, those that the guest says it has not set; for people.
+pub(super) fn left_out(
+    request: &agent::StartSandboxRequest,
+    answer: &agent::StartSandboxResponse,
+) -> Option<String> {
+    let of_links = request.network.links.iter().flat_map(|link| {
+        link.sysctls.keys().filter_map(|name| kata_protocol::sysctl::path(&link.name, name))
+    });
+    let told = request.inherited_sysctls.keys().cloned().chain(of_links);
+    // Of what it says nothing else is of interest.
+    let left_out: BTreeSet<String> = told.filter(|name| answer.left_out.contains(name)).collect();
+    let names: Vec<&str> = left_out.iter().map(String::as_str).collect();
+    (!names.is_empty()).then(|| format!("refused by the guest: {}", names.join(", ")))
 }
 
 impl Sandbox {
@@ -79,6 +92,18 @@ impl Sandbox {
         let spares = |links| vm::spare_nics(&self.settings.vm, links + disks);
         let (mirror, attached) = network::attach(namespace, means, spares).await?;
         Ok((Some(mirror), attached, Some(localhost)))
+    }
+
+    /// Lets the guest have the kernel parameters that were set in the namespace, once they are known.
+    pub(super) async fn pass_sysctls(
+        mirror: Option<&mut Mirror>,
+        change: &mut agent::NetworkChange,
+        common: &mut Common,
+    ) -> Result<(), NetworkError> {
+        if let Some(mirror) = mirror {
+            common.inherit(mirror.settle_sysctls(change).await?);
+        }
+        Ok(())
     }
 
     /// Leads localhost of the namespace into the guest, where the host's kernel can.

@@ -11,6 +11,7 @@
 //! A mirror is owned by one task, so nothing is locked; it ends with its sandbox. Of a guest that does not answer it gives nothing up:
 //! what happens meanwhile waits, or is lost and dumped.
 
+mod sysctls;
 mod telling;
 
 use std::{
@@ -27,11 +28,10 @@ use kata_protocol::agent as wire;
 use kata_sys::causes::chain;
 use tokio::{
     sync::watch,
-    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
-use self::telling::Arrivals;
+use self::{sysctls::Sysctls, telling::Arrivals};
 use super::{
     NetworkError, Nic,
     card::{Card, Wired, Wiring},
@@ -107,11 +107,9 @@ pub struct Mirror {
     failed: BTreeMap<u32, (Link, String)>,
     hotplug: Hotplug,
     told: View,
+    sysctls: Sysctls,
     note: watch::Sender<String>,
 }
-
-/// Kernel parameters by their paths below `/proc/sys`, when they have been read.
-pub type Sysctls = JoinHandle<Result<BTreeMap<String, String>, NetworkError>>;
 
 /// What the VM is made with.
 #[derive(Debug, Default)]
@@ -120,8 +118,6 @@ pub struct Attached {
     pub nics: Vec<Nic>,
     /// For the guest's first request.
     pub change: wire::NetworkChange,
-    /// Kernel parameters that were set in the namespace, once they are known.
-    pub sysctls: Option<Sysctls>,
 }
 
 impl Mirror {
@@ -143,6 +139,7 @@ impl Mirror {
             failed: BTreeMap::new(),
             hotplug: Hotplug::default(),
             told: View::of_a_new_namespace(),
+            sysctls: Sysctls::default(),
             note,
         }
     }
@@ -190,6 +187,7 @@ impl Mirror {
             let spare_cards = std::mem::take(&mut attached.change.spare_cards);
             attached.change = wire::NetworkChange { spare_cards, ..change };
         }
+        self.begin_to_read_sysctls(&attached.change)?;
         Ok(attached)
     }
 

@@ -45,7 +45,7 @@ use rustix::{
     fs::fstat,
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
-use tokio::{runtime, sync::watch, task::spawn_blocking};
+use tokio::{runtime, sync::watch};
 
 use self::{
     card::{Wired, Wiring},
@@ -60,7 +60,7 @@ use crate::{
 
 pub use self::{
     error::NetworkError,
-    mirror::{Attached, Mirror, Sysctls},
+    mirror::{Attached, Mirror},
     rate::{Rate, Rates},
 };
 
@@ -152,15 +152,11 @@ pub async fn attach(
     connection.set_forward_done(true);
     tokio::spawn(connection);
     let socket = enter(&namespace.fd, monitor::subscribe)?.map_err(NetworkError::Connect)?;
-    let there = enter(&namespace.fd, sysctl::read)?;
-    // To make a namespace takes longer than all else here, and only the agent wants to know what comes of it.
-    let sysctls = spawn_blocking(move || Ok(sysctl::changed(there, &in_a_new_one()?)));
     let monitor = Monitor::new(socket).map_err(NetworkError::Connect)?;
     let wiring =
         Wiring { handle, namespace, claim, ledger, steps, model, rates, queues, own_sockets };
     let mut mirror = Mirror::new(wiring, monitor, Reader::new(reader), note);
-    let mut attached = mirror.attach(spares).await?;
-    attached.sysctls = Some(sysctls);
+    let attached = mirror.attach(spares).await?;
     Ok((mirror, attached))
 }
 
@@ -270,20 +266,20 @@ fn open(
     .map_err(NetworkError::Connect)
 }
 
-/// The kernel parameters of a namespace in which nobody has set any.
-fn in_a_new_one() -> Result<BTreeMap<String, String>, NetworkError> {
-    let read = || {
-        kata_sys::network::enter_new().map_err(NetworkError::Enter)?;
-        Ok(sysctl::read())
-    };
-    thread::scope(|scope| scope.spawn(read).join()).map_err(|_| NetworkError::Panicked)?
-}
-
 /// Runs something on a thread of its own that is in the namespace: what is opened there stays there.
 fn enter<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
     let run = || {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|e| NetworkError::Enter(e.into()))?;
+        Ok(work())
+    };
+    thread::scope(|scope| scope.spawn(run).join()).map_err(|_| NetworkError::Panicked)?
+}
+
+/// The same in a namespace in which nobody has done anything yet.
+fn enter_new<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
+    let run = || {
+        kata_sys::network::enter_new().map_err(NetworkError::Enter)?;
         Ok(work())
     };
     thread::scope(|scope| scope.spawn(run).join()).map_err(|_| NetworkError::Panicked)?

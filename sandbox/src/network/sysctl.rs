@@ -1,19 +1,24 @@
 //! Kernel parameters of a network namespace: those that somebody has set, as CNI's plugin `tuning` does, and those that the
 //! container asks for.
 //!
-//! What was set is what differs from a namespace that was made a moment ago. Nothing tells of a later change, so they
-//! are the guest's as they are at its start. Those of single links are not looked at: what the guest needs of them
-//! comes with the link.
+//! What was set is what differs from a namespace that was made a moment ago. Nothing tells of a later change, so those of the
+//! namespace as a whole are the guest's as they are at its start, and those of a link as they are whenever the guest is told of
+//! the link.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, OpenOptions},
     io::{self, ErrorKind, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
+use kata_protocol::sysctl::{KINDS, LONGEST, MOST};
+
 use super::NetworkError;
+
+/// Values by names: paths below `/proc/sys`, or what links call theirs.
+pub(super) type Values = BTreeMap<String, String>;
 
 /// Below `/proc/sys`.
 const DIRECTORIES: [&str; 5] =
@@ -22,28 +27,78 @@ const DIRECTORIES: [&str; 5] =
 /// What every namespace makes up for itself, and what each link carries with it.
 const OTHERS: [&str; 2] = ["tcp_fastopen_key", "disable_ipv6"];
 
+/// Of a link: what it carries anyhow; how it makes addresses up, which no guest's does; and other names for what is there
+/// already, of which the kernel complains.
+const OTHERS_OF_LINKS: [&str; 6] = [
+    "disable_ipv6",
+    "mtu",
+    "addr_gen_mode",
+    "stable_secret",
+    "base_reachable_time",
+    "retrans_time",
+];
+
+/// The link that every namespace has.
+const LOOPBACK: &str = "lo";
+
 /// The parameters, by their paths below `/proc/sys`, of the namespace of the calling thread.
-pub(super) fn read() -> BTreeMap<String, String> {
-    DIRECTORIES.iter().flat_map(|directory| read_directory(directory)).collect()
+pub(super) fn read() -> Values {
+    let all = DIRECTORIES.iter().map(|directory| read_directory(directory, directory, &OTHERS));
+    all.flatten().collect()
 }
 
-fn read_directory(directory: &str) -> Vec<(String, String)> {
+/// Those of a link there.
+pub(super) fn read_link(link: &str) -> Values {
+    let all = KINDS.iter().map(|kind| {
+        let directory = format!("net/{kind}/{link}");
+        read_directory(&directory, kind, &OTHERS_OF_LINKS)
+    });
+    all.flatten().collect()
+}
+
+fn read_directory(directory: &str, prefix: &str, others: &[&str]) -> Vec<(String, String)> {
     let path = Path::new("/proc/sys").join(directory);
     // A host without IPv6 has none for it.
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let parameter = |path: PathBuf| {
         let metadata = fs::metadata(&path).ok()?;
-        let name = path.file_name()?.to_str()?;
+        let name = path.file_name()?.to_str().filter(|name| !others.contains(name))?;
         let settable = metadata.is_file() && metadata.permissions().mode() & 0o200 != 0;
         // Some can't be read before they are set.
         let value = fs::read_to_string(&path).ok().filter(|_| settable)?;
-        (!OTHERS.contains(&name)).then(|| (format!("{directory}/{name}"), value.trim().to_owned()))
+        Some((format!("{prefix}/{name}"), value.trim().to_owned()))
     };
     entries.filter_map(|entry| parameter(entry.path())).collect()
 }
 
+/// How links begin.
+#[derive(Debug, Default)]
+pub(super) struct Usual {
+    loopback: Values,
+    others: Values,
+}
+
+impl Usual {
+    /// In the namespace of the calling thread, which is a new one.
+    pub fn read() -> Self {
+        let loopback = read_link(LOOPBACK);
+        let mut others = loopback.clone();
+        // The neighbours' begin alike on every link, and what they begin as only the first namespace shows.
+        others.extend(read_link("default"));
+        Self { loopback, others }
+    }
+
+    /// What of a link's was set; of more than can be told some is missing.
+    pub fn changed(&self, link: &str, there: Values) -> HashMap<String, String> {
+        let usual = if link == LOOPBACK { &self.loopback } else { &self.others };
+        let told =
+            |(name, value): &(String, String)| name.len() <= LONGEST && value.len() <= LONGEST;
+        changed(there, usual).into_iter().filter(told).take(MOST).collect()
+    }
+}
+
 /// Sets parameters of the namespace of the calling thread. What it has none of, or not to be set, is the guest's alone.
-pub(super) fn write(sysctls: &BTreeMap<String, String>) -> Result<(), NetworkError> {
+pub(super) fn write(sysctls: &Values) -> Result<(), NetworkError> {
     for (path, value) in sysctls {
         match write_one(path, value) {
             Err(error) if is_none_of_ours(&error) => {
@@ -69,10 +124,7 @@ fn is_none_of_ours(error: &io::Error) -> bool {
 }
 
 /// What was set in a namespace that began as `new` is.
-pub(super) fn changed(
-    mut there: BTreeMap<String, String>,
-    new: &BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
+pub(super) fn changed(mut there: Values, new: &Values) -> Values {
     there.retain(|name, value| new.get(name).is_some_and(|usual| usual != value));
     there
 }
@@ -81,17 +133,43 @@ pub(super) fn changed(
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{changed, read, write};
+    use super::{Usual, changed, read, read_link, write};
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    }
 
     #[test]
     fn only_what_differs_was_set() {
-        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
-        };
         let new = map(&[("net/core/somaxconn", "4096"), ("net/ipv4/ip_forward", "0")]);
         let there =
             map(&[("net/core/somaxconn", "500"), ("net/ipv4/ip_forward", "0"), ("net/x", "1")]);
         assert_eq!(changed(there, &new), map(&[("net/core/somaxconn", "500")]));
+    }
+
+    #[test]
+    fn links_begin_as_others_and_loopback_as_itself() {
+        let usual = Usual {
+            loopback: map(&[("ipv6/conf/accept_dad", "-1")]),
+            others: map(&[("ipv6/conf/accept_dad", "1"), ("ipv4/neigh/app_solicit", "0")]),
+        };
+        let there = map(&[("ipv6/conf/accept_dad", "-1"), ("ipv4/neigh/app_solicit", "0")]);
+        assert!(usual.changed("lo", there.clone()).is_empty());
+        let told = usual.changed("eth0", there);
+        assert_eq!(told, [("ipv6/conf/accept_dad".into(), "-1".into())].into());
+        let long = map(&[("ipv6/conf/accept_dad", &"1".repeat(200))]);
+        assert!(usual.changed("eth0", long).is_empty());
+    }
+
+    #[test]
+    fn a_link_has_names_without_its_own() {
+        let loopback = read_link("lo");
+        assert!(loopback.contains_key("ipv4/conf/rp_filter"), "{loopback:?}");
+        assert!(loopback.contains_key("ipv4/neigh/base_reachable_time_ms"), "{loopback:?}");
+        for other in ["ipv4/neigh/retrans_time", "ipv6/conf/mtu", "ipv6/conf/disable_ipv6"] {
+            assert!(!loopback.contains_key(other), "{loopback:?}");
+        }
+        assert!(read_link("none").is_empty());
     }
 
     #[test]

@@ -31,7 +31,7 @@ struct Seen {
     mtu: String,
     routes: String,
     neighbour_is_own: bool,
-    somaxconn: String,
+    parameters: String,
 }
 
 /// Says back to each connection what it hears, until it has no more to say.
@@ -85,7 +85,10 @@ fn look(engine: &Containerd, pod: &Pod, container: &Container<'_>) -> Seen {
     Seen {
         links: container.output("echo $(ls /sys/class/net)"),
         mtu: container.output("cat /sys/class/net/eth0/mtu"),
-        somaxconn: container.output("cat /proc/sys/net/core/somaxconn"),
+        parameters: container.output(
+            "cd /proc/sys/net; \
+             cat core/somaxconn ipv4/conf/eth0/arp_filter ipv4/conf/eth0/tag ipv4/neigh/eth0/app_solicit",
+        ),
         routes: container.output("ip route").replace(&address, "OWN"),
         neighbour_is_own: engine.network().ip(&["neighbour", "show", &address]).contains(&own),
     }
@@ -108,6 +111,8 @@ fn works(make: &[&str], plugins: &[Value]) {
             ..Default::default()
         };
         config.port_mappings = vec![port];
+        let asked = ("net.ipv4.conf.eth0.tag".to_owned(), "7".to_owned());
+        config.linux.as_mut().unwrap().sysctls.extend([asked]);
         for way in ["ingress", "egress"] {
             config.annotations.insert(format!("kubernetes.io/{way}-bandwidth"), "100M".into());
         }
@@ -153,7 +158,11 @@ fn a_bridge_with_ports_bandwidth_and_tuning() {
             }),
             json!({
                 "type": "tuning", "mac": "02:00:00:00:be:ef", "mtu": 1400,
-                "sysctl": {"net.core.somaxconn": "500"},
+                "sysctl": {
+                    "net.core.somaxconn": "500",
+                    "net.ipv4.conf.IFNAME.arp_filter": "1",
+                    "net.ipv4.neigh.IFNAME.app_solicit": "3",
+                },
             }),
             json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
             json!({"type": "portmap", "capabilities": {"portMappings": true}}),

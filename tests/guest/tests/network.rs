@@ -387,3 +387,33 @@ fn kernel_parameters_of_the_namespace_are_the_guests() {
     let Some(output) = run_in(&wire, script) else { return };
     assert_eq!(output.stdout(), "321\n2\n2000 3000\n", "{}", output.stderr());
 }
+
+#[test]
+fn kernel_parameters_of_a_link_are_those_of_the_guests_link() {
+    let wire = wire();
+    let set = [
+        ("ipv4/conf/eth0/arp_filter", "1"),
+        ("ipv4/conf/eth0/arp_notify", "1"),
+        ("ipv4/conf/lo/arp_ignore", "1"),
+        ("ipv6/conf/eth0/accept_ra", "0"),
+        ("ipv4/neigh/eth0/base_reachable_time_ms", "20000"),
+        ("ipv6/neigh/eth0/mcast_solicit", "5"),
+    ];
+    for (name, value) in set {
+        let parameter = format!("net/{name}={value}");
+        ip(&["netns", "exec", &wire.name, "sysctl", "-qw", &parameter]);
+    }
+    // Not carried: the guest's link never makes an address up.
+    let mode = "net/ipv6/conf/eth0/addr_gen_mode=3";
+    ip(&["netns", "exec", &wire.name, "sysctl", "-qw", mode]);
+    let names: Vec<&str> = set.iter().map(|(name, _)| *name).collect();
+    let script = format!(
+        "cd /proc/sys/net; grep -H . {} ipv4/conf/lo/arp_filter ipv6/conf/eth0/addr_gen_mode",
+        names.join(" ")
+    );
+    let Some(output) = run_in(&wire, &script) else { return };
+    let mut expected: String =
+        set.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+    expected += "ipv4/conf/lo/arp_filter:0\nipv6/conf/eth0/addr_gen_mode:1\n";
+    assert_eq!(output.stdout(), expected, "{}", output.stderr());
+}

@@ -206,9 +206,38 @@ fn ipv6_that_a_container_is_to_be_without_stays_away() {
     assert_eq!(container.exec(&["ip", "-6", "address"], b"").stdout(), "", "in the guest");
 }
 
+#[test]
+fn kernel_parameters_of_a_link_come_with_it_and_stay_as_the_container_has_them() {
+    let Some(mut fixture) = fixture() else { return };
+    fixture.bundle.config["linux"]["readonlyPaths"] = json!([]);
+    fixture.bundle.write();
+    set(&fixture.wire, "net.ipv4.conf.eth0.tag=2");
+    let container = fixture.start("parameters");
+    fixture.ip(&format!("link add net1 type veth peer name far netns {}", fixture.wire.peer));
+    set(&fixture.wire, "net.ipv4.conf.net1.tag=2");
+    // The kernel tells of no parameter: it is told with what else changes.
+    fixture.ip("address add 10.9.0.2/24 dev net1");
+    container.until("ip address show dev net1 | grep -q 10.9.0.2/24");
+    let tags = "cd /proc/sys/net/ipv4/conf; cat eth0/tag net1/tag";
+    let tags = || container.exec(&["sh", "-c", tags], b"").stdout();
+    assert_eq!(tags(), "2\n2\n");
+    let own = container.exec(&["sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/eth0/tag"], b"");
+    assert_eq!(own.code, 0, "{}", own.stderr());
+    fixture.ip("address add 198.51.100.7/32 dev eth0");
+    container.until("ip address show dev eth0 | grep -q 198.51.100.7/32");
+    assert_eq!(tags(), "0\n2\n", "the container's own is not written over");
+    set(&fixture.wire, "net.ipv4.conf.eth0.tag=1");
+    fixture.ip("address delete 198.51.100.7/32 dev eth0");
+    container.until("! ip address show dev eth0 | grep -q 198.51.100.7");
+    assert_eq!(tags(), "1\n2\n", "what the host changes is");
+}
+
 fn switch_ipv6(wire: &Wire, on: bool) {
-    let disabled = format!("net.ipv6.conf.eth0.disable_ipv6={}", u8::from(!on));
-    ip(&["netns", "exec", &wire.name, "sysctl", "-qw", &disabled]);
+    set(wire, &format!("net.ipv6.conf.eth0.disable_ipv6={}", u8::from(!on)));
+}
+
+fn set(wire: &Wire, parameter: &str) {
+    ip(&["netns", "exec", &wire.name, "sysctl", "-qw", parameter]);
 }
 
 #[test]

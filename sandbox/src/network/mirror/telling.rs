@@ -26,7 +26,8 @@ type Arrival = BoxFuture<'static, (CardAddress, Result<bool, AgentError>)>;
 impl Mirror {
     /// Tells the guest what is new. Of cards that it has no device for yet, what it will say of them comes back.
     pub(super) async fn tell(&mut self, agent: &Agent) -> Result<Vec<Arrival>, AgentError> {
-        let Some((now, change)) = self.news() else { return Ok(Vec::new()) };
+        let Some((now, mut change)) = self.news() else { return Ok(Vec::new()) };
+        self.add_sysctls(&mut change);
         let answer = agent.update_network(&change).await?;
         for why in answer.others.iter().take(MOST_TOLD) {
             tracing::warn!(why = presentable(why), "change the guest's network");
