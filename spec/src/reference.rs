@@ -31,7 +31,8 @@ const RULES: &[(&str, &str)] = &[
         "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; of a bind mount no others; \
          propagation is among the mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a \
          tmpfs without `mode` has that of its mount point; `ro` is the volume's own, but flags like `nosuid` hold for what is \
-         mounted below its source, too",
+         mounted below its source, too; `noatime` and the like are shown in the guest, but it is the host that writes times of \
+         access, as its own mount says",
     ),
     ("process.capabilities", "a name that nobody knows is left out, with a warning"),
     ("process.execCPUAffinity", "numbers of the guest's CPUs"),
@@ -51,6 +52,10 @@ const RULES: &[(&str, &str)] = &[
         "linux.devices",
         "a node for a device that the guest has, or that nobody has; one that only the host has is refused; where every device is \
          allowed (`--privileged`), those of the host that the guest has are made",
+    ),
+    (
+        "linux.resources.pids.limit",
+        "0 asks for nothing, as runc up to 1.3 has it, and -1 for no limit",
     ),
     (
         "linux.sysctl",
