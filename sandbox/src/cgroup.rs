@@ -5,12 +5,15 @@
 //!         └─ NAME.kata-vm/    VMM and proxy: the sum of the containers' limits, and what running a VM takes
 //! ```
 //!
+//! The second, and those of the containers that join a pod, have no id in their names (`names.rs`).
+//!
 //! They lie side by side, so that engines read in the group that they know exactly what they asked for, and a limit that fits
 //! a container (4 tasks, 8 MiB) does not end its VMM. Whatever holds for the parent (a pod's group) binds both. The shim is
 //! in none of them: it has to outlive their limits.
 
 mod files;
 mod hierarchies;
+mod names;
 mod remove;
 mod systemd;
 
@@ -29,12 +32,6 @@ use crate::random;
 
 use remove::remove_all;
 pub use remove::{remove, remove_unused};
-
-/// What the name of the group of VMM and proxy ends with.
-const VM_SUFFIX: &str = ".kata-vm";
-
-/// Longest name of a group that another one's is made from.
-const LONGEST_NAME: usize = 255 - VM_SUFFIX.len();
 
 /// Attribute of a group that one of us has made, not an engine.
 const MADE_BY_US: &str = "trusted.kata";
@@ -128,22 +125,6 @@ impl Group {
             return Err(CgroupError::Escapes(path));
         }
         Ok(Self { hierarchies: Hierarchies::find()?, path: relative })
-    }
-
-    /// The group of VMM and proxy that goes with a container's, beside it.
-    ///
-    /// # Errors
-    /// [`CgroupError::Name`].
-    pub fn beside(&self) -> Result<Self, CgroupError> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let name = if name.len() <= LONGEST_NAME {
-            name.into_owned()
-        } else {
-            let unique = random::bytes::<4>().map_err(CgroupError::Name)?;
-            format!("{name:.200}-{:08x}", u32::from_ne_bytes(unique))
-        };
-        let path = self.path.with_file_name(name + VM_SUFFIX);
-        Ok(Self { hierarchies: self.hierarchies.clone(), path })
     }
 
     /// What [`Group::make`] is going to make, outermost first.
@@ -440,6 +421,14 @@ mod tests {
         };
         assert_eq!(beside("/docker/4e1"), "docker/4e1.kata-vm");
         assert_eq!(beside("lone"), "lone.kata-vm");
+        let (id, parted) = ("4e1a".repeat(16), ["4e1a".repeat(8), "4e1a".repeat(8)].join("-"));
+        assert_eq!(beside(&format!("/pod/{id}")), format!("pod/{parted}.kata-vm"));
+        let scope = format!("pod.slice/cri-containerd-{parted}.scope");
+        let systemd = format!("pod.slice:cri-containerd:{id}");
+        assert_eq!(beside(&systemd), format!("{scope}.kata-vm"));
+        let member = Group::plan_member(Some(&systemd), &id).unwrap();
+        assert_eq!(member.path, PathBuf::from(scope));
+        assert!(Group::plan(Some(&systemd), &id).unwrap().path.to_str().unwrap().contains(&id));
         let long = beside(&format!("/p/{}", "x".repeat(255)));
         assert!(long.strip_prefix("p/").is_some_and(|name| name.len() <= 255), "{long}");
     }

@@ -38,7 +38,7 @@ impl Service {
                     let late = DiskError::Late { serial: disk.serial() };
                     return Err(Refusal::new(FailureKind::Unimplemented, late.to_string()));
                 }
-                let group = Group::plan(spec.cgroups_path.as_deref(), id);
+                let group = Group::plan_member(spec.cgroups_path.as_deref(), id);
                 let group = group.map_err(|e| Refusal::internal(&e))?;
                 let memory = sandbox.budget().memory();
                 sizing::must_fit(&spec.limits, memory, Capacity::of_host())?;

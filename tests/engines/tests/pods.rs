@@ -11,7 +11,7 @@ use kata_engine_tests::containerd::{
     },
     security,
 };
-use kata_guest_tests::run;
+use kata_guest_tests::{cgroups_named, run};
 use rustix::{io::Errno, process::test_kill_process};
 
 fn on_both(claim: impl Fn(&Containerd, Handler)) {
@@ -302,6 +302,36 @@ fn usage_is_told_and_limits_are_changed() {
         assert_ne!(end.stdout, b"0\n");
         pod.remove();
     });
+}
+
+/// A kubelet's cAdvisor goes by such names, and a kubelet believes what cAdvisor reads in a group more than the engine.
+#[test]
+fn of_a_pods_groups_its_own_alone_is_named_like_a_container() {
+    let Some(engine) = Containerd::start() else { return };
+    let pod = Pod::run(&engine, KATA);
+    let container = pod.start(pod.script("exec sleep 1000"));
+    let parent = pod.config.linux.cgroup_parent.clone();
+    let groups: Vec<String> =
+        cgroups_named(&parent).into_iter().filter(|path| !path.ends_with(&parent)).collect();
+    let name = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+    let is_an_id = |name: &str| {
+        let is_of_id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        name.split(|c| !is_of_id(c)).any(|run| run.len() >= 64)
+    };
+    let mut ids: Vec<String> =
+        groups.iter().map(|path| name(path)).filter(|n| is_an_id(n)).collect();
+    ids.dedup();
+    assert_eq!(ids.join(" "), pod.id, "{groups:?}");
+    for part in [&container.id[..32], ".kata-vm"] {
+        assert!(groups.iter().any(|path| name(path).contains(part)), "no {part} in {groups:?}");
+    }
+    // All of them go with it.
+    let (own, members) = (pod.id.clone(), container.id.clone());
+    container.stop(0);
+    container.remove();
+    assert_eq!(cgroups_named(&members), Vec::<String>::new());
+    pod.remove();
+    assert_eq!(cgroups_named(&own), Vec::<String>::new());
 }
 
 #[test]

@@ -108,9 +108,13 @@ fn names(path: &str) -> BTreeSet<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Control groups of the host whose name has `id` in it.
+/// Control groups of the host whose name has `id` in it, or, parted, the id of an engine's.
 pub fn cgroups_named(id: &str) -> Vec<String> {
-    cgroups(Path::new("/sys/fs/cgroup")).into_iter().filter(|path| path.contains(id)).collect()
+    let parted = (id.len() == 64).then(|| format!("{}-{}", &id[..32], &id[32..]));
+    let is_named = |path: &String| {
+        path.contains(id) || parted.as_ref().is_some_and(|parted| path.contains(parted))
+    };
+    cgroups(Path::new("/sys/fs/cgroup")).into_iter().filter(is_named).collect()
 }
 
 fn cgroups(path: &Path) -> BTreeSet<String> {

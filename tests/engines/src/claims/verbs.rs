@@ -53,7 +53,7 @@ fn exported(engine: &Engine, name: &str) {
     assert_eq!(String::from_utf8_lossy(&taken.stdout), "page\n", "{taken:?}");
 }
 
-/// Engines read the host's groups and processes: what is there is the sandbox's.
+/// Engines read the host's groups and processes: what is there is the process that stands for the container.
 fn numbers_are_told(engine: &Engine, name: &str) {
     let used = engine.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", name]);
     assert!(!used.starts_with("0B"), "{used}");
