@@ -58,8 +58,8 @@ impl Budget {
     /// # Errors
     /// [`CgroupError`] when the host refuses the sum.
     pub fn admit(&self, container_id: &str, limits: &Limits) -> Result<(), CgroupError> {
-        self.containers().insert(container_id.to_owned(), limits.clone());
-        self.bound()
+        let old = self.containers().insert(container_id.to_owned(), limits.clone());
+        self.bound_without(old.as_ref())
     }
 
     /// Counts a container no longer.
@@ -98,21 +98,28 @@ fn vm_limits<'a>(
 ) -> Limits {
     let bytes = (u64::from(memory.0) + u64::from(overhead.0)) * MIB;
     let limit = i64::try_from(bytes).ok();
-    // Swap beyond what every container may have is nobody's.
-    let swap = containers.clone().map(|limits| swap_bytes(&limits.memory)).sum::<Option<i64>>();
-    let swap = swap.and_then(|swap| limit?.checked_add(swap));
+    let swap = vm_swap(containers.clone(), gone).map(|swap| match (limit, swap) {
+        (Some(limit), Some(swap)) => limit.checked_add_unsigned(swap).unwrap_or(-1),
+        _ => -1,
+    });
     let memory = MemoryLimits { limit, swap, ..MemoryLimits::default() };
     let all_block_io = containers.clone().map(|limits| &limits.block_io);
     let block_io = vm_block_io(all_block_io, gone.map(|limits| &limits.block_io));
     Limits { memory, cpu: vm_cpu(containers), block_io, ..Limits::default() }
 }
 
-/// Swap beside memory; none when there is no limit on it.
-fn swap_bytes(memory: &MemoryLimits) -> Option<i64> {
-    match (memory.swap, memory.limit) {
-        (Some(swap @ 1..), Some(limit @ 1..)) => Some((swap - limit).max(0)),
-        _ => None,
-    }
+/// Swap beside memory, and whether there is a limit on it: beyond what every container may have it is nobody's, and one
+/// container without a limit needs a VM without one. None where nobody has said or had said anything.
+fn vm_swap<'a>(
+    containers: impl Iterator<Item = &'a Limits> + Clone,
+    gone: Option<&'a Limits>,
+) -> Option<Option<u64>> {
+    let says = |limits: &Limits| limits.swap_bytes().is_some();
+    let said = containers.clone().chain(gone).any(says);
+    said.then(|| {
+        let mut each = containers.map(Limits::swap_bytes);
+        each.try_fold(0_u64, |sum, swap| Some(sum.saturating_add(swap?)))
+    })
 }
 
 fn vm_cpu<'a>(containers: impl Iterator<Item = &'a Limits> + Clone) -> CpuLimits {
@@ -213,6 +220,25 @@ mod tests {
         let unlimited = [some[0].clone(), Limits::default()];
         let vm = vm_limits([MemoryMib(100), MemoryMib(30)], unlimited.iter(), None);
         assert_eq!((vm.cpu.quota, vm.cpu.cpus), (Some(-1), None));
+    }
+
+    #[test]
+    fn the_vm_may_swap_as_much_as_all_its_containers() {
+        // What is said is memory and swap together.
+        let swap = |all: &[&Limits], gone: Option<&Limits>| {
+            let vm = vm_limits([MemoryMib(100), MemoryMib(30)], all.iter().copied(), gone);
+            let memory = i64::try_from(130 * MIB).unwrap();
+            vm.memory.swap.map(|sum| if sum < 0 { sum } else { sum - memory })
+        };
+        let none = limits(r#"{"unified": {"memory.swap.max": "0"}}"#);
+        let some = limits(r#"{"memory": {"limit": 10, "swap": 17}}"#);
+        let free = Limits::default();
+        assert_eq!(swap(&[&none], None), Some(0));
+        assert_eq!(swap(&[&none, &some], None), Some(7));
+        assert_eq!(swap(&[&none, &free], None), Some(-1));
+        // What was in force is taken away, and where nothing was, nothing is said.
+        assert_eq!(swap(&[&free], Some(&none)), Some(-1));
+        assert_eq!((swap(&[&free], None), swap(&[], None)), (None, None));
     }
 
     #[test]

@@ -28,6 +28,18 @@ pub struct Limits {
     /// `hugepageLimits`.
     #[serde(deserialize_with = "null_is_default")]
     pub hugepage_limits: Vec<HugepageLimit>,
+    /// `unified`.
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "is_default")]
+    pub unified: UnifiedLimits,
+}
+
+/// What only a file of a group can say, and the VM's is to be told, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnifiedLimits {
+    /// Swap beside memory, which may have no limit.
+    #[serde(rename = "memory.swap.max", skip_serializing_if = "Option::is_none")]
+    pub swap_max: Option<String>,
 }
 
 /// Bytes.
@@ -239,6 +251,9 @@ impl Limits {
             pids: PidsLimit { limit: set(new.pids.limit).or(old.pids.limit) },
             block_io: old.block_io.changed(&new.block_io),
             hugepage_limits: list(&old.hugepage_limits, &new.hugepage_limits),
+            unified: UnifiedLimits {
+                swap_max: new.unified.swap_max.clone().or(old.unified.swap_max.clone()),
+            },
         }
     }
 
@@ -268,6 +283,18 @@ impl Limits {
         let listed = self.cpu.cpus.as_deref().and_then(parse_list);
         let by_list = listed.and_then(|cpus| u32::try_from(cpus.len()).ok()).filter(|n| *n > 0);
         by_quota.into_iter().chain(by_list).min()
+    }
+
+    /// Bytes of swap beside memory, by `unified`, which is written last, or else by the limits of both; none when there is no
+    /// limit.
+    pub fn swap_bytes(&self) -> Option<u64> {
+        if let Some(text) = &self.unified.swap_max {
+            return unified::swap(text);
+        }
+        match (self.memory.swap, self.memory.limit) {
+            (Some(swap @ 1..), Some(limit @ 1..)) => u64::try_from(swap - limit).ok(),
+            _ => None,
+        }
     }
 
     /// Bytes of memory; none when there is no limit.
@@ -351,6 +378,10 @@ fn set<T: Default + PartialEq>(value: Option<T>) -> Option<T> {
 
 fn list<T: Clone>(old: &[T], new: &[T]) -> Vec<T> {
     if new.is_empty() { old.to_vec() } else { new.to_vec() }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(

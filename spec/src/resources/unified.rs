@@ -67,6 +67,14 @@ fn list(text: &str) -> Option<&str> {
     parse_list(text).filter(|numbers| !numbers.is_empty()).map(|_| text.trim())
 }
 
+/// What `memory.swap.max` says, where zero is a limit; none for no limit.
+pub(super) fn swap(text: &str) -> Option<u64> {
+    match text.trim() {
+        "0" => Some(0),
+        text => bytes(text).and_then(|bytes| u64::try_from(bytes).ok()),
+    }
+}
+
 fn bandwidth(text: &str) -> Option<Vec<(&'static str, Value)>> {
     let mut words = text.split_whitespace();
     let mut fields = vec![("quota", json!(maximum(words.next()?)?))];
@@ -112,6 +120,23 @@ mod tests {
         let (limits, _) = checked(json!({"memory.max": "max\n", "cpu.max": "max"}));
         assert_eq!((limits.memory.limit, limits.memory_bytes()), (Some(-1), None));
         assert_eq!((limits.cpu.quota, limits.cpu.period), (Some(-1), None));
+    }
+
+    #[test]
+    fn swap_is_limited_without_a_limit_on_memory() {
+        for (said, bytes) in [("0", Some(0)), ("1K\n", Some(1024)), ("max", None), ("x", None)] {
+            let (limits, guest) = checked(json!({"memory.swap.max": said}));
+            assert_eq!(limits.swap_bytes(), bytes, "{said}");
+            assert_eq!(guest["unified"]["memory.swap.max"], said);
+            // As it is recorded, and a change is checked.
+            let again = check_resources(&serde_json::to_vec(&limits).unwrap()).unwrap().limits;
+            assert_eq!(again, limits);
+            assert_eq!(again.changed(&crate::Limits::default()), limits);
+        }
+        let (limits, _) = checked(json!({}));
+        assert_eq!(serde_json::to_value(&limits).unwrap()["unified"], Value::Null);
+        let pair = check_resources(br#"{"memory": {"limit": 5, "swap": 7}}"#).unwrap().limits;
+        assert_eq!(pair.swap_bytes(), Some(2));
     }
 
     #[test]
