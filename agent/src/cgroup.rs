@@ -5,6 +5,8 @@
 //!                 └─ containers/ID/    one a container; below it is the container's own business
 //! ```
 //!
+//! What all containers may have together ends before the guest's memory and threads do.
+//!
 //! A cgroup can't be removed while a process is in it, so removal waits for the kernel's word (`populated 0` in
 //! `cgroup.events`), never for a time.
 
@@ -44,6 +46,10 @@ const AGENT: &str = "/sys/fs/cgroup/agent";
 
 /// Threads that containers leave to the agent and its helpers, however many they make.
 const RESERVED_THREADS: u64 = 512;
+
+/// Bytes of memory that containers leave to the agent, its helpers and the kernel, beside a 1024th of it all, which a large
+/// guest's kernel keeps free. Where containers want more, their own cached files go, and then a process of theirs.
+const RESERVED_MEMORY: u64 = 24 << 20;
 
 /// Most bytes that are taken of one file for statistics.
 const MAX_FILE: usize = 64 * 1024;
@@ -94,8 +100,16 @@ pub fn prepare_hierarchy() -> io::Result<()> {
     for group in [HIERARCHY, CONTAINERS] {
         fs::write(Path::new(group).join("cgroup.subtree_control"), all.join(" "))?;
     }
+    let memory = rustix::system::sysinfo();
+    let most = memory_of_containers(memory.totalram * u64::from(memory.mem_unit));
+    fs::write(Path::new(CONTAINERS).join("memory.max"), most.to_string())?;
     let most = raise_thread_limit()?.saturating_sub(RESERVED_THREADS);
     fs::write(Path::new(CONTAINERS).join("pids.max"), most.to_string())
+}
+
+/// Bytes that all containers of a guest may have together.
+fn memory_of_containers(all: u64) -> u64 {
+    all.saturating_sub(RESERVED_MEMORY + all / 1024).max(all / 2)
 }
 
 /// The kernel goes by the size of the guest's memory, which gives a small guest some hundred threads where a host has as
@@ -394,7 +408,16 @@ mod tests {
 
     use rustix::io::Errno;
 
-    use super::{flat_value, without_processes};
+    use super::{flat_value, memory_of_containers, without_processes};
+
+    #[test]
+    fn containers_leave_memory_to_the_guest() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(memory_of_containers(100 * MIB) / MIB, 75);
+        assert_eq!(memory_of_containers(10_240 * MIB) / MIB, 10_240 - 24 - 10);
+        // The smallest guest has half of it for them.
+        assert_eq!(memory_of_containers(40 * MIB) / MIB, 20);
+    }
 
     #[test]
     fn groups_that_are_gone_or_threaded_have_no_processes_of_their_own() {
