@@ -59,7 +59,8 @@ pub const KEYS: &[Key] = &[
     per_sandbox(
         "vm.memory_mib",
         "Memory of the VM in MiB when its container has no memory limit; with one the VM is as large as that needs. A \
-         limit above what the host has is none.",
+         limit above what the host has is none. A VM has less where the memory limit of the group that it is in on the host leaves no \
+         room for it.",
         Field::Number(64, 1_048_576, |config| &mut config.vm.memory_mib),
     ),
     per_sandbox(

@@ -24,6 +24,23 @@ const MOST_PERCENT: u64 = 100 * 8192;
 /// What a sandbox without any shares has, as every group has that nobody says anything of.
 const DEFAULT_SHARES: u64 = 1024;
 
+/// Of so much of a VM's memory ...
+const DESCRIBED: u64 = 512;
+
+/// ... so much is taken by the host's tables of its pages: eight bytes a page in those of VMM, proxy and KVM.
+const TABLES: u64 = 3;
+
+/// What VMM and proxy take beside a VM of this size, at most.
+fn overhead(accelerator: Accelerator, memory: MemoryMib) -> MemoryMib {
+    let tables = u64::from(memory.0) * TABLES / DESCRIBED;
+    MemoryMib(accelerator.overhead().0.saturating_add(u32::try_from(tables).unwrap_or(u32::MAX)))
+}
+
+/// The largest VM, in MiB, that fits below a limit with so much beside it, and the tables of its pages.
+pub fn largest_vm(limit_mib: u64, beside_mib: u64) -> u64 {
+    limit_mib.saturating_sub(beside_mib).saturating_mul(DESCRIBED) / (DESCRIBED + TABLES)
+}
+
 /// The group of VMM and proxy, and whose limits it is held to.
 #[derive(Debug)]
 pub struct Budget {
@@ -39,7 +56,7 @@ pub struct Budget {
 impl Budget {
     /// That of a VM of this size.
     pub fn new(group: Group, memory: MemoryMib, accelerator: Accelerator) -> Self {
-        let overhead = accelerator.overhead();
+        let overhead = overhead(accelerator, memory);
         Self { group, memory, overhead, containers: Mutex::default() }
     }
 
@@ -198,10 +215,10 @@ fn vm_rates<'a>(
 
 #[cfg(test)]
 mod tests {
-    use kata_hypervisor::MemoryMib;
+    use kata_hypervisor::{Accelerator, MemoryMib};
     use kata_spec::{BlockIoLimits, Limits, check_resources};
 
-    use super::{MIB, vm_limits};
+    use super::{MIB, largest_vm, overhead, vm_limits};
 
     fn limits(json: &str) -> Limits {
         check_resources(json.as_bytes()).unwrap().limits
@@ -220,6 +237,18 @@ mod tests {
         let unlimited = [some[0].clone(), Limits::default()];
         let vm = vm_limits([MemoryMib(100), MemoryMib(30)], unlimited.iter(), None);
         assert_eq!((vm.cpu.quota, vm.cpu.cpus), (Some(-1), None));
+    }
+
+    #[test]
+    fn the_tables_of_a_large_vm_are_counted() {
+        assert_eq!(overhead(Accelerator::Kvm, MemoryMib(129)).0, 128);
+        assert_eq!(overhead(Accelerator::Tcg, MemoryMib(64 * 1024)).0, 256 + 384);
+        for limit in [64_u32, 300, 1000, 6320, 1 << 20] {
+            let largest = u32::try_from(largest_vm(limit.into(), 128)).unwrap();
+            let with = |memory: u32| memory + overhead(Accelerator::Kvm, MemoryMib(memory)).0;
+            assert!(largest == 0 || with(largest) <= limit, "{largest} in {limit}");
+            assert!(with(largest + 2) > limit, "{largest} in {limit}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! a container (4 tasks, 8 MiB) does not end its VMM. Whatever holds for the parent (a pod's group) binds both. The shim is
 //! in none of them: it has to outlive their limits.
 
+mod ceiling;
 mod files;
 mod hierarchies;
 mod names;
@@ -30,6 +31,7 @@ use thiserror::Error;
 use self::{files::Setting, hierarchies::Hierarchies};
 use crate::random;
 
+pub use ceiling::MemoryCeiling;
 use remove::remove_all;
 pub use remove::{remove, remove_unused};
 

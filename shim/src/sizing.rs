@@ -3,6 +3,8 @@
 //! Memory of the VM can't grow yet, so what is decided here holds for its life. Processors can: the VM has as many as may
 //! ever be needed, and the guest brings up those that are.
 
+mod ceiling;
+
 use std::{collections::BTreeMap, fs, num::NonZeroU8, thread};
 
 use kata_config::Config;
@@ -10,6 +12,7 @@ use kata_engine_api::handover::FailureKind;
 use kata_hypervisor::MemoryMib;
 use kata_spec::Limits;
 
+pub use self::ceiling::Ceiling;
 use crate::failure::Refusal;
 
 const MIB: u64 = 1024 * 1024;
@@ -25,6 +28,9 @@ const LEAST_MIB: u64 = 128;
 
 /// The least for a pod: nobody says how much those of its containers will need that have no limit.
 const POD_MIB: u32 = 512;
+
+/// Note on memory that the VM does not have.
+pub const MEMORY_NOTE: &str = "memoryNote";
 
 /// The kernel of the guest has room for so many.
 const MOST_VCPUS: u32 = 64;
@@ -72,6 +78,8 @@ pub struct Purpose<'a> {
     pub is_pod: bool,
     /// Somebody has set `vm.memory_mib`: that much a pod has, whatever the limits are.
     pub memory_is_set: bool,
+    /// What its group on the host allows.
+    pub ceiling: Option<&'a Ceiling>,
 }
 
 impl Purpose<'_> {
@@ -84,6 +92,30 @@ impl Purpose<'_> {
             (false, _) => 0,
         }
     }
+
+    /// What there is of what is wanted.
+    fn hold(
+        &self,
+        wanted: u64,
+        host: Capacity,
+        notes: &mut Vec<(&'static str, String)>,
+    ) -> Result<MemoryMib, Refusal> {
+        let memory = match self.ceiling {
+            Some(ceiling) => {
+                let memory = ceiling.hold(wanted, self.promised_mib(wanted, host))?;
+                notes.extend(ceiling.note(memory, wanted).map(|note| (MEMORY_NOTE, note)));
+                memory
+            }
+            None => wanted,
+        };
+        Ok(MemoryMib(u32::try_from(memory).unwrap_or(u32::MAX)))
+    }
+
+    /// What somebody counts on, of so much that is wanted: where nobody has told a limit, all.
+    fn promised_mib(&self, wanted: u64, host: Capacity) -> u64 {
+        let told = self.limits.memory_bytes().filter(|_| !self.memory_is_set);
+        told.map_or(wanted, |bytes| vm_mib(bytes.div_ceil(MIB), host))
+    }
 }
 
 /// The size of a VM.
@@ -91,7 +123,8 @@ pub fn size(config: &Config, purpose: Purpose<'_>, host: Capacity) -> Result<Siz
     let (mut notes, limits) = (Vec::new(), purpose.limits);
     let memory = memory(config, limits, host, &mut notes)?;
     let least = u64::from(purpose.least_mib(config)).min(host.memory_mib);
-    let memory = memory.max(MemoryMib(u32::try_from(least).unwrap_or(u32::MAX)));
+    let wanted = least.max(memory.0.into());
+    let memory = purpose.hold(wanted, host, &mut notes)?;
     let most = host.cpus.clamp(1, MOST_VCPUS);
     let max = config.vm.max_vcpus.min(most);
     let wanted = limits.cpus().unwrap_or(config.vm.vcpus).max(1);
@@ -132,6 +165,12 @@ pub fn pod_limits(annotations: &BTreeMap<String, String>) -> Limits {
     limits
 }
 
+/// What a VM has of which so much is the containers' own.
+fn vm_mib(limit_mib: u64, host: Capacity) -> u64 {
+    let wanted = limit_mib.saturating_add(limit_mib / PAGE_TABLE_SHARE + GUEST_BASE_MIB);
+    wanted.clamp(LEAST_MIB, host.memory_mib.max(LEAST_MIB))
+}
+
 /// The configured size; a container with a limit gets that much for itself. A limit above what the host has is none.
 fn memory(
     config: &Config,
@@ -142,9 +181,7 @@ fn memory(
     let configured = config.vm.memory_mib;
     let limit = limits.memory_bytes().map(|bytes| bytes.div_ceil(MIB));
     if let Some(limit) = limit.filter(|limit| *limit <= host.memory_mib) {
-        let wanted = limit + limit / PAGE_TABLE_SHARE + GUEST_BASE_MIB;
-        let mib = wanted.clamp(LEAST_MIB, host.memory_mib.max(LEAST_MIB));
-        return Ok(MemoryMib(u32::try_from(mib).unwrap_or(u32::MAX)));
+        return Ok(MemoryMib(u32::try_from(vm_mib(limit, host)).unwrap_or(u32::MAX)));
     }
     if u64::from(configured) > host.memory_mib {
         let message = format!(
@@ -159,7 +196,7 @@ fn memory(
              configured size",
             host.memory_mib
         );
-        notes.push(("memoryNote", note));
+        notes.push((MEMORY_NOTE, note));
     }
     Ok(MemoryMib(configured))
 }
@@ -167,9 +204,14 @@ fn memory(
 #[cfg(test)]
 mod tests {
     use kata_config::Config;
+    use kata_hypervisor::Accelerator;
+    use kata_sandbox::cgroup::MemoryCeiling;
     use kata_spec::{Limits, check_resources};
 
-    use super::{Capacity, MIB, MemoryMib, POD_MIB, Purpose, must_fit, pod_limits, size};
+    use super::{
+        Capacity, Ceiling, MIB, MemoryMib, POD_MIB, Purpose, Refusal, Size, must_fit, pod_limits,
+        size,
+    };
 
     const HOST: Capacity = Capacity { memory_mib: 8192, cpus: 4 };
 
@@ -178,7 +220,7 @@ mod tests {
     }
 
     fn alone(limits: &Limits) -> Purpose<'_> {
-        Purpose { limits, is_pod: false, memory_is_set: false }
+        Purpose { limits, is_pod: false, memory_is_set: false, ceiling: None }
     }
 
     #[test]
@@ -244,6 +286,49 @@ mod tests {
         assert_eq!(size(set).memory, told.memory);
         assert_eq!(size(Purpose { limits: &untold, ..set }).memory.0, 256);
         assert_eq!(pod_limits(&[annotation("memory", "0")].into()), Limits::default());
+    }
+
+    /// Memory of a pod's VM whose containers may have so much, in a group with a limit, by its accelerator; MiB.
+    fn held(told: Option<u64>, group: u64, accelerator: Accelerator) -> Result<Size, Refusal> {
+        let limit = MemoryCeiling { file: "/pod/memory.max".into(), bytes: group * MIB };
+        let ceiling = Ceiling::new(limit, accelerator);
+        let told = told.map(|mib| limits(&format!(r#"{{"memory": {{"limit": {}}}}}"#, mib * MIB)));
+        let limits = told.unwrap_or_default();
+        let pod = Purpose { is_pod: true, ceiling: Some(&ceiling), ..alone(&limits) };
+        size(&Config::default(), pod, HOST)
+    }
+
+    #[test]
+    fn a_vm_fits_into_its_group_with_vmm_and_proxy() {
+        use Accelerator::{Kvm, Tcg};
+        // The overhead of a runtime class of 176 MiB is in it.
+        for (told, group, accelerator, memory) in [
+            (Some(512), 512 + 176, Kvm, 584),
+            (Some(6144), 6144 + 176, Kvm, (6320 - 64) * 512 / 515),
+            (Some(64), 64 + 176, Kvm, 64 + 1 + 64),
+            (Some(64), 64 + 176, Tcg, 112 * 512 / 515),
+            (Some(100), 1000, Tcg, 512),
+            (Some(100), 700, Tcg, 444 * 512 / 515),
+            // Nobody has said how much of it is the containers'.
+            (None, 276, Kvm, 212 * 512 / 515),
+            (None, 2048, Kvm, 512),
+        ] {
+            let size = held(told, group, accelerator).unwrap();
+            assert_eq!(size.memory, MemoryMib(memory), "{told:?} in {group}");
+            let wanted = told.map_or(512, |told| (told + told / 64 + 64).max(512));
+            let noted = size.notes.first().map(|(_, note)| note.contains(&format!("not {wanted}")));
+            assert_eq!(noted, (wanted > memory.into()).then_some(true), "{:?}", size.notes);
+        }
+    }
+
+    #[test]
+    fn a_group_that_no_vm_fits_into_is_refused_by_its_limit() {
+        let message = held(Some(64), 100, Accelerator::Kvm).unwrap_err().message;
+        let words = ["/pod/memory.max allows 100 MiB", "needs 129 MiB", "64 for", "runtime class"];
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert_eq!(held(None, 129, Accelerator::Kvm).unwrap().memory, MemoryMib(64));
+        assert!(held(None, 128, Accelerator::Kvm).is_err());
+        assert!(held(None, 0, Accelerator::Tcg).is_err());
     }
 
     #[test]

@@ -17,13 +17,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{Container, Role};
-use crate::{failure::Refusal, process::Phase, statistics::Statistics};
+use crate::{failure::Refusal, process::Phase, sizing::MEMORY_NOTE, statistics::Statistics};
 
 /// Engines take a task that lists no process for a leaked one, and wait for 5 s for the lists of all.
 const LISTING: Duration = Duration::from_secs(1);
-
-/// Note on a limit that the VM can't fulfil.
-const MEMORY_NOTE: &str = "memoryNote";
 
 const MIB: u64 = 1024 * 1024;
 

@@ -4,7 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use kata_config::{Artefact, Config, Loaded, Machine, Prefix};
 use kata_engine_api::handover::FailureKind;
-use kata_hypervisor::{Accelerator, MachineType, MemoryMib, TscClock, Vhost};
+use kata_hypervisor::{
+    Accelerator, AcceleratorChoice, MachineType, MemoryMib, Pages, TscClock, Vhost,
+};
 use kata_sandbox::{
     cgroup::Group,
     disk::DiskError,
@@ -20,7 +22,7 @@ use crate::{
     container::Role,
     failure::Refusal,
     mounts,
-    sizing::{self, Capacity, Purpose, Size},
+    sizing::{self, Capacity, Ceiling, Purpose, Size},
     vmm,
 };
 
@@ -90,6 +92,12 @@ impl Service {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
         let config = &loaded.config;
+        let parts = vmm::Parts::find(config, &prefix).map_err(|e| internal(&e))?;
+        let accelerator = parts.choose(config).map_err(|e| internal(&e))?;
+        let group = Group::plan(spec.cgroups_path.as_deref(), id).map_err(|e| internal(&e))?;
+        // Huge pages are not counted by it.
+        let ceiling = group.memory_ceiling().filter(|_| vmm::pages(config) == Pages::Normal);
+        let ceiling = ceiling.map(|limit| Ceiling::new(limit, accelerator.accelerator));
         let purpose = Purpose {
             limits: match role {
                 Role::Pod => &sizing::pod_limits(&spec.annotations),
@@ -97,9 +105,9 @@ impl Service {
             },
             is_pod: role == Role::Pod,
             memory_is_set: loaded.is_set("vm.memory_mib"),
+            ceiling: ceiling.as_ref(),
         };
         let size = sizing::size(config, purpose, Capacity::of_host())?;
-        let group = Group::plan(spec.cgroups_path.as_deref(), id).map_err(|e| internal(&e))?;
         let vm_group = group.beside().map_err(|e| internal(&e))?;
         Ok(Settings {
             directory: self.directory.clone(),
@@ -108,7 +116,7 @@ impl Service {
             proxy: prefix.find(Artefact::Proxy).map_err(|e| internal(&e))?,
             container_id: (role != Role::Pod).then(|| id.to_owned()),
             limits: spec.limits.clone(),
-            vm: vm_settings(config, &prefix, size, vm_group.procs())?,
+            vm: vm_settings(config, (parts, accelerator), size, vm_group.procs()),
             group,
             vm_group,
             monitor,
@@ -118,15 +126,12 @@ impl Service {
 
 fn vm_settings(
     config: &Config,
-    prefix: &Prefix,
+    (parts, accelerator): (vmm::Parts, AcceleratorChoice),
     size: Size,
     cgroup_procs: Vec<PathBuf>,
-) -> Result<VmSettings, Refusal> {
-    let internal = |e: &dyn std::error::Error| Refusal::internal(e);
-    let parts = vmm::Parts::find(config, prefix).map_err(|e| internal(&e))?;
-    let accelerator = parts.choose(config).map_err(|e| internal(&e))?;
+) -> VmSettings {
     let pages = vmm::pages(config);
-    Ok(VmSettings {
+    VmSettings {
         vmm: parts.vmm,
         launcher: parts.launcher,
         user: vmm::user(),
@@ -157,5 +162,5 @@ fn vm_settings(
         vhost: Arc::new(Vhost::look(accelerator.accelerator)),
         accelerator,
         tsc: Arc::new(TscClock::start()),
-    })
+    }
 }

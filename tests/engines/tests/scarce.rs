@@ -12,7 +12,8 @@ use std::{
 };
 
 use kata_engine_tests::containerd::{
-    Container, Containerd, KATA, Pod, Release, config, nothing_left, processes, resources, shim_of,
+    Container, Containerd, Handler, KATA, Pod, RUNC, Release, config, nothing_left, processes,
+    resources, runtime::LinuxContainerResources, shim_of,
 };
 use kata_guest_tests::{HostGroup, cgroups_named, repetitions, unique};
 
@@ -43,9 +44,24 @@ impl Scarce {
     /// Leaves it so much more than it has.
     fn leave(&self, bytes: u64) {
         let usage = self.group.read("memory", ["memory.usage_in_bytes", "memory.current"]);
-        let limit = usage.parse::<u64>().unwrap() + bytes;
+        self.allow(usage.parse::<u64>().unwrap() + bytes);
+    }
+
+    /// Lets it have so much.
+    fn allow(&self, bytes: u64) {
         let file = self.group.file("memory", ["memory.limit_in_bytes", "memory.max"]);
-        fs::write(file, limit.to_string()).unwrap();
+        fs::write(file, bytes.to_string()).unwrap();
+    }
+
+    /// Makes it the group of a pod whose containers may have so much together.
+    fn run_as_pod(&self, engine: &Containerd, handler: Handler, sum: u64) -> Result<Pod, String> {
+        let mut config = config(engine);
+        let linux = config.linux.as_mut().unwrap();
+        linux.cgroup_parent = format!("/{}", self.name);
+        let memory_limit_in_bytes = i64::try_from(sum).unwrap();
+        linux.resources =
+            Some(LinuxContainerResources { memory_limit_in_bytes, ..Default::default() }).into();
+        Pod::run_with(engine, handler, config).map_err(|status| status.message)
     }
 
     /// Runs a pod in it.
@@ -116,6 +132,71 @@ fn short_of_memory(engine: &Containerd) {
     old.remove();
     nothing_left(&old.id);
     assert_eq!(scarce.below(), Vec::<String>::new());
+}
+
+/// A pod's group as a kubelet makes it: its containers' limits, and what a runtime class says beside them.
+const POD: u64 = 256 * MIB;
+const WITH_OVERHEAD: u64 = POD + 176 * MIB;
+
+fn in_the_group_of_a_pod(claim: impl Fn(&Pod, Handler)) {
+    for release in Release::tried() {
+        let Some(engine) = Containerd::start_release(release) else { return };
+        for handler in [RUNC, KATA] {
+            let group = Scarce::new();
+            group.allow(WITH_OVERHEAD);
+            let pod = group.run_as_pod(&engine, handler, POD).unwrap();
+            claim(&pod, handler);
+            pod.remove();
+            assert_eq!(group.below(), Vec::<String>::new(), "{}", handler.0);
+        }
+    }
+}
+
+#[test]
+fn a_container_whose_files_are_more_than_its_pod_may_have_goes_on() {
+    in_the_group_of_a_pod(|pod, handler| {
+        let mut config = pod.script("exec sleep 1000");
+        resources(&mut config).memory_limit_in_bytes = i64::try_from(POD).unwrap();
+        let container = pod.start(config);
+        if handler == KATA {
+            let total = container.output("awk '/MemTotal/ {print $2}' /proc/meminfo");
+            // Beside it there is room for VMM and proxy, in KiB.
+            let room = (WITH_OVERHEAD - 64 * MIB) / 1024;
+            assert!(total.parse::<u64>().unwrap() < room, "{total} KiB of a group's {room}");
+        }
+        // By parts, so that what is read is not what was just written.
+        let script = "for n in 1 2 3 4 5 6 7 8; do \
+            dd if=/dev/zero of=/file$n bs=1M count=40 2>/dev/null || exit 1; done; \
+            cat /file? | wc -c";
+        assert_eq!(container.output(script), (320 * MIB).to_string(), "{}", handler.0);
+        assert_eq!(container.output("rm /file?; echo still"), "still");
+    });
+}
+
+#[test]
+fn of_containers_that_want_more_than_their_pod_may_have_one_ends_and_the_other_answers() {
+    in_the_group_of_a_pod(|pod, handler| {
+        let small = pod.start(pod.script("exec sleep 1000"));
+        // Without a limit of its own, as where the pod alone has one.
+        let greedy = pod.start(pod.script("exec dd if=/dev/zero of=/dev/null bs=900M count=1"));
+        let ended = greedy.ended();
+        let end = (ended.exit_code, ended.reason.as_str());
+        assert_eq!(end, (137, "OOMKilled"), "{}", handler.0);
+        assert_eq!(small.output("echo still"), "still", "{}", handler.0);
+        let next = pod.start(pod.script("exec sleep 1000"));
+        assert_eq!(next.output("echo on"), "on", "{}", handler.0);
+    });
+}
+
+/// runc's containers need no more than they take.
+#[test]
+fn a_group_that_no_vm_fits_into_is_refused_by_its_limit() {
+    let Some(engine) = Containerd::start() else { return };
+    let group = Scarce::new();
+    group.allow(100 * MIB);
+    let message = group.run_as_pod(&engine, KATA, 64 * MIB).map(|pod| pod.id).unwrap_err();
+    assert!(message.contains("allows 100 MiB"), "{message}");
+    assert_eq!(group.below(), Vec::<String>::new());
 }
 
 /// What the OOM killer goes by for the VMM and the proxy of a pod.
