@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use kata_hypervisor::{Accelerator, MemoryMib};
@@ -51,13 +54,16 @@ pub struct Budget {
     overhead: MemoryMib,
     /// By container.
     containers: Mutex<BTreeMap<String, Limits>>,
+    /// Bytes of memory; see [`Budget::promise`].
+    promised: AtomicU64,
 }
 
 impl Budget {
     /// That of a VM of this size.
     pub fn new(group: Group, memory: MemoryMib, accelerator: Accelerator) -> Self {
         let overhead = overhead(accelerator, memory);
-        Self { group, memory, overhead, containers: Mutex::default() }
+        let (containers, promised) = (Mutex::default(), AtomicU64::new(0));
+        Self { group, memory, overhead, containers, promised }
     }
 
     /// The group of VMM and proxy.
@@ -68,6 +74,16 @@ impl Budget {
     /// Memory of the VM.
     pub fn memory(&self) -> MemoryMib {
         self.memory
+    }
+
+    /// Keeps that a container was told that it may use so many bytes of memory, though the VM may not have as much.
+    pub fn promise(&self, memory: u64) {
+        self.promised.fetch_max(memory, Ordering::Relaxed);
+    }
+
+    /// The most that was promised.
+    pub fn promised(&self) -> u64 {
+        self.promised.load(Ordering::Relaxed)
     }
 
     /// Counts a container in, or its new limits instead of the old ones.

@@ -46,6 +46,7 @@ use crate::{
     monitor::Monitor,
     offline,
     process::Process,
+    sizing::{self, MEMORY_NOTE},
 };
 
 /// A container to be made, with everything that only its creator could see.
@@ -289,7 +290,11 @@ impl Service {
             Role::Pod => pod::common(&guest_spec),
             Role::Alone | Role::Member => Common::default(),
         };
-        let record = first_record(&id, &spec, monitor.pid);
+        let mut record = first_record(&id, &spec, monitor.pid);
+        if role == Role::Member {
+            let note = sizing::excess_note(&spec.limits, sandbox.budget().memory());
+            record.sandbox.extend(note.map(|note| (MEMORY_NOTE.to_owned(), note)));
+        }
         Container::create(Parts {
             role,
             sandbox: sandbox.clone(),

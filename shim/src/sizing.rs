@@ -138,11 +138,16 @@ pub fn size(config: &Config, purpose: Purpose<'_>, host: Capacity) -> Result<Siz
     Ok(Size { memory, vcpus: count(wanted.min(max)), max_vcpus: count(max), notes })
 }
 
-/// Refuses a container that its limit promises more than the VM has, which can't grow. A limit above what the host has is
-/// none.
-pub fn must_fit(limits: &Limits, vm: MemoryMib, host: Capacity) -> Result<(), Refusal> {
-    let limit = limits.memory_bytes().map(|bytes| bytes.div_ceil(MIB)).unwrap_or_default();
-    if limit <= u64::from(vm.0) || limit > host.memory_mib {
+/// Refuses a container that its limit promises more than the VM has, which can't grow, unless the pod was promised so many
+/// bytes before. A limit above what the host has is none.
+pub fn must_fit(
+    limits: &Limits,
+    (vm, promised): (MemoryMib, u64),
+    host: Capacity,
+) -> Result<(), Refusal> {
+    let bytes = limits.memory_bytes().unwrap_or_default();
+    let limit = bytes.div_ceil(MIB);
+    if limit <= u64::from(vm.0) || bytes <= promised || limit > host.memory_mib {
         return Ok(());
     }
     let message = format!(
@@ -150,6 +155,16 @@ pub fn must_fit(limits: &Limits, vm: MemoryMib, host: Capacity) -> Result<(), Re
          resources told when it is made (kubelets do), or set its annotation io.katacontainers.vm.memory_mib"
     );
     Err(Refusal::new(FailureKind::InvalidArgument, message))
+}
+
+/// What `state` says of a container whose limit is more than the VM has.
+pub fn excess_note(limits: &Limits, vm: MemoryMib) -> Option<String> {
+    let limit = limits.memory_bytes()? / MIB;
+    (limit > vm.0.into()).then(|| {
+        format!(
+            "the limit of {limit} MiB is more than the VM's {vm}, which can't grow: the container can use what the VM has"
+        )
+    })
 }
 
 /// What the containers of a pod are going to ask for together, as containerd and CRI-O tell it of the whole.
@@ -209,8 +224,8 @@ mod tests {
     use kata_spec::{Limits, check_resources};
 
     use super::{
-        Capacity, Ceiling, MIB, MemoryMib, POD_MIB, Purpose, Refusal, Size, must_fit, pod_limits,
-        size,
+        Capacity, Ceiling, MIB, MemoryMib, POD_MIB, Purpose, Refusal, Size, excess_note, must_fit,
+        pod_limits, size,
     };
 
     const HOST: Capacity = Capacity { memory_mib: 8192, cpus: 4 };
@@ -226,11 +241,17 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_both_figures() {
         let limits = |mib: u64| limits(&format!(r#"{{"memory": {{"limit": {}}}}}"#, mib * MIB));
-        let fits = |mib: u64| must_fit(&limits(mib), MemoryMib(512), HOST);
+        let fits = |mib: u64| must_fit(&limits(mib), (MemoryMib(512), 0), HOST);
         assert!(fits(512).is_ok() && fits(8193).is_ok());
         let message = fits(513).unwrap_err().message;
         assert!(message.contains("513 MiB") && message.contains("512 MiB"), "{message}");
-        assert!(must_fit(&Limits::default(), MemoryMib(1), HOST).is_ok());
+        assert!(must_fit(&Limits::default(), (MemoryMib(1), 0), HOST).is_ok());
+        // As the pod's sum, or by an update.
+        let promised = |mib: u64| must_fit(&limits(mib), (MemoryMib(512), 600 * MIB), HOST);
+        assert!(promised(600).is_ok() && promised(601).is_err());
+        let note = excess_note(&limits(600), MemoryMib(512)).unwrap();
+        assert!(note.contains("600 MiB") && note.contains("512 MiB"), "{note}");
+        assert_eq!(excess_note(&limits(512), MemoryMib(512)), None);
     }
 
     fn memory(limit: u64) -> u32 {

@@ -17,12 +17,15 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{Container, Role};
-use crate::{failure::Refusal, process::Phase, sizing::MEMORY_NOTE, statistics::Statistics};
+use crate::{
+    failure::Refusal,
+    process::Phase,
+    sizing::{self, MEMORY_NOTE},
+    statistics::Statistics,
+};
 
 /// Engines take a task that lists no process for a leaked one, and wait for 5 s for the lists of all.
 const LISTING: Duration = Duration::from_secs(1);
-
-const MIB: u64 = 1024 * 1024;
 
 /// A container's limits and statistics.
 pub(super) struct Resources {
@@ -86,7 +89,10 @@ impl Container {
             return Err(refusal);
         }
         *self.resources.limits.lock().unwrap_or_else(PoisonError::into_inner) = new.clone();
-        let note = self.memory_note(&new);
+        let budget = self.sandbox.budget();
+        // Who is made in its place is told the same.
+        budget.promise(new.memory_bytes().unwrap_or_default());
+        let note = sizing::excess_note(&new, budget.memory());
         if let Some(note) = &note {
             tracing::warn!(note, "update");
         }
@@ -135,17 +141,6 @@ impl Container {
         overlay(&mut document["linux"]["resources"], resources);
         *spec = document.to_string().into_bytes();
         Ok(())
-    }
-
-    fn memory_note(&self, limits: &Limits) -> Option<String> {
-        let memory = self.sandbox.budget().memory();
-        let limit = limits.memory_bytes()? / MIB;
-        (limit > memory.0.into()).then(|| {
-            format!(
-                "the limit of {limit} MiB is more than the VM's {memory}, which can't grow: the container can use \
-                 what the VM has"
-            )
-        })
     }
 
     /// What the container uses; after its end, or when its guest does not answer, what it last was known to use.

@@ -42,8 +42,9 @@ impl Service {
                 }
                 let group = Group::plan_member(spec.cgroups_path.as_deref(), id);
                 let group = group.map_err(|e| Refusal::internal(&e))?;
-                let memory = sandbox.budget().memory();
-                sizing::must_fit(&spec.limits, memory, Capacity::of_host())?;
+                let budget = sandbox.budget();
+                let told = (budget.memory(), budget.promised());
+                sizing::must_fit(&spec.limits, told, Capacity::of_host())?;
                 sandbox.add_member(id, (&group, &spec.limits), monitor.pid).await?;
                 (sandbox, group)
             }
@@ -78,6 +79,10 @@ impl Service {
         // The store may be on a disk of its own.
         needed.extend(layers.iter().flat_map(|layers| layers.paths()).cloned());
         let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
+        if place.1 == Role::Pod {
+            let told = sizing::pod_limits(&spec.annotations).memory_bytes();
+            sandbox.budget().promise(told.unwrap_or_default());
+        }
         self.pod().sandbox = Some(sandbox.clone());
         mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))?;
         Ok(sandbox)

@@ -304,6 +304,44 @@ fn usage_is_told_and_limits_are_changed() {
     });
 }
 
+#[test]
+fn a_limit_that_was_raised_beyond_the_vm_is_taken_again_at_a_restart() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let with_limit = |mib: i64| {
+            let mut config = pod.script("exec sleep 1000");
+            resources(&mut config).memory_limit_in_bytes = mib << 20;
+            config
+        };
+        // More than a VM has that nobody has told a sum.
+        let more = 700;
+        let container = pod.start(with_limit(64));
+        if handler == KATA {
+            let message = pod.create(with_limit(more)).unwrap().start().unwrap_err().message;
+            assert!(message.contains("does not fit into the pod's VM"), "{message}");
+        }
+        let memory_limit_in_bytes = more << 20;
+        let limits = LinuxContainerResources { memory_limit_in_bytes, ..Default::default() };
+        let request = UpdateContainerResourcesRequest {
+            container_id: container.id.clone(),
+            linux: Some(limits).into(),
+            ..Default::default()
+        };
+        pod.cri.update_container_resources(&request).unwrap();
+        container.stop(0);
+        container.remove();
+        let again = pod.start(with_limit(more));
+        assert_eq!(again.output("echo on"), "on", "{}", handler.0);
+        if handler == KATA {
+            let limit = again.output("cat /sys/fs/cgroup/memory.max");
+            assert_eq!(limit, memory_limit_in_bytes.to_string());
+            let larger = pod.create(with_limit(more + 1)).unwrap().start();
+            assert!(larger.is_err(), "more than was ever promised");
+        }
+        pod.remove();
+    });
+}
+
 /// A kubelet's cAdvisor goes by such names, and a kubelet believes what cAdvisor reads in a group more than the engine.
 #[test]
 fn of_a_pods_groups_its_own_alone_is_named_like_a_container() {
