@@ -29,6 +29,9 @@ const LEAST_MIB: u64 = 128;
 /// The least for a pod: nobody says how much those of its containers will need that have no limit.
 const POD_MIB: u32 = 512;
 
+/// Shares of one processor, as kubelets count.
+const SHARES: u64 = 1024;
+
 /// Note on memory that the VM does not have.
 pub const MEMORY_NOTE: &str = "memoryNote";
 
@@ -167,6 +170,15 @@ pub fn excess_note(limits: &Limits, vm: MemoryMib) -> Option<String> {
     })
 }
 
+/// Processors that are brought up for a container of a pod; none when it asks for none. A kubelet that hands processors out gives each
+/// container that has none of its own a list of all the rest: where there is no quota, the shares say how many are asked for.
+pub fn member_cpus(limits: &Limits) -> Option<u32> {
+    let has_quota = limits.cpu.quota.is_some_and(|quota| quota > 0);
+    let shares = limits.cpu.shares.filter(|shares| *shares > 0 && !has_quota);
+    let asked = shares.map(|shares| u32::try_from(shares.div_ceil(SHARES)).unwrap_or(u32::MAX));
+    limits.cpus().map(|cpus| cpus.min(asked.unwrap_or(u32::MAX)))
+}
+
 /// What the containers of a pod are going to ask for together, as containerd and CRI-O tell it of the whole.
 pub fn pod_limits(annotations: &BTreeMap<String, String>) -> Limits {
     let number = |name: &str| {
@@ -224,8 +236,8 @@ mod tests {
     use kata_spec::{Limits, check_resources};
 
     use super::{
-        Capacity, Ceiling, MIB, MemoryMib, POD_MIB, Purpose, Refusal, Size, excess_note, must_fit,
-        pod_limits, size,
+        Capacity, Ceiling, MIB, MemoryMib, POD_MIB, Purpose, Refusal, Size, excess_note,
+        member_cpus, must_fit, pod_limits, size,
     };
 
     const HOST: Capacity = Capacity { memory_mib: 8192, cpus: 4 };
@@ -350,6 +362,20 @@ mod tests {
         assert_eq!(held(None, 129, Accelerator::Kvm).unwrap().memory, MemoryMib(64));
         assert!(held(None, 128, Accelerator::Kvm).is_err());
         assert!(held(None, 0, Accelerator::Tcg).is_err());
+    }
+
+    #[test]
+    fn a_list_asks_for_no_more_processors_in_a_pod_than_shares_do() {
+        let cpus = |json: &str| member_cpus(&limits(&format!(r#"{{"cpu": {{{json}}}}}"#)));
+        // Of whatever is left, of processors of its own, and by hand.
+        assert_eq!(cpus(r#""cpus": "0-61", "shares": 2"#), Some(1));
+        assert_eq!(cpus(r#""cpus": "0-61", "shares": 1536"#), Some(2));
+        assert_eq!(cpus(r#""cpus": "2-5", "shares": 4096"#), Some(4));
+        assert_eq!(cpus(r#""cpus": "2-5", "shares": 4096, "quota": -1"#), Some(4));
+        assert_eq!(cpus(r#""cpus": "0-3""#), Some(4));
+        // A quota is said of the same container, and shares may be less.
+        assert_eq!(cpus(r#""cpus": "0-61", "shares": 512, "quota": 250000"#), Some(3));
+        assert_eq!(cpus(r#""shares": 4096"#), None);
     }
 
     #[test]

@@ -118,16 +118,23 @@ impl Container {
         let request = agent::UpdateContainerRequest {
             container_id: self.init.container_id.clone(),
             resources: resources.to_string().into_bytes(),
-            vcpus: limits.cpus().unwrap_or(0).min(self.sandbox.max_vcpus()),
+            vcpus: self.processors(limits).unwrap_or(0).min(self.sandbox.max_vcpus()),
             ..Default::default()
         };
         Ok(self.sandbox.agent()?.update_container(&request).await.map(drop)?)
     }
 
+    fn processors(&self, limits: &Limits) -> Option<u32> {
+        match self.role {
+            Role::Member => sizing::member_cpus(limits),
+            Role::Alone | Role::Pod => limits.cpus(),
+        }
+    }
+
     /// Sees to it that a container that joins a guest finds as many processors as it may use.
     pub(super) async fn bring_processors_up(&self) -> Result<(), Refusal> {
         let limits = self.resources.limits();
-        match limits.cpus() {
+        match self.processors(&limits) {
             Some(2..) => self.limit_in_guest(&json!({}), &limits).await,
             _ => Ok(()),
         }

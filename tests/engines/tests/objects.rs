@@ -345,3 +345,23 @@ fn a_vm_is_as_large_as_its_pod_and_refuses_what_does_not_fit() {
     assert_eq!(container.output("echo still"), "still");
     pod.remove();
 }
+
+/// What a kubelet gives each container without processors of its own when it hands them out. runc's containers see the host's.
+#[test]
+fn a_list_of_processors_brings_up_no_more_than_shares_ask_for() {
+    let Some(engine) = Containerd::start() else { return };
+    let host = std::thread::available_parallelism().unwrap().get();
+    if host < 2 {
+        return println!("SKIP: a list of processors says nothing on a host with one");
+    }
+    let pod = Pod::run(&engine, KATA);
+    let on = |shares: i64| {
+        let mut config = pod.script("exec sleep 1000");
+        let asked = resources(&mut config);
+        (asked.cpuset_cpus, asked.cpu_shares) = ("0-1".into(), shares);
+        pod.start(config).output("grep -c ^processor /proc/cpuinfo")
+    };
+    assert_eq!(on(2), "1");
+    assert_eq!(on(2048), "2");
+    pod.remove();
+}
