@@ -35,6 +35,7 @@ use crate::{
     reaper::{Exit, Reaper},
     spec::{Linux, NamespaceKind, Resources, Shared, Spec},
     streams::{Streams, Wanted},
+    trees::{Trees, Uses},
 };
 
 /// A container that has been created.
@@ -47,6 +48,7 @@ pub struct Container {
     /// Its cgroup namespace, if init lived to have one.
     groups: Option<OwnedFd>,
     cgroup: Arc<Mutex<Cgroup>>,
+    uses: Arc<Uses>,
     init: Arc<Process>,
     /// Holds init back until it is started.
     gate: Mutex<Option<Gate>>,
@@ -59,11 +61,12 @@ pub struct Container {
     added: Places<Process>,
 }
 
-/// Who makes the processes of all containers, and who hears of their ends.
+/// Who makes the processes of all containers, who hears of their ends, and what they are made of.
 #[derive(Default)]
 pub struct Makers {
     pub nursery: Nursery,
     pub reaper: Arc<Reaper>,
+    pub trees: Arc<Trees>,
 }
 
 /// What a container is created from.
@@ -82,10 +85,13 @@ impl Container {
         let cgroup = Cgroup::create(&creation.id, &spec)?;
         let cgroup = Arc::new(Mutex::new(cgroup));
         let id = creation.id.clone();
-        match Self::create_in(creation, &spec, cgroup.clone(), makers).await {
+        let uses = makers.trees.used_by(&creation.root, &spec).await;
+        let held = (cgroup.clone(), uses.clone());
+        match Self::create_in(creation, &spec, held, makers).await {
             Ok(container) => Ok(container),
             Err(failure) => {
-                abolish(&id, &cgroup).await.step(|| format!("{failure}; and then clean up"))?;
+                let abolished = abolish(&id, &cgroup, &uses).await;
+                abolished.step(|| format!("{failure}; and then clean up"))?;
                 Err(failure)
             }
         }
@@ -94,7 +100,7 @@ impl Container {
     async fn create_in(
         creation: Creation,
         spec: &Spec,
-        cgroup: Arc<Mutex<Cgroup>>,
+        (cgroup, uses): (Arc<Mutex<Cgroup>>, Arc<Uses>),
         makers: &Makers,
     ) -> Result<Self, Failure> {
         let Creation { id, spec: document, root, streams: wanted } = creation;
@@ -136,6 +142,7 @@ impl Container {
             filters,
             groups: groups.map(OwnedFd::from),
             cgroup,
+            uses,
             init,
             gate: Mutex::new(Some(gate)),
             killed_early_by,
@@ -341,7 +348,8 @@ impl Container {
         if self.init.ended().is_none() {
             return Err(self.refuse("delete", "running"));
         }
-        abolish(&self.id, &self.cgroup).await.step(|| "remove the container's cgroup and devices")
+        let abolished = abolish(&self.id, &self.cgroup, &self.uses).await;
+        abolished.step(|| "remove the container's cgroup, devices and mounts")
     }
 
     fn must_live(&self, verb: &str) -> Result<(), Failure> {
@@ -363,7 +371,7 @@ impl Container {
 }
 
 /// Kills what is in the group of a container, waits until it is gone, and removes what was made for it.
-async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
+async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>, uses: &Uses) -> std::io::Result<()> {
     let empty = {
         let cgroup = lock(cgroup);
         // A frozen group is thawed by the kill itself.
@@ -375,6 +383,7 @@ async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>) -> std::io::Result<
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    uses.end().await?;
     lock(cgroup).remove()
 }
 

@@ -33,6 +33,7 @@ mod service;
 mod socket;
 mod spec;
 mod streams;
+mod trees;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,9 @@
 //! network file system would say to close(2) alone is not.
 //! Where others do, it asks for the size of a file that is a volume by itself whenever it uses it.
 //!
+//! The names in a share's root are those of what is attached, and it keeps none of them: so it lets go of what it no longer uses, and with
+//! that goes what keeps the host's tree busy here; and what is attached anew under an old name is not taken for the old.
+//!
 //! And names are names: virtiofsd hands them to the host's kernel as they come, which takes `../x` for a path. No kernel sends such a
 //! one; `.` and `..` it would look up for NFS, which it may not serve (FUSE_EXPORT_SUPPORT is not offered).
 //!
@@ -135,8 +138,11 @@ impl FileSystem for Settled {
         must_be_name(name)?;
         self.must_have_room()?;
         let mut entry = self.fs.lookup(ctx, parent, name)?;
+        if parent == fuse::ROOT_ID {
+            entry.entry_timeout = Duration::ZERO;
+        }
         if self.changes == Changes::Anybodys && self.singles.told(parent, name, &entry) {
-            (entry.attr_timeout, entry.entry_timeout) = (Duration::ZERO, Duration::ZERO);
+            entry.attr_timeout = Duration::ZERO;
         }
         Ok(entry)
     }

@@ -94,7 +94,7 @@ fn what_a_file_that_is_a_volume_is_like_is_not_kept() {
     let kept = |parent, name| {
         let entry = settled.lookup(context(), parent, name).unwrap();
         let (_, later) = settled.getattr(context(), entry.inode, None).unwrap();
-        assert_eq!((entry.attr_timeout, entry.entry_timeout), (later, later));
+        assert_eq!(entry.attr_timeout, later);
         (entry.inode, !later.is_zero())
     };
     let (directory, directory_is_kept) = kept(1, c"1");
@@ -103,6 +103,19 @@ fn what_a_file_that_is_a_volume_is_like_is_not_kept() {
     assert!(!file_is_kept);
     settled.forget(context(), file, 1);
     assert!(!settled.singles.has(file), "forgotten, and known all the same");
+}
+
+#[test]
+fn the_name_of_what_is_attached_is_not_kept() {
+    let tree = tempfile::tempdir().unwrap();
+    fs::create_dir_all(tree.path().join("c1/etc")).unwrap();
+    for changes in [Changes::Guests, Changes::Anybodys] {
+        let settled = settled(tree.path(), changes);
+        let root = settled.lookup(context(), 1, c"c1").unwrap();
+        assert!(root.entry_timeout.is_zero() && !root.attr_timeout.is_zero(), "{changes:?}");
+        let inside = settled.lookup(context(), root.inode, c"etc").unwrap();
+        assert!(!inside.entry_timeout.is_zero(), "{changes:?}");
+    }
 }
 
 /// Each request that has a name, with this one.

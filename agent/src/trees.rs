@@ -1,0 +1,139 @@
+//! The host's trees that containers are made of: roots and volumes.
+//!
+//! ```text
+//! on the host ── a helper takes it ─► mounted here, and in the container ── its last container goes ─► unmounted here
+//! ```
+//!
+//! Each directory that the host attaches is a file system of its own, which the kernel mounts in the agent's namespace when somebody
+//! looks at it. It is let go of when no container uses it any more, for it keeps the host's tree busy: every file that the guest
+//! remembers, and what is deleted there. Not before: what is mounted anew is another file system, and containers that use both would
+//! share neither locks nor sockets.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kata_protocol::{ROOTS, VOLUMES};
+use rustix::{
+    io::Errno,
+    mount::{UnmountFlags, unmount},
+};
+use tokio::{sync::Mutex, task::spawn_blocking};
+
+use crate::spec::Spec;
+
+/// Which trees are used, and how often.
+#[derive(Debug, Default)]
+pub struct Trees(Mutex<HashMap<PathBuf, usize>>);
+
+/// The trees of one container.
+#[derive(Debug)]
+pub struct Uses {
+    trees: Arc<Trees>,
+    /// Those that it still uses.
+    places: Mutex<Vec<PathBuf>>,
+}
+
+impl Trees {
+    /// Counts what a container is made of, before any of it is looked at.
+    pub async fn used_by(self: &Arc<Self>, root: &str, spec: &Spec) -> Arc<Uses> {
+        let places = places(root, spec);
+        let mut users = self.0.lock().await;
+        for place in &places {
+            *users.entry(place.clone()).or_default() += 1;
+        }
+        drop(users);
+        Arc::new(Uses { trees: self.clone(), places: Mutex::new(places) })
+    }
+
+    /// The lock is held until it is unmounted: whoever counts it anew then mounts it anew, too.
+    async fn let_go(&self, place: &Path) -> io::Result<()> {
+        let mut users = self.0.lock().await;
+        match users.get_mut(place) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) => {
+                let unmounted = place.to_owned();
+                // The last use of a file system writes back what is left of it.
+                spawn_blocking(move || unmount_if_mounted(&unmounted)).await??;
+                users.remove(place);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+impl Uses {
+    /// Lets go of all of it. What fails is tried anew by the next call.
+    pub async fn end(&self) -> io::Result<()> {
+        let mut places = self.places.lock().await;
+        while let Some(place) = places.last() {
+            self.trees.let_go(place).await?;
+            places.pop();
+        }
+        Ok(())
+    }
+}
+
+/// Its root, and the volumes that are bound into it; one that it has twice counts twice.
+fn places(root: &str, spec: &Spec) -> Vec<PathBuf> {
+    let sources = spec.mounts.iter().filter_map(|mount| mount.source.as_deref());
+    let in_share = |path: &&str| {
+        let parent = Path::new(path).parent();
+        [ROOTS.1, VOLUMES.1].iter().any(|share| parent == Some(Path::new(share)))
+    };
+    [root].into_iter().chain(sources).filter(in_share).map(PathBuf::from).collect()
+}
+
+/// What is no mount point was never looked at, or is a file, which is of the share's own file system.
+fn unmount_if_mounted(place: &Path) -> io::Result<()> {
+    match unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kata_protocol::{ROOTS, VOLUMES};
+
+    use super::{Spec, Trees, places};
+    use crate::spec::Mount;
+
+    fn spec(sources: &[&str]) -> Spec {
+        let mount = |source: &&str| Mount { source: Some((*source).into()), ..Mount::default() };
+        Spec { mounts: sources.iter().map(mount).collect(), ..Spec::default() }
+    }
+
+    #[test]
+    fn only_what_the_host_has_attached_is_counted() {
+        let (root, volume) = (format!("{}/c1", ROOTS.1), format!("{}/3", VOLUMES.1));
+        let below = format!("{volume}/below");
+        let others = ["proc", "/dev/null", "/run/kata/copies/3", VOLUMES.1, below.as_str()];
+        let mut sources = others.to_vec();
+        sources.push(&volume);
+        let counted = places(&root, &spec(&sources));
+        assert_eq!(counted, [root, volume].map(std::path::PathBuf::from));
+    }
+
+    #[tokio::test]
+    async fn a_tree_is_let_go_of_with_its_last_container_and_once_by_each() {
+        let trees = Arc::new(Trees::default());
+        // None of them is there, which is no error.
+        let volume = format!("{}/no-such", VOLUMES.1);
+        let one = trees.used_by(&format!("{}/one", ROOTS.1), &spec(&[&volume, &volume])).await;
+        let other = trees.used_by(&format!("{}/other", ROOTS.1), &spec(&[&volume])).await;
+        assert_eq!(trees.0.lock().await.len(), 3);
+        one.end().await.unwrap();
+        one.end().await.unwrap();
+        let left = trees.0.lock().await.clone();
+        assert_eq!((left.len(), left.get(std::path::Path::new(&volume))), (2, Some(&1)));
+        other.end().await.unwrap();
+        assert!(trees.0.lock().await.is_empty());
+    }
+}
