@@ -8,16 +8,25 @@
 //! The proxy sees the tmpfs itself read-only, only what is attached to it can be written to. But should a guest ever change it
 //! all the same, nothing here follows: names are used below descriptors of the two directories, of which each is resolved once, before
 //! there is a guest, and no link in the tree is followed, nor a path that leads out of it.
+//!
+//! A volume of several containers is attached once ([`Shown`]), and detached with the last of them.
+
+mod attached;
+mod served;
 
 use std::{
     ffi::CStr,
     io,
-    ops::Range,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use kata_sys::mount_attr::{self, MountAttributes, Reach};
+pub use attached::{Shown, is_writable};
+use kata_sys::{
+    mount_attr::{self, MountAttributes, Reach},
+    spawn::Child,
+};
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fchmod, mkdirat, openat, openat2, unlinkat},
     io::Errno,
@@ -28,6 +37,7 @@ use rustix::{
 };
 use thiserror::Error;
 
+use self::attached::Attached;
 use crate::step::{InjectedFault, Step, Steps};
 
 /// Why the shared tree could not be made or extended.
@@ -48,6 +58,14 @@ pub enum ShareError {
     },
     #[error("attach a tree at {path} of the shared tree")]
     Attach {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("look at a tree that is to be attached")]
+    Look(#[source] io::Error),
+    #[error("make {path} of the shared tree writable")]
+    Open {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -81,6 +99,16 @@ pub struct SharedTree {
     root: OwnedFd,
     roots: Half,
     volumes: Half,
+    attached: Mutex<Attached>,
+}
+
+/// Where a container finds its volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its number.
+    pub number: usize,
+    /// The container may write to it, but nobody can before [`SharedTree::open_volume`].
+    pub closed: bool,
 }
 
 /// A directory of the tree in which things are attached.
@@ -115,7 +143,7 @@ impl SharedTree {
                 .map_err(failed)?;
         let roots = Half::make(&root, "roots")?;
         let volumes = Half::make(&root, "volumes")?;
-        Ok(Self { path: path.into(), root, roots, volumes })
+        Ok(Self { path: path.into(), root, roots, volumes, attached: Mutex::default() })
     }
 
     /// `O_PATH` descriptor of the tree's root, for the proxy.
@@ -151,33 +179,79 @@ impl SharedTree {
             .map_err(|e| ShareError::Mount { path: self.roots.place(id), source: e.into() })
     }
 
-    /// Attaches a volume under its number.
+    /// A number for what a container has in the place of a volume; no volume will have it.
+    pub fn number(&self) -> usize {
+        self.attached().number()
+    }
+
+    /// Attaches a volume for a container, unless one is attached that shows the same. None shows what `shown` does not say.
     ///
     /// # Errors
     /// [`ShareError`].
     pub fn attach_volume(
         &self,
-        number: usize,
-        kind: VolumeKind,
+        container: &str,
+        (kind, shown): (VolumeKind, Option<Shown>),
         tree: impl AsFd,
         steps: &Steps,
-    ) -> Result<(), ShareError> {
+    ) -> Result<Place, ShareError> {
+        let writable = is_writable(&tree).map_err(ShareError::Look)?;
+        let mut attached = self.attached();
+        if let Some((number, open)) =
+            shown.as_ref().and_then(|shown| attached.used(container, shown))
+        {
+            return Ok(Place { number, closed: writable && !open });
+        }
         steps.enter(Step::AttachVolume)?;
+        let number = attached.add(container, (shown, writable));
         let name = number.to_string();
         let place = match kind {
             VolumeKind::Directory => self.volumes.make_directory(&name)?,
             VolumeKind::File => self.volumes.make_file(&name)?,
         };
-        self.volumes.attach(tree, &name, &place)
+        self.volumes.attach(tree, &name, &place)?;
+        Ok(Place { number, closed: false })
     }
 
-    /// Takes a container's root file system and its volumes away again. What is not there is no error.
+    /// Lets a volume be written to that was attached read-only: where a proxy to come takes it from, and where `proxy` has it.
     ///
     /// # Errors
-    /// [`ShareError::Detach`].
-    pub fn detach(&self, id: &str, volumes: Range<usize>) -> Result<(), ShareError> {
-        self.roots.detach(id)?;
-        volumes.into_iter().try_for_each(|number| self.volumes.detach(&number.to_string()))
+    /// [`ShareError`].
+    pub fn open_volume(
+        &self,
+        number: usize,
+        proxy: Option<&Child>,
+        steps: &Steps,
+    ) -> Result<(), ShareError> {
+        steps.enter(Step::OpenVolume)?;
+        let name = number.to_string();
+        let failed = |source| ShareError::Open { path: self.volumes.place(&name), source };
+        served::allow_writing(&self.volumes.directory, Path::new(&name)).map_err(failed)?;
+        if let Some(proxy) = proxy {
+            let path = self.volumes.place(&name);
+            served::in_namespace_of(proxy, |root| served::allow_writing(root, &path))
+                .map_err(failed)?;
+        }
+        self.attached().opened(number);
+        Ok(())
+    }
+
+    /// Takes away a container's root file system and the volumes that nobody else uses. What is not there is no error.
+    ///
+    /// # Errors
+    /// [`ShareError::Detach`]; to be tried again.
+    pub fn detach(&self, container: &str) -> Result<(), ShareError> {
+        self.roots.detach(container)?;
+        let unused = self.attached().without(container);
+        unused.into_iter().try_for_each(|number| {
+            self.volumes.detach(&number.to_string())?;
+            self.attached().remove(number);
+            Ok(())
+        })
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the whole tree out of the namespace, for good; what still uses it keeps it until it ends. Idempotent.
@@ -277,104 +351,4 @@ pub fn unmount_at(path: &Path) -> Result<(), ShareError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        fs,
-        os::{fd::OwnedFd, unix::fs::symlink},
-        path::{Path, PathBuf},
-    };
-
-    use rustix::{
-        fs::CWD,
-        mount::{OpenTreeFlags, open_tree},
-        thread::UnshareFlags,
-    };
-
-    use super::{SharedTree, VolumeKind};
-    use crate::step::Steps;
-
-    /// Runs `inside` with a tree of its own, in a mount namespace of its own.
-    fn with_tree(inside: impl FnOnce(&SharedTree, &Path, &Path) + Send) {
-        if !rustix::process::geteuid().is_root() {
-            return eprintln!("SKIP not root");
-        }
-        let scratch = tempfile::tempdir().unwrap();
-        let [shared, host] = ["shared", "host"].map(|name| scratch.path().join(name));
-        fs::create_dir(&host).unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).unwrap();
-                let tree = SharedTree::mount(&shared, &Steps::from_environment()).unwrap();
-                inside(&tree, &shared, &host);
-                tree.unmount().unwrap();
-            });
-        });
-    }
-
-    fn detached(path: &Path) -> OwnedFd {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, path, flags).unwrap()
-    }
-
-    fn names(path: impl AsRef<Path>) -> Vec<PathBuf> {
-        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into()).collect()
-    }
-
-    #[test]
-    fn what_is_attached_is_there_until_it_is_detached() {
-        with_tree(|tree, shared, host| {
-            let steps = Steps::from_environment();
-            fs::write(host.join("file"), "of the host").unwrap();
-            tree.attach_root("c1", detached(host), &steps).unwrap();
-            tree.attach_volume(0, VolumeKind::Directory, detached(host), &steps).unwrap();
-            tree.attach_volume(1, VolumeKind::File, detached(&host.join("file")), &steps).unwrap();
-            tree.mount_root("c2", "tmpfs", c"mode=0700", &steps).unwrap();
-            for path in ["roots/c1/file", "volumes/0/file", "volumes/1"] {
-                assert_eq!(fs::read_to_string(shared.join(path)).unwrap(), "of the host");
-            }
-            fs::write(shared.join("roots/c2/file"), "of its own").unwrap();
-            tree.detach("c1", 0..2).unwrap();
-            tree.detach("c1", 0..2).unwrap();
-            tree.detach("c2", 0..0).unwrap();
-            assert!(
-                names(shared.join("roots")).is_empty() && names(shared.join("volumes")).is_empty()
-            );
-            assert_eq!(names(host), [PathBuf::from("file")]);
-        });
-    }
-
-    #[test]
-    fn a_tree_that_leads_to_the_host_is_not_followed() {
-        with_tree(|tree, shared, host| {
-            let steps = Steps::from_environment();
-            fs::create_dir(host.join("c1")).unwrap();
-            fs::write(host.join("7"), "of the host").unwrap();
-            for half in ["roots", "volumes"] {
-                fs::rename(shared.join(half), shared.join("away")).unwrap();
-                symlink(host, shared.join(half)).unwrap();
-                fs::rename(shared.join("away"), shared.join(format!("old-{half}"))).unwrap();
-            }
-            tree.attach_root("c2", detached(host), &steps).unwrap();
-            tree.mount_root("c3", "tmpfs", c"", &steps).unwrap();
-            tree.attach_volume(0, VolumeKind::Directory, detached(host), &steps).unwrap();
-            tree.attach_volume(1, VolumeKind::File, detached(&host.join("7")), &steps).unwrap();
-            tree.detach("c1", 7..8).unwrap();
-            let mut left = names(host);
-            left.sort();
-            assert_eq!(left, ["7", "c1"].map(PathBuf::from));
-            assert_eq!(names(shared.join("old-volumes")).len(), 2);
-        });
-    }
-
-    #[test]
-    fn a_link_in_the_place_of_a_new_volume_is_no_place() {
-        with_tree(|tree, shared, host| {
-            let steps = Steps::from_environment();
-            symlink(host, shared.join("volumes/0")).unwrap();
-            symlink(host.join("new"), shared.join("volumes/1")).unwrap();
-            tree.attach_volume(0, VolumeKind::Directory, detached(host), &steps).unwrap_err();
-            tree.attach_volume(1, VolumeKind::File, detached(host), &steps).unwrap_err();
-            assert!(names(host).is_empty());
-        });
-    }
-}
+mod tests;

@@ -19,6 +19,7 @@ pub enum Step {
     MountSharedTree,
     AttachRoot,
     AttachVolume,
+    OpenVolume,
     MakeWritable,
     MountLayers,
     SetSysctls,

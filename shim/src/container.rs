@@ -19,7 +19,6 @@ mod signals;
 
 use std::{
     collections::HashMap,
-    ops::Range,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
@@ -95,8 +94,6 @@ pub struct Parts {
     pub shares_pids: bool,
     /// What all containers of its sandbox have in common, when it stands for the sandbox.
     pub common: Common,
-    /// Numbers of its volumes in the shared tree.
-    pub volumes: Range<usize>,
     /// Volumes that the guest has copies of.
     pub copies: Vec<Arc<Copy>>,
     /// Namespace whose links the guest takes over; none for loopback alone.
@@ -128,7 +125,6 @@ pub struct Container {
     /// It is in the guest, though it may not run yet; locked while it enters.
     entered: tokio::sync::Mutex<bool>,
     common: Common,
-    volumes: Range<usize>,
     copies: Vec<Arc<Copy>>,
     network: Mutex<Option<Namespace>>,
     resolver: Resolver,
@@ -162,7 +158,6 @@ impl Container {
             guest_pid: AtomicU32::new(0),
             entered: tokio::sync::Mutex::new(false),
             common: parts.common,
-            volumes: parts.volumes,
             copies: parts.copies,
             network: Mutex::new(parts.network),
             resolver: Resolver::new(parts.resolv_conf),

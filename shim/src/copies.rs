@@ -26,9 +26,8 @@ use kata_protocol::agent::{RemoveVolumeRequest, WriteVolumeRequest};
 use kata_sandbox::{
     agent::{Agent, AgentError},
     lifecycle::Sandbox,
-    share::VolumeKind,
 };
-use kata_spec::{Checked, Origin, Trees, VolumeSource};
+use kata_spec::{Origin, VolumeSource};
 use kata_sys::{causes::chain, watch::watch};
 use protobuf::Message;
 use rustix::{
@@ -41,7 +40,6 @@ use tokio::{
 };
 
 use self::snapshot::{SnapshotError, snapshot};
-use crate::{container::Role, failure::Refusal};
 
 /// The kinds of volume that a kubelet writes the same way: by filling a directory and renaming a link.
 const KINDS: [&str; 4] = [
@@ -76,37 +74,9 @@ pub struct Copies {
 }
 
 impl Copies {
-    /// Attaches a container's volumes for the guest to see; those that it is to have copies of are returned instead.
-    pub fn share(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        trees: Option<&Trees>,
-        (role, spec, first): (Role, &Checked, usize),
-    ) -> Result<Vec<Arc<Copy>>, Refusal> {
-        let mut copies = Vec::new();
-        let trees = trees.into_iter().flat_map(|trees| &trees.volumes);
-        for (number, (volume, tree)) in spec.volumes.iter().zip(trees).enumerate() {
-            let number = first + number;
-            let copy = match role {
-                Role::Member => self.copy(number, volume, (tree, sandbox)),
-                // It enters the guest with its boot, and is no pod's.
-                Role::Alone | Role::Pod => Ok(None),
-            };
-            if let Some(copy) = copy.map_err(|e| Refusal::internal(&e))? {
-                copies.push(copy);
-                continue;
-            }
-            let kind = if volume.directory { VolumeKind::Directory } else { VolumeKind::File };
-            let attached = sandbox.tree().attach_volume(number, kind, tree, sandbox.steps());
-            attached.map_err(|e| Refusal::internal(&e))?;
-        }
-        Ok(copies)
-    }
-
     /// A copy of a volume, if that is one of a kubelet's, small, and can be watched.
-    fn copy(
+    pub fn copy(
         self: &Arc<Self>,
-        number: usize,
         volume: &VolumeSource,
         (tree, sandbox): (&OwnedFd, &Arc<Sandbox>),
     ) -> io::Result<Option<Arc<Copy>>> {
@@ -114,7 +84,8 @@ impl Copies {
             return Ok(None);
         }
         if let Err(why) = snapshot(tree, 0) {
-            tracing::info!(number, %why, "a volume is shared, and its changes are not told");
+            let mount = volume.mount;
+            tracing::info!(mount, %why, "a volume is shared, and its changes are not told");
             return Ok(None);
         }
         let Some(inotify) = self.inotify.get_or_init(|| self.begin(sandbox)) else {
@@ -124,11 +95,12 @@ impl Copies {
         let path = format!("/proc/self/fd/{}", tree.as_raw_fd());
         if let Err(error) = inotify::add_watch(inotify, path, flags | WatchFlags::ONLYDIR) {
             let limit = "fs.inotify.max_user_watches";
-            tracing::warn!(number, %error, "changes of a volume are not told; see {limit}");
+            let mount = volume.mount;
+            tracing::warn!(mount, %error, "changes of a volume are not told; see {limit}");
             return Ok(None);
         }
         let copy = Copy {
-            number: number as u64,
+            number: sandbox.tree().number() as u64,
             tree: tree.try_clone()?,
             written: tokio::sync::Mutex::default(),
             told: Mutex::default(),
@@ -363,6 +335,7 @@ mod tests {
             mount: 0,
             origin: Origin::Path(path.into()),
             recursive: true,
+            undivided: true,
             directory: true,
             read_only,
             read_only_below: false,

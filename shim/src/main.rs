@@ -25,6 +25,7 @@ mod sizing;
 mod statistics;
 mod task;
 mod vmm;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -24,7 +24,7 @@ use kata_engine_api::{
     record::{Record, Status},
     timestamp::rfc3339,
 };
-use kata_protocol::{COPIES, ROOTS, VOLUMES};
+use kata_protocol::ROOTS;
 use kata_sandbox::{
     cgroup::Group,
     layers::Layers,
@@ -40,13 +40,13 @@ use tokio::sync::Notify;
 
 use crate::{
     container::{Container, Parts, Role},
-    copies::Copies,
     engine::{pod, stdio::Names},
     failure::Refusal,
     monitor::Monitor,
     offline,
     process::Process,
     sizing::{self, MEMORY_NOTE},
+    volumes::Volumes,
 };
 
 /// A container to be made, with everything that only its creator could see.
@@ -115,10 +115,7 @@ pub struct Service {
     /// As it was when the shim started; a mistake in it fails the create, where somebody hears of it.
     configuration: Result<Loaded, ConfigError>,
     pod: Mutex<Pod>,
-    /// Numbers are never used twice: the guest may remember what was there.
-    volumes: AtomicUsize,
-    /// Of volumes that change while they are used.
-    copies: Arc<Copies>,
+    volumes: Volumes,
     /// One at a time: who makes or takes down the sandbox.
     changing: tokio::sync::Mutex<()>,
     /// What the ledger names could not be taken away.
@@ -139,8 +136,7 @@ impl Service {
             directory_fd,
             configuration,
             pod: Mutex::default(),
-            volumes: AtomicUsize::new(0),
-            copies: Arc::default(),
+            volumes: Volumes::default(),
             changing: tokio::sync::Mutex::default(),
             ledger_owed: AtomicBool::new(false),
             finished: Notify::new(),
@@ -245,11 +241,9 @@ impl Service {
         let (id, role) = (creation.id.clone(), creation.role);
         let (sandbox, group) = self.find_place(&creation, &loaded).await?;
         let grace = loaded.config.runtime.output_grace;
-        let count = creation.spec.volumes.len();
-        let first = self.volumes.fetch_add(count, Ordering::Relaxed);
-        let made = self.furnish(creation, (&sandbox, &group), first, (bundle, grace));
+        let made = self.furnish(creation, (&sandbox, &group), (bundle, grace)).await;
         if let (Err(_), Role::Member) = (&made, role) {
-            if let Err(error) = sandbox.tree().detach(&id, first..first + count) {
+            if let Err(error) = sandbox.tree().detach(&id) {
                 tracing::warn!(%error, id, "take back the files of a container that could not be made");
             }
             if let Err(error) = sandbox.remove_member(&id, &group).await {
@@ -259,12 +253,11 @@ impl Service {
         made
     }
 
-    /// Puts what a container is made of into its sandbox, with this number for the first of its volumes.
-    fn furnish(
+    /// Puts what a container is made of into its sandbox.
+    async fn furnish(
         &self,
         creation: Creation,
         (sandbox, group): (&Arc<Sandbox>, &Group),
-        volumes: usize,
         (bundle, grace): (Option<OwnedFd>, Duration),
     ) -> Result<Arc<Container>, Refusal> {
         let Creation { id, role, spec, trees, network, monitor, terminal, .. } = creation;
@@ -280,12 +273,9 @@ impl Service {
             }
         }
         let resolv_conf = trees.as_ref().and_then(|trees| resolv_conf(&spec, trees)).transpose();
-        let copies = self.copies.share(sandbox, trees.as_ref(), (role, &spec, volumes))?;
-        let guest_spec = spec.guest_spec(|number| {
-            let number = volumes + number;
-            let is_copy = copies.iter().any(|copy| copy.number() == number);
-            format!("{}/{number}", if is_copy { COPIES } else { VOLUMES.1 })
-        });
+        let placed = self.volumes.place(sandbox, trees.as_ref(), (&id, role, &spec)).await?;
+        let place = |number: usize| placed.sources.get(number).cloned().unwrap_or_default();
+        let guest_spec = spec.guest_spec(place);
         let common = match role {
             Role::Pod => pod::common(&guest_spec),
             Role::Alone | Role::Member => Common::default(),
@@ -311,8 +301,7 @@ impl Service {
                 false => guest_spec,
             },
             common,
-            volumes: volumes..volumes + spec.volumes.len(),
-            copies,
+            copies: placed.copies,
             guest_root: format!("{}/{id}", ROOTS.1),
             network,
             resolv_conf: resolv_conf.map_err(|e| Refusal::internal(&e))?,

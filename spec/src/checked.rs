@@ -144,6 +144,8 @@ pub struct VolumeSource {
     pub recursive: bool,
     /// What the host mounts below it later appears in it, too.
     pub follows_host: bool,
+    /// Nothing else is mounted below it, and nothing that the host mounts there will be.
+    pub undivided: bool,
     /// A directory; else a regular file.
     pub directory: bool,
     /// The container may not write to it.

@@ -1,5 +1,7 @@
 //! `mounts`: which the guest makes itself, which are volumes of the host, which can't be.
 
+mod magic;
+
 use std::{
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -13,6 +15,7 @@ use kata_sys::{
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use serde_json::{Value, json};
 
+use self::magic::{CGROUP_MAGIC, CGROUP2_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC, VIEWS_OF_A_KERNEL};
 use crate::{
     checked::{IdMap, IdRange, MountPoint, Origin, VolumeSource},
     document::Document,
@@ -49,11 +52,6 @@ const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 const MOST_MOUNTS: usize = 2048;
 
 const SHARED_MEMORY: &str = "/dev/shm";
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-const PROC_MAGIC: u64 = 0x9fa0;
-const SYSFS_MAGIC: u64 = 0x6265_6572;
-const CGROUP_MAGIC: u64 = 0x0027_e0eb;
-const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// Flags of a mount of the host's that a bind mount of it has, too.
 const INHERITED: [(StatVfsMountFlags, &str); 6] = [
@@ -63,24 +61,6 @@ const INHERITED: [(StatVfsMountFlags, &str); 6] = [
     (StatVfsMountFlags::NOEXEC, "noexec"),
     (StatVfsMountFlags::NOATIME, "noatime"),
     (StatVfsMountFlags::NODIRATIME, "nodiratime"),
-];
-
-/// File systems that show and steer the kernel that they are of.
-const VIEWS_OF_A_KERNEL: &[u64] = &[
-    PROC_MAGIC,
-    SYSFS_MAGIC,
-    CGROUP_MAGIC,
-    CGROUP2_MAGIC,
-    0x6462_6720, // debugfs
-    0x7472_6163, // tracefs
-    0xcafe_4a11, // bpf
-    0x7363_6673, // securityfs
-    0xf97c_ff8c, // selinuxfs
-    0x6265_6570, // configfs
-    0x6573_5543, // fusectl
-    0xde5e_81e4, // efivarfs
-    0x6165_676c, // pstore
-    0x4249_4e4d, // binfmt_misc
 ];
 
 /// What the host has to do for the mounts.
@@ -294,7 +274,7 @@ impl Mount {
         let whole = volume.read_only_below || !volume.recursive || !volume.directory;
         // What can't be listed is as read-only as what is above.
         let below = || volume.follows_host || mount_table::has_below(path).unwrap_or(false);
-        if !volume.read_only || whole || !below() {
+        if !volume.read_only || whole || volume.undivided || !below() {
             return false;
         }
         let why = "ro by the host: what is or will be mounted below it may be written to";
@@ -323,6 +303,13 @@ impl Mount {
     fn follows_host(&self) -> bool {
         let last = self.options.iter().rfind(|word| is_propagation(word));
         last.is_some_and(|word| matches!(word.as_str(), "shared" | "rshared" | "slave" | "rslave"))
+    }
+
+    /// What can't be listed may be anything.
+    fn is_undivided(&self, directory: bool) -> bool {
+        let below = || mount_table::has_below(&self.source).unwrap_or(true);
+        let divided = directory && self.has("rbind") && below();
+        !divided && !self.follows_host()
     }
 
     fn is_read_only_below(&self) -> bool {
@@ -365,6 +352,7 @@ impl Mount {
             origin: Origin::Overlay(layers),
             recursive: false,
             follows_host: false,
+            undivided: true,
             directory: true,
             read_only_below: false,
             id_map: None,
@@ -410,6 +398,7 @@ impl Mount {
                 origin: Origin::Path(self.source.clone()),
                 recursive: self.has("rbind"),
                 follows_host: self.follows_host(),
+                undivided: self.is_undivided(kind.is_dir()),
                 directory: kind.is_dir(),
                 read_only: self.is_read_only(),
                 read_only_below: self.is_read_only_below(),

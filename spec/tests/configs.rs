@@ -171,6 +171,25 @@ fn a_bind_mount_is_one_whatever_its_type() {
 }
 
 #[test]
+fn a_volume_is_undivided_where_nothing_is_mounted_below_nor_will_be() {
+    let bundle = bundle("{}");
+    let mut config = default_for("rootfs", &["sh".to_owned()], false);
+    let own = bundle.path().to_str().unwrap();
+    for (source, options, undivided) in [
+        (own, &["rbind", "ro"][..], true),
+        (own, &["rbind", "rslave"], false),
+        (own, &["bind", "shared"], false),
+        ("/", &["bind"], true),
+        ("/", &["rbind", "rprivate"], false),
+        ("/etc/passwd", &["rbind"], true),
+    ] {
+        config["mounts"] = json!([{"destination": "/v", "source": source, "options": options}]);
+        let checked = check(&config, bundle.path()).unwrap();
+        assert_eq!(checked.volumes[0].undivided, undivided, "{source} {options:?}");
+    }
+}
+
+#[test]
 fn an_overlay_becomes_a_volume() {
     let bundle = bundle("{}");
     let mut config = default_for("rootfs", &["sh".to_owned()], false);

@@ -1,4 +1,4 @@
-//! What the proxy says while it lives.
+//! What the proxy says while it lives, and what is done to what it serves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,13 +8,24 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::Sandbox;
+use super::{Sandbox, SandboxError};
 use crate::packet::PacketSocket;
 
 /// At least between two calls for a guest to drop inodes that it caches.
 const BETWEEN_DROPS: Duration = Duration::from_millis(200);
 
 impl Sandbox {
+    /// Lets a volume be written to that was attached read-only. A boot that is under way is waited for: its proxy takes the tree as it
+    /// is then.
+    ///
+    /// # Errors
+    /// [`SandboxError::Share`].
+    pub async fn open_volume(&self, number: usize) -> Result<(), SandboxError> {
+        let _no_boot = self.booting.lock().await;
+        let proxy = self.live().proxy.clone();
+        Ok(self.tree.open_volume(number, proxy.as_deref(), &self.steps)?)
+    }
+
     /// Takes the guest's connections from the proxy, and what it says of the guest's inodes.
     pub(super) fn hear_proxy(self: &Arc<Self>, control: PacketSocket) {
         let pressure = Arc::new(Notify::new());

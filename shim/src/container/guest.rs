@@ -207,7 +207,7 @@ impl Container {
         {
             tracing::warn!(%error, "guest did not let go of all that is the container's");
         }
-        let detached = self.sandbox.tree().detach(&self.init.container_id, self.volumes.clone());
+        let detached = self.sandbox.tree().detach(&self.init.container_id);
         detached.map_err(|e| Refusal::internal(&e))?;
         self.sandbox.remove_member(&self.init.container_id, self.resources.group()).await?;
         Ok(())

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    env,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
@@ -10,7 +11,9 @@ use std::{
 };
 
 use kata_engine_tests::containerd::{
-    Containerd, Handler, KATA, Pod, RUNC, bind, processes, shim_of,
+    Container, Containerd, Handler, KATA, Pod, RUNC, bind, processes,
+    runtime::{KeyValue, Mount},
+    shim_of,
 };
 use kata_guest_tests::{ceiling, run};
 
@@ -134,6 +137,142 @@ fn a_disk_of_a_removed_container_is_free_while_its_pod_lives() {
         disk.unmount();
         until(|| disk.device().is_empty(), || format!("{} is still used", disk.device()));
         assert_eq!(keeper.output("echo still"), "still");
+        pod.remove();
+    });
+}
+
+/// Holds a lock, serves a socket and a mapped page, and makes a file of each word that it is told.
+const SERVER: &str = r"
+import fcntl, mmap, os, socket
+os.chdir('/mnt')
+lock = open('lock', 'w')
+fcntl.flock(lock, fcntl.LOCK_EX)
+page = open('page', 'w+b')
+page.truncate(4096)
+memory = mmap.mmap(page.fileno(), 4096)
+server = socket.socket(socket.AF_UNIX)
+server.bind('socket')
+server.listen()
+open('ready', 'w').close()
+while True:
+    peer = server.accept()[0]
+    word = peer.recv(16)
+    memory[:len(word)] = word
+    open(word.decode(), 'w').close()
+    peer.close()
+";
+
+/// Says what it sees of the server by the lock, the page and inotify.
+const CLIENT: &str = r"
+import ctypes, fcntl, mmap, os, select, socket, struct, time
+os.chdir('/mnt')
+while not os.path.exists('ready'):
+    time.sleep(0.05)
+libc = ctypes.CDLL(None)
+events = libc.inotify_init()
+libc.inotify_add_watch(events, b'.', 0x100)
+page = open('page', 'rb')
+memory = mmap.mmap(page.fileno(), 4096, access=mmap.ACCESS_READ)
+before = memory[:len(os.environ['WORD'])]
+try:
+    fcntl.flock(open('lock'), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print('lock is free')
+except BlockingIOError:
+    print('lock is held')
+client = socket.socket(socket.AF_UNIX)
+client.connect('socket')
+client.sendall(os.environ['WORD'].encode())
+client.recv(1)
+print('page has', memory[:len(before)].decode())
+if select.select([events], [], [], 20)[0]:
+    print('made', os.read(events, 4096)[16:].rstrip(bytes(1)).decode())
+else:
+    print('nothing was made')
+";
+
+/// A container that runs a program in Debian's root, with this mount below it.
+fn in_debian<'a>(
+    pod: &'a Pod,
+    (debian, mount): (&Path, Mount),
+    (program, word): (&str, &str),
+) -> Container<'a> {
+    let mut config = pod.script("exec chroot /debian python3 -c \"$PROGRAM\"");
+    let variable = |key: &str, value: &str| KeyValue {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    };
+    config.envs = vec![variable("PROGRAM", program), variable("WORD", word)];
+    config.mounts = vec![bind(debian, "/debian", true), mount];
+    pod.start(config)
+}
+
+#[test]
+fn containers_of_a_pod_meet_in_their_volumes() {
+    let Some(debian) = env::var_os("KATA_TEST_ROOT_DEBIAN").map(PathBuf::from) else {
+        println!("SKIP KATA_TEST_ROOT_DEBIAN is not set; run cargo xtask test");
+        return;
+    };
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let volume = tempfile::tempdir().unwrap();
+        let start = |program: (&str, &str), readonly: bool| {
+            in_debian(&pod, (&debian, bind(volume.path(), "/debian/mnt", readonly)), program)
+        };
+        let hears = |client: &Container<'_>, word: &str| {
+            client.ended();
+            let expected = ["lock is held", &format!("page has {word}"), &format!("made {word}")];
+            assert_eq!(client.log_lines(), expected.map(|line| format!("stdout F {line}")));
+            client.remove();
+        };
+        // It is there before anybody who may write.
+        let early = start((CLIENT, "early"), true);
+        let server = start((SERVER, ""), false);
+        hears(&early, "early");
+        for (word, readonly) in [("reader", true), ("writer", false), ("last", true)] {
+            hears(&start((CLIENT, word), readonly), word);
+        }
+        let mut reader = pod.script("exec sleep 1000");
+        reader.mounts = vec![bind(volume.path(), "/volume", true)];
+        let reader = pod.start(reader);
+        assert_ne!(reader.exec(&["touch", "/volume/of-a-reader"]).exit_code, 0);
+        server.stop(0);
+        pod.remove();
+    });
+}
+
+/// What a container has twice is one file system, too, and what another has below the same path another.
+#[test]
+fn a_volume_is_known_by_what_it_shows() {
+    on_both(|engine, handler| {
+        let pod = Pod::run(engine, handler);
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(one.path().join("sub")).unwrap();
+        let path = one.path().join("sub");
+        let start = |mounts: Vec<Mount>| {
+            let mut config = pod.script("exec sleep 1000");
+            config.mounts = mounts;
+            pod.start(config)
+        };
+        let first = start(vec![
+            bind(one.path(), "/a", false),
+            bind(one.path(), "/b", true),
+            bind(&path, "/c", false),
+        ]);
+        first.output("echo x > /a/file; echo y > /c/file");
+        assert_eq!(first.output("cat /b/file /b/sub/file"), "x\ny");
+        assert_eq!(
+            first.output("[ $(stat -c %d:%i /a/file) = $(stat -c %d:%i /b/file) ] && echo same"),
+            "same"
+        );
+        assert_ne!(first.exec(&["touch", "/b/other"]).exit_code, 0);
+        // The path leads elsewhere now.
+        fs::rename(&path, one.path().join("old")).unwrap();
+        fs::rename(other.path(), &path).unwrap();
+        let second = start(vec![bind(&path, "/c", false)]);
+        second.output("[ ! -e /c/file ] && echo z > /c/new");
+        assert_eq!(first.output("cat /c/file; ls /c"), "y\nfile");
+        assert_eq!(fs::read_to_string(path.join("new")).unwrap(), "z\n");
         pod.remove();
     });
 }
