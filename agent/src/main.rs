@@ -19,6 +19,7 @@ mod disk;
 mod helper;
 mod launch;
 mod localhost;
+mod memory;
 mod network;
 mod nursery;
 mod order;

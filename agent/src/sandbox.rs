@@ -21,6 +21,7 @@ use crate::{
     container::{Container, Creation, Makers},
     helper::{set_sysctl, sysctl_path},
     localhost::Localhost,
+    memory,
     network::Network,
     order::{Failure, FailureKind, Step},
     places::Places,
@@ -86,7 +87,10 @@ impl Sandbox {
             kind: FailureKind::Exists,
             message: format!("container {id} exists already"),
         })?;
-        let created = self.create_reserved(&id, request.spec, request.root, &request.stdio).await;
+        let created = match memory::make_all(&request.memory) {
+            Ok(()) => self.create_reserved(&id, request.spec, request.root, &request.stdio).await,
+            Err(failure) => Err(failure),
+        };
         let wanted = self.containers.settle(&holder, created.as_ref().ok());
         let container = created?;
         if !wanted {

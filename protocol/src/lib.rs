@@ -40,6 +40,9 @@ pub const VOLUMES: (&str, &str) = ("volumes", "/run/kata/volumes");
 /// Guest path of volumes that the guest holds copies of, by number.
 pub const COPIES: &str = "/run/kata/copies";
 
+/// Guest path of volumes in the guest's memory, by number.
+pub const MEMORY: &str = "/run/kata/memory";
+
 /// Guest path of the pod's own pid namespace, once it is held.
 pub const POD_PIDS: &str = "/run/kata/pids";
 

@@ -96,6 +96,8 @@ pub struct Parts {
     pub common: Common,
     /// Volumes that the guest has copies of.
     pub copies: Vec<Arc<Copy>>,
+    /// Volumes in the guest's memory.
+    pub memory: Vec<agent::MemoryVolume>,
     /// Namespace whose links the guest takes over; none for loopback alone.
     pub network: Option<Namespace>,
     /// The file that is mounted on its `/etc/resolv.conf`.
@@ -126,6 +128,7 @@ pub struct Container {
     entered: tokio::sync::Mutex<bool>,
     common: Common,
     copies: Vec<Arc<Copy>>,
+    memory: Vec<agent::MemoryVolume>,
     network: Mutex<Option<Namespace>>,
     resolver: Resolver,
     grace: Duration,
@@ -159,6 +162,7 @@ impl Container {
             entered: tokio::sync::Mutex::new(false),
             common: parts.common,
             copies: parts.copies,
+            memory: parts.memory,
             network: Mutex::new(parts.network),
             resolver: Resolver::new(parts.resolv_conf),
             grace: parts.grace,

@@ -340,6 +340,7 @@ mod tests {
             read_only,
             read_only_below: false,
             id_map: None,
+            memory: None,
             follows_host: false,
         };
         let settings = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/settings";

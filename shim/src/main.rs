@@ -14,6 +14,7 @@ mod copies;
 mod engine;
 mod failure;
 mod handover;
+mod memory;
 mod monitor;
 mod mounts;
 mod offline;

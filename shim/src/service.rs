@@ -302,6 +302,7 @@ impl Service {
             },
             common,
             copies: placed.copies,
+            memory: placed.memory,
             guest_root: format!("{}/{id}", ROOTS.1),
             network,
             resolv_conf: resolv_conf.map_err(|e| Refusal::internal(&e))?,

@@ -1,9 +1,9 @@
 //! How a container's volumes come into the guest: by the shared tree, together with other containers
-//! (docs/design/0017-volumes-of-a-pod.md), or as copies.
+//! (docs/design/0017-volumes-of-a-pod.md), as copies, or in its memory.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
-use kata_protocol::{COPIES, VOLUMES};
+use kata_protocol::{COPIES, VOLUMES, agent::MemoryVolume};
 use kata_sandbox::{
     lifecycle::Sandbox,
     share::{Shown, VolumeKind, is_writable},
@@ -14,12 +14,14 @@ use crate::{
     container::Role,
     copies::{Copies, Copy},
     failure::Refusal,
+    memory::{InGuest, Memories},
 };
 
 /// The volumes of a sandbox.
 #[derive(Default)]
 pub struct Volumes {
     copies: Arc<Copies>,
+    memories: Memories,
 }
 
 /// The volumes of a container.
@@ -29,6 +31,8 @@ pub struct Placed {
     pub sources: Vec<String>,
     /// Those that it has copies of.
     pub copies: Vec<Arc<Copy>>,
+    /// What it is to make in its memory.
+    pub memory: Vec<MemoryVolume>,
 }
 
 impl Volumes {
@@ -43,21 +47,48 @@ impl Volumes {
         let mut placed = Placed::default();
         let trees = trees.into_iter().flat_map(|trees| &trees.volumes);
         for (volume, tree) in spec.volumes.iter().zip(trees) {
-            let copy = match role {
-                Role::Member => self.copies.copy(volume, (tree, sandbox)),
+            let own = match role {
+                Role::Member => self.of_guest(sandbox, (volume, tree)),
                 // It enters the guest with its boot, and is no pod's.
                 Role::Alone | Role::Pod => Ok(None),
             };
-            if let Some(copy) = copy.map_err(|e| Refusal::internal(&e))? {
-                placed.sources.push(format!("{COPIES}/{}", copy.number()));
-                placed.copies.push(copy);
-                continue;
+            match own.map_err(|e| Refusal::internal(&e))? {
+                Some(OfGuest::Copy(copy)) => {
+                    placed.sources.push(format!("{COPIES}/{}", copy.number()));
+                    placed.copies.push(copy);
+                }
+                Some(OfGuest::Memory(InGuest { source, volume })) => {
+                    placed.sources.push(source);
+                    placed.memory.push(volume);
+                }
+                None => {
+                    let number = attach(sandbox, id, (volume, tree)).await?;
+                    placed.sources.push(format!("{}/{number}", VOLUMES.1));
+                }
             }
-            let number = attach(sandbox, id, (volume, tree)).await?;
-            placed.sources.push(format!("{}/{number}", VOLUMES.1));
         }
         Ok(placed)
     }
+
+    /// What the guest has in the place of a volume, if it is one of a kubelet's that it can have.
+    fn of_guest(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        (volume, tree): (&VolumeSource, &OwnedFd),
+    ) -> io::Result<Option<OfGuest>> {
+        if let Some(copy) = self.copies.copy(volume, (tree, sandbox))? {
+            return Ok(Some(OfGuest::Copy(copy)));
+        }
+        let Some(memory) = &volume.memory else { return Ok(None) };
+        let placed = self.memories.place(memory, tree, || sandbox.tree().number())?;
+        Ok(placed.map(OfGuest::Memory))
+    }
+}
+
+/// Of the guest's own.
+enum OfGuest {
+    Copy(Arc<Copy>),
+    Memory(InGuest),
 }
 
 /// Attaches a volume, or finds it attached; returns its number.
@@ -78,7 +109,7 @@ async fn attach(
 
 /// What a volume shows, if other containers may have the same one: not where something is mounted below, which may be another thing
 /// the next time; nor where the host alone keeps the container from writing, since it can't once another may.
-fn shown(volume: &VolumeSource, tree: &OwnedFd) -> std::io::Result<Option<Shown>> {
+fn shown(volume: &VolumeSource, tree: &OwnedFd) -> io::Result<Option<Shown>> {
     let plain = matches!(volume.origin, Origin::Path(_)) && volume.undivided;
     let guarded = !volume.read_only && !is_writable(tree)?;
     if !plain || guarded {

@@ -7,7 +7,9 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{overlay::Layers, process::CheckedProcess, resources::Limits, table::Explained};
+use crate::{
+    memory::Memory, overlay::Layers, process::CheckedProcess, resources::Limits, table::Explained,
+};
 
 /// A checked configuration: what the host needs of it, and the guest's copy.
 #[derive(Debug, Clone)]
@@ -154,6 +156,15 @@ pub struct VolumeSource {
     pub read_only_below: bool,
     /// Owners are shown by this map.
     pub id_map: Option<IdMap>,
+    /// A kubelet's directory in memory, which a pod may have in the guest's.
+    pub memory: Option<Memory>,
+}
+
+impl VolumeSource {
+    /// Whether it is in memory, and nothing of it on the host.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.unused)
+    }
 }
 
 /// Which owners of files are shown as which others.

@@ -15,12 +15,14 @@ use kata_sys::{
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use serde_json::{Value, json};
 
-use self::magic::{CGROUP_MAGIC, CGROUP2_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC, VIEWS_OF_A_KERNEL};
+pub(crate) use self::magic::TMPFS_MAGIC;
+use self::magic::{CGROUP_MAGIC, CGROUP2_MAGIC, SYSFS_MAGIC};
 use crate::{
     checked::{IdMap, IdRange, MountPoint, Origin, VolumeSource},
     document::Document,
     error::SpecError,
     features::is_for_binding,
+    memory::Memory,
     overlay,
     process::strings,
     rules::{devices::GUEST_DEVICES, elements, host_path, namespaces::check_map},
@@ -107,15 +109,16 @@ pub(crate) fn check(
                 None
             }
             Class::Volume(volume) => {
-                let host = match &volume.origin {
-                    Origin::Path(path) => Some(path.clone()),
-                    // Made later; what it shows is in many places of the host.
-                    Origin::Overlay(_) => None,
-                };
                 for_guest["type"] = json!("bind");
-                if host.is_none() {
-                    for_guest["options"] = json!(overlay::binding(&mount.options));
-                }
+                let host = match &volume.origin {
+                    // What containers have in it the host does not see.
+                    Origin::Path(path) => Some(path.clone()).filter(|_| !volume.is_unused()),
+                    // Made later; what it shows is in many places of the host.
+                    Origin::Overlay(_) => {
+                        for_guest["options"] = json!(overlay::binding(&mount.options));
+                        None
+                    }
+                };
                 mounts.volumes.push(volume);
                 host
             }
@@ -271,7 +274,11 @@ impl Mount {
     fn is_held_by_host(&self, document: &mut Document, class: &Class) -> bool {
         let Class::Volume(volume) = class else { return false };
         let Origin::Path(path) = &volume.origin else { return false };
-        let whole = volume.read_only_below || !volume.recursive || !volume.directory;
+        // Nothing is below what is in memory.
+        let whole = volume.read_only_below
+            || !volume.recursive
+            || !volume.directory
+            || volume.memory.is_some();
         // What can't be listed is as read-only as what is above.
         let below = || volume.follows_host || mount_table::has_below(path).unwrap_or(false);
         if !volume.read_only || whole || volume.undivided || !below() {
@@ -356,6 +363,7 @@ impl Mount {
             directory: true,
             read_only_below: false,
             id_map: None,
+            memory: None,
         }))
     }
 
@@ -388,22 +396,23 @@ impl Mount {
                 document.translate(self.field("source"), "the guest's control groups");
                 Ok(self.control_groups())
             }
-            magic if VIEWS_OF_A_KERNEL.contains(&magic) => {
-                let why =
-                    format!("{} shows the host's kernel, not the guest's", self.source.display());
-                Err(document.refuse(self.field("source"), why))
+            magic => {
+                if let Some(why) = magic::why_not_shared(magic, &self.source) {
+                    return Err(document.refuse(self.field("source"), why));
+                }
+                Ok(Class::Volume(VolumeSource {
+                    mount: self.index,
+                    origin: Origin::Path(self.source.clone()),
+                    recursive: self.has("rbind"),
+                    follows_host: self.follows_host(),
+                    undivided: self.is_undivided(kind.is_dir()),
+                    directory: kind.is_dir(),
+                    read_only: self.is_read_only(),
+                    read_only_below: self.is_read_only_below(),
+                    id_map: self.id_map.clone(),
+                    memory: Memory::at(&self.source).filter(|_| self.id_map.is_none()),
+                }))
             }
-            _ => Ok(Class::Volume(VolumeSource {
-                mount: self.index,
-                origin: Origin::Path(self.source.clone()),
-                recursive: self.has("rbind"),
-                follows_host: self.follows_host(),
-                undivided: self.is_undivided(kind.is_dir()),
-                directory: kind.is_dir(),
-                read_only: self.is_read_only(),
-                read_only_below: self.is_read_only_below(),
-                id_map: self.id_map.clone(),
-            })),
         }
     }
 

@@ -25,12 +25,31 @@ pub fn has_below(directory: &Path) -> io::Result<bool> {
     Ok(points()?.iter().any(|point| *point != directory && point.starts_with(&directory)))
 }
 
+/// What of its file system is mounted on a directory, which may be a link; none when nothing is.
+///
+/// # Errors
+/// As of [`has_below`].
+pub fn root_of(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let directory = fs::canonicalize(directory)?;
+    let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
+    let roots = column(&mountinfo, ROOT).zip(column(&mountinfo, POINT));
+    // The last is on top.
+    Ok(roots.filter(|(_, point)| *point == directory).last().map(|(root, _)| root))
+}
+
+/// Of a line of `mountinfo`, counted from 0.
+const ROOT: usize = 3;
+const POINT: usize = 4;
+
 fn parse(mountinfo: &[u8]) -> Vec<PathBuf> {
+    column(mountinfo, POINT).collect()
+}
+
+fn column(mountinfo: &[u8], number: usize) -> impl Iterator<Item = PathBuf> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     lines
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .filter_map(move |line| line.split(|byte| *byte == b' ').nth(number))
         .map(|field| PathBuf::from(OsStr::from_bytes(&unescape(field))))
-        .collect()
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -58,7 +77,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::{has_below, parse};
+    use super::{has_below, parse, root_of};
 
     #[test]
     fn mount_points_are_unescaped() {
@@ -71,5 +90,7 @@ mod tests {
         assert!(has_below(Path::new("/")).unwrap());
         assert!(!has_below(Path::new("/proc/self/fd")).unwrap());
         assert!(has_below(Path::new("/no/such")).is_err());
+        assert_eq!(root_of(Path::new("/proc")).unwrap().as_deref(), Some(Path::new("/")));
+        assert_eq!(root_of(Path::new("/proc/self/fd")).unwrap(), None);
     }
 }

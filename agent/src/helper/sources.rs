@@ -3,17 +3,19 @@
 //! The process that sets the root up may be root of a user namespace only, to whom the agent's directories are closed.
 
 use std::{
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use super::{
     devices,
-    mounts::{self, clone_tree},
+    mounts::{self, clone_opened, clone_tree},
     options::{Extent, Options},
 };
 use crate::{
     boot::SCRUBBED_COMMAND_LINE,
+    memory,
     order::{Failure, Step},
     spec::{Linux, Mount, NamespaceKind, Spec},
 };
@@ -60,11 +62,19 @@ impl Sources {
     }
 }
 
+/// Containers write to what is in memory, and so what is below it is looked for with care.
+fn take_source(source: &Path, extent: Extent) -> io::Result<OwnedFd> {
+    match memory::open(source) {
+        Some(opened) => Ok(clone_opened(opened?, extent)?),
+        None => Ok(clone_tree(source, extent)?),
+    }
+}
+
 fn of_mount(mount: &Mount, user_namespace: bool) -> Result<Option<OwnedFd>, Failure> {
     let options = Options::parse(&mount.options);
     if let Some(extent) = mounts::bind_extent(mount, &options) {
         let source = mount.source.as_deref().unwrap_or_default();
-        return clone_tree(Path::new(source), extent)
+        return take_source(Path::new(source), extent)
             .step(|| format!("bind {source} to {}", mount.destination))
             .map(Some);
     }

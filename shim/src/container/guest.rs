@@ -168,6 +168,7 @@ impl Container {
             container_id: self.init.container_id.clone(),
             spec: self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             root: self.guest_root.clone(),
+            memory: self.memory.clone(),
             stdio: Some(stdio).into(),
             ..Default::default()
         })

@@ -1,13 +1,15 @@
 //! What statfs(2) says of file systems that are a kernel's own (`linux/magic.h`).
 
-pub(super) const TMPFS_MAGIC: u64 = 0x0102_1994;
+use std::path::Path;
+
+pub(crate) const TMPFS_MAGIC: u64 = 0x0102_1994;
 const PROC_MAGIC: u64 = 0x9fa0;
 pub(super) const SYSFS_MAGIC: u64 = 0x6265_6572;
 pub(super) const CGROUP_MAGIC: u64 = 0x0027_e0eb;
 pub(super) const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// File systems that show and steer the kernel that they are of.
-pub(super) const VIEWS_OF_A_KERNEL: &[u64] = &[
+const VIEWS_OF_A_KERNEL: &[u64] = &[
     PROC_MAGIC,
     SYSFS_MAGIC,
     CGROUP_MAGIC,
@@ -23,3 +25,9 @@ pub(super) const VIEWS_OF_A_KERNEL: &[u64] = &[
     0x6165_676c, // pstore
     0x4249_4e4d, // binfmt_misc
 ];
+
+/// Why a directory or file of such a file system is nothing for a guest; none when it is.
+pub(super) fn why_not_shared(magic: u64, source: &Path) -> Option<String> {
+    let why = format!("{} shows the host's kernel, not the guest's", source.display());
+    VIEWS_OF_A_KERNEL.contains(&magic).then_some(why)
+}

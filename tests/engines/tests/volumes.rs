@@ -5,6 +5,7 @@
 use std::{
     env,
     fs::{self, File},
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -273,6 +274,135 @@ fn a_volume_is_known_by_what_it_shows() {
         second.output("[ ! -e /c/file ] && echo z > /c/new");
         assert_eq!(first.output("cat /c/file; ls /c"), "y\nfile");
         assert_eq!(fs::read_to_string(path.join("new")).unwrap(), "z\n");
+        pod.remove();
+    });
+}
+
+/// An `emptyDir` with `medium: Memory` and a size limit of 8 MiB, as a kubelet makes one for a pod with `fsGroup: 2000`.
+struct InMemory {
+    pod: tempfile::TempDir,
+    mounted: Vec<PathBuf>,
+}
+
+impl InMemory {
+    fn new() -> Self {
+        let mut directory = Self { pod: tempfile::tempdir().unwrap(), mounted: Vec::new() };
+        let path = directory.path();
+        directory.mount(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"], path.clone());
+        chown(&path, None, Some(2000)).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o2777)).unwrap();
+        directory
+    }
+
+    fn path(&self) -> PathBuf {
+        self.pod.path().join("volumes/kubernetes.io~empty-dir/data")
+    }
+
+    /// One directory in it, as a `subPath`.
+    fn sub_path(&mut self, below: &str) -> PathBuf {
+        let directory = self.path().join(below);
+        if !directory.exists() {
+            fs::create_dir(&directory).unwrap();
+            fs::set_permissions(&directory, PermissionsExt::from_mode(0o2750)).unwrap();
+        }
+        let place = self.pod.path().join(format!("volume-subpaths/data/c/{}", self.mounted.len()));
+        self.mount(&["--bind", directory.to_str().unwrap()], place.clone());
+        place
+    }
+
+    fn mount(&mut self, options: &[&str], place: PathBuf) {
+        fs::create_dir_all(&place).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(options).arg(&place);
+        let mounted = run(mount, b"");
+        assert_eq!(mounted.code, 0, "{}", mounted.stderr());
+        self.mounted.push(place);
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        for place in self.mounted.iter().rev() {
+            Command::new("umount").arg("-l").arg(place).status().ok();
+        }
+    }
+}
+
+fn with_mounts<'a>(pod: &'a Pod, mounts: Vec<Mount>) -> Container<'a> {
+    let mut config = pod.script("exec sleep 1000");
+    config.mounts = mounts;
+    pod.start(config)
+}
+
+#[test]
+fn a_directory_in_memory_is_a_tmpfs_of_the_pod() {
+    on_both(|engine, handler| {
+        let mut memory = InMemory::new();
+        let pod = Pod::run(engine, handler);
+        let whole = |readonly| bind(&memory.path(), "/memory", readonly);
+        let one = with_mounts(&pod, vec![whole(false)]);
+        assert_eq!(one.output("stat -f -c %T /memory"), "tmpfs");
+        assert_eq!(one.output("stat -c '%a %u %g' /memory"), "2777 0 2000");
+        assert_eq!(one.output("df -k /memory | awk 'NR==2 {print $2}'"), "8192");
+        one.output("echo kept > /memory/file");
+        assert_eq!(one.output("stat -c %g /memory/file"), "2000");
+        let full = one.exec(&["dd", "if=/dev/zero", "of=/memory/full", "bs=1M", "count=9"]);
+        assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"), "{full}");
+        one.output("rm /memory/full; cp /bin/busybox /memory/sh");
+        // Made by the kubelet only now.
+        let sub = memory.sub_path("sub");
+        let whole = |readonly| bind(&memory.path(), "/memory", readonly);
+        let reader = with_mounts(&pod, vec![whole(true), bind(&sub, "/sub", false)]);
+        assert_eq!(reader.output("cat /memory/file; stat -f -c %T /sub"), "kept\ntmpfs");
+        assert_eq!(reader.output("stat -c '%a %u %g' /sub"), "2750 0 2000");
+        assert_ne!(reader.exec(&["touch", "/memory/other"]).exit_code, 0);
+        reader.output("echo below > /sub/file");
+        assert_eq!(one.output("cat /memory/sub/file"), "below");
+        for container in [one, reader] {
+            container.stop(0);
+            container.remove();
+        }
+        let mut again = pod.script("exec sleep 1000");
+        again.mounts = vec![whole(false), bind(&sub, "/sub", true)];
+        // A program that another container has put there.
+        again.command[0] = "/memory/sh".into();
+        let again = pod.start(again);
+        assert_eq!(
+            again.output("cat /memory/file /sub/file /memory/sub/file"),
+            "kept\nbelow\nbelow"
+        );
+        pod.remove();
+    });
+}
+
+#[test]
+fn a_sub_path_may_be_the_first_that_is_used_of_a_directory_in_memory() {
+    on_both(|engine, handler| {
+        let mut memory = InMemory::new();
+        let sub = memory.sub_path("sub");
+        let pod = Pod::run(engine, handler);
+        let first = with_mounts(&pod, vec![bind(&sub, "/sub", false)]);
+        first.output("echo below > /sub/file");
+        let other = with_mounts(&pod, vec![bind(&memory.path(), "/memory", false)]);
+        assert_eq!(other.output("stat -f -c %T /memory; cat /memory/sub/file"), "tmpfs\nbelow");
+        pod.remove();
+    });
+}
+
+/// What is there by the time of the first container is the host's, and so is all that comes.
+#[test]
+fn a_directory_in_memory_with_something_in_it_is_the_hosts() {
+    on_both(|engine, handler| {
+        let memory = InMemory::new();
+        fs::write(memory.path().join("file"), "of the host").unwrap();
+        let pod = Pod::run(engine, handler);
+        let whole = || vec![bind(&memory.path(), "/memory", false)];
+        let one = with_mounts(&pod, whole());
+        assert_eq!(one.output("cat /memory/file"), "of the host");
+        one.output("rm /memory/file; echo x > /memory/other");
+        let other = with_mounts(&pod, whole());
+        assert_eq!(other.output("ls /memory"), "other");
+        assert_eq!(fs::read_to_string(memory.path().join("other")).unwrap(), "x\n");
         pod.remove();
     });
 }
