@@ -373,6 +373,19 @@ fn what_shows_the_hosts_kernel_is_refused() {
     }
 }
 
+#[test]
+fn huge_pages_of_the_host_are_refused() {
+    let mounted = match mounted_nowhere("hugetlbfs") {
+        Ok(mounted) => mounted,
+        Err(Errno::PERM) => return eprintln!("SKIP not root"),
+        Err(error) => return eprintln!("SKIP no hugetlbfs: {error}"),
+    };
+    let path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
+    let line = complaint(&[("/mounts/-", bind(&path))]);
+    let words = "mounts[7].source: refused: ";
+    assert!(line.contains(words) && line.contains("huge pages of the host"), "{line}");
+}
+
 fn mounted_nowhere(kind: &str) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;

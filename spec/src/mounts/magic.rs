@@ -8,6 +8,8 @@ pub(super) const SYSFS_MAGIC: u64 = 0x6265_6572;
 pub(super) const CGROUP_MAGIC: u64 = 0x0027_e0eb;
 pub(super) const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
 /// File systems that show and steer the kernel that they are of.
 const VIEWS_OF_A_KERNEL: &[u64] = &[
     PROC_MAGIC,
@@ -28,6 +30,11 @@ const VIEWS_OF_A_KERNEL: &[u64] = &[
 
 /// Why a directory or file of such a file system is nothing for a guest; none when it is.
 pub(super) fn why_not_shared(magic: u64, source: &Path) -> Option<String> {
-    let why = format!("{} shows the host's kernel, not the guest's", source.display());
-    VIEWS_OF_A_KERNEL.contains(&magic).then_some(why)
+    let source = source.display();
+    if VIEWS_OF_A_KERNEL.contains(&magic) {
+        return Some(format!("{source} shows the host's kernel, not the guest's"));
+    }
+    // Its files are written to by mapping them alone, which can't be done from another kernel.
+    let huge = format!("{source} is of huge pages of the host, which a VM can't map");
+    (magic == HUGETLBFS_MAGIC).then_some(huge)
 }
