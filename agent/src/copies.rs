@@ -47,6 +47,7 @@ pub fn write(request: &WriteVolumeRequest) -> Result<(), Failure> {
         fill(&root, data, request).step(described)?;
         renew_link(&root, DATA, data).step(described)?;
     }
+    make_mount_points(&root, &request.mount_points).step(described)?;
     for VolumeLink { name, target, .. } in &request.links {
         let name = one_name(name)?;
         match link_target(&root, name) {
@@ -95,6 +96,18 @@ fn fill(root: &OwnedFd, data: &str, request: &WriteVolumeRequest) -> io::Result<
             let file = openat(&parent, name, flags, Mode::empty())?;
             io::Write::write_all(&mut fs::File::from(file.try_clone()?), &node.content)?;
             set_owner(&file, node)?;
+        }
+    }
+    Ok(())
+}
+
+/// Those that are there keep what is mounted on them.
+fn make_mount_points(root: &OwnedFd, mount_points: &[VolumeNode]) -> io::Result<()> {
+    for node in mount_points {
+        let (parent, name) = parent_of(root, &node.path)?;
+        match open_directory(&parent, name) {
+            Ok(there) => set_owner(&there, node)?,
+            Err(_) => drop(make_directory(&parent, name, node)?),
         }
     }
     Ok(())
@@ -151,7 +164,8 @@ fn remove_others(place: &Path, root: &OwnedFd, request: &WriteVolumeRequest) -> 
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else { continue };
         let known = [".", "..", DATA, &request.data.path].contains(&name)
-            || request.links.iter().any(|link| link.name == name);
+            || request.links.iter().any(|link| link.name == name)
+            || request.mount_points.iter().any(|node| node.path == name);
         match entry.file_type() {
             _ if known => {}
             FileType::Directory => directories.push(name.to_owned()),
@@ -182,7 +196,43 @@ fn is_one_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_one_name;
+    use std::{fs, os::fd::OwnedFd};
+
+    use kata_protocol::agent::{VolumeNode, WriteVolumeRequest};
+
+    use super::{is_one_name, make_mount_points, remove_others};
+
+    #[test]
+    fn a_mount_point_stays_for_as_long_as_the_volume_has_it() {
+        let volume = tempfile::tempdir().unwrap();
+        let root: OwnedFd = fs::File::open(volume.path()).unwrap().into();
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let node = |path: &str| VolumeNode {
+            path: path.into(),
+            mode: 0o750,
+            uid,
+            gid,
+            directory: true,
+            ..Default::default()
+        };
+        let write = |mount_points: Vec<VolumeNode>| {
+            let request = WriteVolumeRequest {
+                data: Some(node("..1")).into(),
+                mount_points,
+                ..Default::default()
+            };
+            make_mount_points(&root, &request.mount_points).unwrap();
+            remove_others(volume.path(), &root, &request).unwrap();
+        };
+        write(vec![node("a"), node("a/b"), node("c")]);
+        // As if something were mounted there.
+        fs::write(volume.path().join("a/b/file"), "").unwrap();
+        write(vec![node("a"), node("a/b")]);
+        assert!(volume.path().join("a/b/file").exists() && !volume.path().join("c").exists());
+        make_mount_points(&root, &[node("../out")]).unwrap_err();
+        write(vec![]);
+        assert!(!volume.path().join("a").exists());
+    }
 
     #[test]
     fn a_name_leads_nowhere_else() {

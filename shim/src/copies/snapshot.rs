@@ -1,4 +1,5 @@
-//! A kubelet's volume, read as a whole: the directory that `..data` leads to, and the links of the root.
+//! A kubelet's volume, read as a whole: the directory that `..data` leads to, and the links of the root. Where another volume is mounted
+//! in it, the kubelet makes an empty directory beside them.
 
 use std::{
     fs::File,
@@ -69,8 +70,10 @@ pub fn snapshot(tree: &OwnedFd, number: u64) -> Result<WriteVolumeRequest, Snaps
     let data = node(&statat(&directory, "", AtFlags::EMPTY_PATH)?, data);
     let mut reading = Reading::default();
     reading.walk(&directory, "", 0)?;
-    let links = links(tree)?;
-    if reading.nodes.len() + links.len() > MAX_NODES {
+    let mut root = Root::default();
+    root.read(tree)?;
+    let Root { links, mount_points } = root;
+    if reading.nodes.len() + links.len() + mount_points.len() > MAX_NODES {
         return Err(SnapshotError::TooLarge);
     }
     Ok(WriteVolumeRequest {
@@ -79,30 +82,62 @@ pub fn snapshot(tree: &OwnedFd, number: u64) -> Result<WriteVolumeRequest, Snaps
         data: Some(data).into(),
         nodes: reading.nodes,
         links,
+        mount_points,
         ..Default::default()
     })
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What users of the volume see: links through `..data`. Names that begin with two dots are the kubelet's own.
-fn links(tree: &OwnedFd) -> Result<Vec<VolumeLink>, SnapshotError> {
-    let mut links = Vec::new();
-    for name in names(tree)? {
-        if name.starts_with("..") {
-            continue;
+/// What users of the volume see: links through `..data`, and directories. Names that begin with two dots are the kubelet's own.
+#[derive(Default)]
+struct Root {
+    links: Vec<VolumeLink>,
+    mount_points: Vec<VolumeNode>,
+}
+
+impl Root {
+    fn read(&mut self, tree: &OwnedFd) -> Result<(), SnapshotError> {
+        for name in names(tree)?.into_iter().filter(|name| !name.starts_with("..")) {
+            let stat = statat(tree, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+            match kind(&stat) {
+                FileType::Symlink => {
+                    let target = link(tree, &name)?;
+                    self.links.push(VolumeLink { target, name, ..Default::default() });
+                }
+                FileType::Directory => {
+                    self.mount_point(tree, &name, (node(&stat, name.clone()), 0))?
+                }
+                _ => return Err(SnapshotError::Layout("it has more than links")),
+            }
         }
-        if statat(tree, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map(|stat| kind(&stat))?
-            != FileType::Symlink
-        {
-            return Err(SnapshotError::Layout("it has more than links"));
-        }
-        links.push(VolumeLink { target: link(tree, &name)?, name, ..Default::default() });
-        if links.len() > MAX_NODES {
+        Ok(())
+    }
+
+    /// A directory with nothing in it but such directories: a mount may be further down.
+    fn mount_point(
+        &mut self,
+        above: &OwnedFd,
+        name: &str,
+        (mut node, depth): (VolumeNode, usize),
+    ) -> Result<(), SnapshotError> {
+        if depth > MAX_DEPTH || self.mount_points.len() >= MAX_NODES {
             return Err(SnapshotError::TooLarge);
         }
+        let path = node.path.clone();
+        node.directory = true;
+        self.mount_points.push(node);
+        let inside = openat(above, name, DIRECTORY, Mode::empty())?;
+        for name in names(&inside)? {
+            let stat = statat(&inside, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+            if kind(&stat) != FileType::Directory {
+                return Err(SnapshotError::Layout("it has directories that are not empty"));
+            }
+            let below = self::node(&stat, format!("{path}/{name}"));
+            self.mount_point(&inside, &name, (below, depth + 1))?;
+        }
+        Ok(())
     }
-    Ok(links)
 }
 
 impl Reading {
@@ -225,6 +260,22 @@ mod tests {
         let links: Vec<_> = read.links.iter().map(|link| link.name.as_str()).collect();
         assert_eq!(links, ["deep", "key"]);
         assert_eq!(snapshot(&open(volume.path()), 7).unwrap(), read);
+    }
+
+    #[test]
+    fn directories_in_which_other_volumes_are_mounted_are_of_it() {
+        let volume = volume();
+        let read = || snapshot(&open(volume.path()), 7);
+        let without = read().unwrap();
+        for path in ["certs", "more/below"] {
+            fs::create_dir_all(volume.path().join(path)).unwrap();
+        }
+        let with = read().unwrap();
+        let paths: Vec<_> = with.mount_points.iter().map(|node| node.path.as_str()).collect();
+        assert_eq!(paths, ["certs", "more", "more/below"]);
+        assert!(with != without && with.links == without.links && with.nodes == without.nodes);
+        fs::write(volume.path().join("more/below/file"), "").unwrap();
+        assert!(matches!(read(), Err(SnapshotError::Layout(_))), "it would not be in the copy");
     }
 
     #[test]

@@ -64,13 +64,21 @@ fn volumes_that_change_tell_of_it_within_a_second() {
         for kind in RENEWED {
             let mut volume = Volume::new(kind);
             volume.write(&[("key", "one"), ("deep/er", "x")]);
+            // What a kubelet makes where the pod has another volume mounted in this one.
+            fs::create_dir_all(volume.path().join("nested/further")).unwrap();
+            let nested = tempfile::tempdir().unwrap();
             fs::set_permissions(volume.path().join("..data/key"), PermissionsExt::from_mode(0o440))
                 .unwrap();
             let mut config = pod.script("exec chroot /debian python3 -c \"$WATCH\"");
             config.envs =
                 vec![KeyValue { key: "WATCH".into(), value: WATCH.into(), ..Default::default() }];
-            config.mounts = vec![bind(&debian, "/debian", true), volume.mount("/debian/mnt")];
+            config.mounts = vec![
+                bind(&debian, "/debian", true),
+                volume.mount("/debian/mnt"),
+                bind(nested.path(), "/debian/mnt/nested/further", false),
+            ];
             let container = pod.start(config);
+            container.output("echo x > /debian/mnt/nested/further/file");
             assert_eq!(container.output("cd /debian/mnt; cat key deep/er"), "onex");
             assert_eq!(container.output("stat -Lc %a /debian/mnt/key"), "440");
             assert_ne!(container.exec(&["touch", "/debian/mnt/key"]).exit_code, 0);
@@ -83,6 +91,7 @@ fn volumes_that_change_tell_of_it_within_a_second() {
             assert_eq!(container.output("cd /debian/mnt; cat key other"), "twoy");
             assert!(took <= ceiling(Duration::from_secs(1)), "{kind}: {took:?}");
             container.output("while [ -e /debian/mnt/deep ]; do sleep 0.05; done");
+            assert_eq!(container.output("cat /debian/mnt/nested/further/file"), "x");
             container.stop(0);
             container.remove();
         }

@@ -45,7 +45,9 @@ impl Volume {
         }
         for entry in fs::read_dir(&self.path).unwrap().flatten() {
             let name = entry.file_name().into_string().unwrap();
-            if !name.starts_with("..") && !files.iter().any(|(path, _)| first(path) == name) {
+            let stays = name.starts_with("..") || files.iter().any(|(path, _)| first(path) == name);
+            // What else is there is where other volumes are mounted.
+            if !stays && entry.path().is_symlink() {
                 fs::remove_file(entry.path()).unwrap();
             }
         }
