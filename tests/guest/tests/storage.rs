@@ -360,6 +360,18 @@ fn a_read_only_volume_cannot_be_made_writable_by_a_remount() {
 }
 
 #[test]
+fn what_a_container_has_twice_is_one_file_system() {
+    let volume = tempfile::tempdir().unwrap();
+    let script = "if touch /reader/x; then exit 1; fi; echo one > /writer/file; cat /reader/file; \
+        [ $(stat -c %d:%i /reader/file) = $(stat -c %d:%i /writer/file) ]";
+    let volumes: [(&Path, &str, &[&str]); 2] =
+        [(volume.path(), "/reader", &["rbind", "ro"]), (volume.path(), "/writer", &["rbind"])];
+    let Some(output) = with_volumes(script, &volumes) else { return };
+    assert_done(&output);
+    assert_eq!(output.stdout(), "one\n");
+}
+
+#[test]
 fn a_mount_below_a_volume_is_seen_with_rbind_and_not_with_bind() {
     let volume = tempfile::tempdir().unwrap();
     let below = volume.path().join("below");
