@@ -79,8 +79,7 @@ impl Volumes {
         if let Some(copy) = self.copies.copy(volume, (tree, sandbox))? {
             return Ok(Some(OfGuest::Copy(copy)));
         }
-        let Some(memory) = &volume.memory else { return Ok(None) };
-        let placed = self.memories.place(memory, tree, || sandbox.tree().number())?;
+        let placed = self.memories.place(volume, tree, || sandbox.tree().number())?;
         Ok(placed.map(OfGuest::Memory))
     }
 }

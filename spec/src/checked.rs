@@ -136,7 +136,7 @@ pub enum Network {
 }
 
 /// The source of a volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct VolumeSource {
     /// Index in `mounts`.
     pub mount: usize,
@@ -158,13 +158,6 @@ pub struct VolumeSource {
     pub id_map: Option<IdMap>,
     /// A kubelet's directory in memory, which a pod may have in the guest's.
     pub memory: Option<Memory>,
-}
-
-impl VolumeSource {
-    /// Whether it is in memory, and nothing of it on the host.
-    pub(crate) fn is_unused(&self) -> bool {
-        self.memory.as_ref().is_some_and(|memory| memory.unused)
-    }
 }
 
 /// Which owners of files are shown as which others.

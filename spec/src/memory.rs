@@ -5,14 +5,17 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, Metadata},
-    io,
-    os::unix::fs::MetadataExt,
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use kata_sys::mount_table;
-use rustix::fs::statfs;
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, open, openat2};
 
 use crate::mounts::TMPFS_MAGIC;
 
@@ -25,14 +28,14 @@ const SUB_PATHS: &str = "volume-subpaths";
 const MOST_DIRECTORIES: usize = 64;
 
 /// A directory in memory, as the host has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Memory {
     /// The whole file system's size.
     pub bytes: u64,
     /// Its root, which has an empty path, then each directory on the way to the one that is mounted.
     pub directories: Vec<Directory>,
-    /// Nothing is in it but directories: nobody has used it on the host.
-    pub unused: bool,
+    /// That root.
+    pub root: Arc<OwnedFd>,
 }
 
 /// A directory.
@@ -52,13 +55,16 @@ impl Memory {
     /// What is mounted from this path, if it is such a directory, and with nothing mounted below.
     pub(crate) fn at(path: &Path) -> Option<Self> {
         let volume = volume_of(path)?;
-        // What can't be looked at is shared like any other.
+        // What can't be looked at is the host's, unless a guest has it already, which the shim knows.
         Self::look(path, &volume).ok().flatten()
     }
 
     fn look(path: &Path, volume: &Path) -> io::Result<Option<Self>> {
-        let filesystem = statfs(volume)?;
-        let device = fs::metadata(volume)?.dev();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = open(volume, flags, Mode::empty())?;
+        let filesystem = fstatfs(&opened)?;
+        let stat = fstat(&opened)?;
+        let device = stat.st_dev;
         let its_own = fs::metadata(volume.join(".."))?.dev() != device;
         // A magic number has 32 bits, the field of a 64-bit kernel has more.
         let memory = filesystem.f_type as u64 == TMPFS_MAGIC && its_own;
@@ -73,22 +79,47 @@ impl Memory {
         if root != Path::new("/") {
             return Ok(None);
         }
-        let mut directories = vec![Directory::new(PathBuf::new(), &fs::metadata(volume)?)];
+        let mut directories = vec![Directory::new(PathBuf::new(), &stat)];
         for component in below.components() {
             match component {
                 Component::RootDir => {}
                 Component::Normal(name) => {
                     let above = directories.last().map(|above| above.path.join(name));
                     let below = above.unwrap_or_default();
-                    let metadata = fs::symlink_metadata(volume.join(&below))?;
-                    directories.push(Directory::new(below, &metadata));
+                    let stat = fstat(inside(&opened, &below, OFlags::PATH)?)?;
+                    directories.push(Directory::new(below, &stat));
                 }
                 // Removed from there meanwhile, in the kernel's words.
                 _ => return Ok(None),
             }
         }
         let bytes = filesystem.f_blocks.saturating_mul(filesystem.f_bsize as u64);
-        Ok(Some(Self { bytes, directories, unused: is_unused(volume)? }))
+        Ok(Some(Self { bytes, directories, root: Arc::new(opened) }))
+    }
+
+    /// Whether nothing is in it but directories, and few of them: then nobody has used it on the host.
+    ///
+    /// # Errors
+    /// When one of them can't be read.
+    pub fn is_unused(&self) -> io::Result<bool> {
+        let mut directories = vec![PathBuf::from(".")];
+        let mut looked_at = 0;
+        while let Some(directory) = directories.pop() {
+            looked_at += 1;
+            for entry in Dir::new(inside(&self.root, &directory, OFlags::RDONLY)?)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let is_directory = entry.file_type() == FileType::Directory;
+                if !is_directory || directories.len() + looked_at > MOST_DIRECTORIES {
+                    return Ok(false);
+                }
+                directories.push(directory.join(OsStr::from_bytes(name)));
+            }
+        }
+        Ok(true)
     }
 
     /// The directory that is mounted, from the root.
@@ -99,10 +130,17 @@ impl Memory {
 }
 
 impl Directory {
-    fn new(path: PathBuf, metadata: &Metadata) -> Self {
-        let mode = metadata.mode() & 0o7777;
-        Self { path, mode, uid: metadata.uid(), gid: metadata.gid() }
+    fn new(path: PathBuf, stat: &Stat) -> Self {
+        Self { path, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }
     }
+}
+
+/// Opens a directory of a volume. Containers may be writing to that, and must lead nobody out of it, nor to what they have had
+/// mounted there.
+fn inside(root: &OwnedFd, path: &Path, access: OFlags) -> io::Result<OwnedFd> {
+    let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    Ok(openat2(root, path, flags, Mode::empty(), inside)?)
 }
 
 /// The volume that a path is, or that it is bound from:
@@ -122,33 +160,22 @@ fn volume_of(path: &Path) -> Option<PathBuf> {
     Some(pod.join(VOLUMES).join(KIND).join(third))
 }
 
-/// Whether there is nothing but directories, and few of them.
-fn is_unused(root: &Path) -> io::Result<bool> {
-    let mut directories = vec![root.to_owned()];
-    let mut looked_at = 0;
-    while let Some(directory) = directories.pop() {
-        looked_at += 1;
-        for entry in fs::read_dir(directory)? {
-            let entry = entry?;
-            if !entry.file_type()?.is_dir() || directories.len() + looked_at > MOST_DIRECTORIES {
-                return Ok(false);
-            }
-            directories.push(entry.path());
-        }
-    }
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{
+        fs::{self, File},
+        os::unix::fs::symlink,
+        path::Path,
+        sync::Arc,
+    };
 
     use rustix::{
+        fs::OFlags,
         mount::{MountFlags, mount, mount_bind},
         thread::UnshareFlags,
     };
 
-    use super::{Memory, is_unused, volume_of};
+    use super::{Memory, inside, volume_of};
 
     #[test]
     fn only_a_kubelets_path_leads_to_a_volume() {
@@ -173,10 +200,16 @@ mod tests {
     #[test]
     fn what_holds_directories_alone_is_unused() {
         let root = tempfile::tempdir().unwrap();
+        let opened = Arc::new(File::open(root.path()).unwrap().into());
+        let memory = Memory { bytes: 0, directories: Vec::new(), root: opened };
         fs::create_dir_all(root.path().join("a/b")).unwrap();
-        assert!(is_unused(root.path()).unwrap());
-        fs::write(root.path().join("a/b/file"), "").unwrap();
-        assert!(!is_unused(root.path()).unwrap());
+        assert!(memory.is_unused().unwrap());
+        symlink("/proc/self", root.path().join("a/b/link")).unwrap();
+        assert!(!memory.is_unused().unwrap());
+        inside(&memory.root, Path::new("a/b"), OFlags::PATH).unwrap();
+        for out in ["a/b/link", "a/b/link/fd", "..", "/proc"] {
+            inside(&memory.root, Path::new(out), OFlags::PATH).expect_err(out);
+        }
     }
 
     #[test]
@@ -184,8 +217,9 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let volume = scratch.path().join("volumes/kubernetes.io~empty-dir/data");
         fs::create_dir_all(&volume).unwrap();
-        assert_eq!(Memory::at(&volume), None);
+        assert!(Memory::at(&volume).is_none());
     }
+
     #[test]
     fn a_tmpfs_and_what_is_bound_from_it_are_one_in_memory() {
         if !rustix::process::geteuid().is_root() {
@@ -203,17 +237,24 @@ mod tests {
             let root = Memory::at(&volume).unwrap();
             let [directory] = &root.directories[..] else { panic!("{root:?}") };
             assert_eq!((root.bytes, directory.mode, directory.gid), (8 << 20, 0o2777, 7));
-            assert_eq!((root.below(), root.unused), (Path::new(""), true));
+            assert_eq!((root.below(), root.is_unused().unwrap()), (Path::new(""), true));
             fs::create_dir_all(volume.join("a/b")).unwrap();
             mount_bind(volume.join("a/b"), &sub_path).unwrap();
             let below = Memory::at(&sub_path).unwrap();
             assert_eq!(below.directories[0], root.directories[0]);
             assert_eq!((below.below(), below.directories.len()), (Path::new("a/b"), 3));
-            assert_eq!(Memory::at(&other), None, "it is of another file system");
+            assert!(Memory::at(&other).is_none(), "it is of another file system");
             fs::write(volume.join("a/file"), "").unwrap();
-            assert!(!Memory::at(&sub_path).unwrap().unused);
+            assert!(!Memory::at(&sub_path).unwrap().is_unused().unwrap());
             mount("tmpfs", volume.join("a"), "tmpfs", MountFlags::empty(), options).unwrap();
-            assert_eq!(Memory::at(&volume), None, "something is mounted below");
+            assert!(Memory::at(&volume).is_none(), "something is mounted below");
+            let volumes = pod.path().join("volumes");
+            mount("tmpfs", &volumes, "tmpfs", MountFlags::empty(), options).unwrap();
+            let late = volumes.join("kubernetes.io~empty-dir/late");
+            fs::create_dir_all(&late).unwrap();
+            assert!(Memory::at(&late).is_none(), "the tmpfs is not its own");
+            mount("ramfs", &late, "ramfs", MountFlags::empty(), None).unwrap();
+            assert!(Memory::at(&late).is_none(), "it is no tmpfs");
         };
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }

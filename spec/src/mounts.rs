@@ -111,8 +111,8 @@ pub(crate) fn check(
             Class::Volume(volume) => {
                 for_guest["type"] = json!("bind");
                 let host = match &volume.origin {
-                    // What containers have in it the host does not see.
-                    Origin::Path(path) => Some(path.clone()).filter(|_| !volume.is_unused()),
+                    // What containers have in memory the host may not see.
+                    Origin::Path(path) => Some(path.clone()).filter(|_| volume.memory.is_none()),
                     // Made later; what it shows is in many places of the host.
                     Origin::Overlay(_) => {
                         for_guest["options"] = json!(overlay::binding(&mount.options));

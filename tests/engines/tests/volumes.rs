@@ -389,6 +389,32 @@ fn a_sub_path_may_be_the_first_that_is_used_of_a_directory_in_memory() {
     });
 }
 
+/// Only a kubelet's path leads to it in the guest, and the host, which runc's container has it from, has nothing of it.
+#[test]
+fn what_a_pod_has_in_memory_is_never_taken_for_an_empty_directory_of_the_host() {
+    on_both(|engine, handler| {
+        let mut memory = InMemory::new();
+        let volume = memory.path();
+        let elsewhere = memory.pod.path().join("elsewhere");
+        memory.mount(&["--bind", volume.to_str().unwrap()], elsewhere.clone());
+        let pod = Pod::run(engine, handler);
+        let one = with_mounts(&pod, vec![bind(&volume, "/memory", false)]);
+        one.output("echo kept > /memory/file");
+        let mut config = pod.script("exec sleep 1000");
+        config.mounts = vec![bind(&elsewhere, "/memory", false)];
+        let other = pod.create(config).unwrap();
+        match other.start() {
+            Ok(()) => assert_eq!(other.output("cat /memory/file"), "kept", "{}", handler.0),
+            Err(refused) => {
+                assert!(handler == KATA, "{refused:?}");
+                assert!(refused.message.contains("in the guest's memory"), "{}", refused.message);
+            }
+        }
+        assert_eq!(one.output("cat /memory/file"), "kept");
+        pod.remove();
+    });
+}
+
 /// What is there by the time of the first container is the host's, and so is all that comes.
 #[test]
 fn a_directory_in_memory_with_something_in_it_is_the_hosts() {
