@@ -171,6 +171,22 @@ pub struct IdMap {
     pub recursive: bool,
 }
 
+impl IdMap {
+    pub(crate) fn of(maps: [&[Value]; 2], recursive: bool) -> Self {
+        // The table has seen that these are numbers of 32 bits.
+        let number = |range: &Value, name: &str| {
+            range[name].as_u64().and_then(|number| u32::try_from(number).ok()).unwrap_or_default()
+        };
+        let range = |range: &Value| IdRange {
+            inside: number(range, "containerID"),
+            outside: number(range, "hostID"),
+            count: number(range, "size"),
+        };
+        let [users, groups] = maps.map(|map| map.iter().map(range).collect());
+        Self { users, groups, recursive }
+    }
+}
+
 /// A range of ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdRange {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub(crate) use self::magic::TMPFS_MAGIC;
 use self::magic::{CGROUP_MAGIC, CGROUP2_MAGIC, SYSFS_MAGIC};
 use crate::{
-    checked::{IdMap, IdRange, MountPoint, Origin, VolumeSource},
+    checked::{IdMap, MountPoint, Origin, VolumeSource},
     document::Document,
     error::SpecError,
     features::is_for_binding,
@@ -234,7 +234,7 @@ impl Mount {
         check_map(document, &self.field("uidMappings"), users)?;
         check_map(document, &self.field("gidMappings"), groups)?;
         let recursive = asked.is_some_and(|word| word == "ridmap");
-        Ok(Some(IdMap { users: ranges(users), groups: ranges(groups), recursive }))
+        Ok(Some(IdMap::of([users, groups], recursive)))
     }
 
     /// The host has mapped the ids before the guest sees the mount.
@@ -381,11 +381,18 @@ impl Mount {
         if !kind.is_dir() && !kind.is_file() {
             return self.special(document, &metadata);
         }
-        if magic == TMPFS_MAGIC && self.destination == Path::new(SHARED_MEMORY) {
+        let memory = self.id_map.is_none().then(|| Memory::at(&self.source)).flatten();
+        let shared_memory = magic == TMPFS_MAGIC && self.destination == Path::new(SHARED_MEMORY);
+        // What a kubelet has made for the pod is one wherever its containers have it.
+        if shared_memory && memory.is_none() {
             let size = filesystem.f_blocks.saturating_mul(filesystem.f_bsize as u64);
             document
                 .translate(self.field("source"), "shared memory of the guest, of the same size");
             return Ok(self.tmpfs(size));
+        }
+        if memory.is_some() && self.follows_host() {
+            let why = "nothing that the host mounts below appears where it is in a guest's memory";
+            document.translate(self.field("options"), why);
         }
         match magic {
             SYSFS_MAGIC if self.source == Path::new("/sys") => {
@@ -410,7 +417,7 @@ impl Mount {
                     read_only: self.is_read_only(),
                     read_only_below: self.is_read_only_below(),
                     id_map: self.id_map.clone(),
-                    memory: Memory::at(&self.source).filter(|_| self.id_map.is_none()),
+                    memory,
                 }))
             }
         }
@@ -481,17 +488,4 @@ impl Mount {
 fn is_propagation(word: &str) -> bool {
     let kind = word.strip_prefix('r').unwrap_or(word);
     ["shared", "slave", "private", "unbindable"].contains(&kind)
-}
-
-fn ranges(map: &[Value]) -> Vec<IdRange> {
-    // The table has seen that these are numbers of 32 bits.
-    let number = |range: &Value, name: &str| {
-        range[name].as_u64().and_then(|number| u32::try_from(number).ok()).unwrap_or_default()
-    };
-    let range = |range: &Value| IdRange {
-        inside: number(range, "containerID"),
-        outside: number(range, "hostID"),
-        count: number(range, "size"),
-    };
-    map.iter().map(range).collect()
 }

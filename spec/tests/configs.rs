@@ -10,6 +10,8 @@ use kata_spec::{
 use rustix::{
     fs::{CWD, FileType, Mode, mkdirat, mknodat},
     io::Errno,
+    mount::{MountFlags, mount},
+    thread::UnshareFlags,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -149,6 +151,34 @@ fn shared_memory_from_the_engine_becomes_the_guests_own() {
     assert_eq!(mount["type"], "tmpfs");
     let size = mount["options"][2].as_str().unwrap();
     assert!(size.strip_prefix("size=").unwrap().parse::<u64>().unwrap() > 0);
+}
+
+#[test]
+fn a_pods_directory_in_memory_is_that_at_every_place_of_a_container() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP not root");
+    }
+    let bundle = bundle("{}");
+    let volume = bundle.path().join("volumes/kubernetes.io~empty-dir/data");
+    fs::create_dir_all(&volume).unwrap();
+    let inside = || {
+        kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).unwrap();
+        mount("tmpfs", &volume, "tmpfs", MountFlags::empty(), c"size=8m").unwrap();
+        let mut config = default_for("rootfs", &["sh".to_owned()], false);
+        for (place, options, told) in [
+            ("/memory", ["rbind", "rprivate"], 0),
+            ("/dev/shm", ["rbind", "rprivate"], 0),
+            ("/dev/shm", ["rbind", "rslave"], 1),
+        ] {
+            config["mounts"] = json!([{"destination": place, "type": "bind", "source": volume, "options": options}]);
+            let checked = check(&config, bundle.path()).unwrap();
+            let [source] = &checked.volumes[..] else { panic!("{place}: {:?}", checked.volumes) };
+            assert_eq!(source.memory.as_ref().map(|memory| memory.bytes), Some(8 << 20), "{place}");
+            let told_of = explained(&checked, "mounts[0].options");
+            assert_eq!(told_of.len(), told, "{place} {options:?}: {told_of:?}");
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use kata_engine_tests::containerd::{
     Container, Containerd, Handler, KATA, Pod, RUNC, bind, processes,
-    runtime::{KeyValue, Mount},
+    runtime::{KeyValue, Mount, MountPropagation},
     shim_of,
 };
 use kata_guest_tests::{ceiling, run};
@@ -312,11 +312,15 @@ impl InMemory {
 
     fn mount(&mut self, options: &[&str], place: PathBuf) {
         fs::create_dir_all(&place).unwrap();
+        Self::must_mount(options, &place);
+        self.mounted.push(place);
+    }
+
+    fn must_mount(options: &[&str], place: &Path) {
         let mut mount = Command::new("mount");
-        mount.args(options).arg(&place);
+        mount.args(options).arg(place);
         let mounted = run(mount, b"");
         assert_eq!(mounted.code, 0, "{}", mounted.stderr());
-        self.mounted.push(place);
     }
 }
 
@@ -385,6 +389,30 @@ fn a_sub_path_may_be_the_first_that_is_used_of_a_directory_in_memory() {
         first.output("echo below > /sub/file");
         let other = with_mounts(&pod, vec![bind(&memory.path(), "/memory", false)]);
         assert_eq!(other.output("stat -f -c %T /memory; cat /memory/sub/file"), "tmpfs\nbelow");
+        pod.remove();
+    });
+}
+
+/// Where it is shared memory for a program, and also for one that wants to see what the host mounts in it.
+#[test]
+fn a_directory_in_memory_is_one_wherever_and_however_containers_have_it() {
+    on_both(|engine, handler| {
+        let memory = InMemory::new();
+        InMemory::must_mount(&["--make-shared"], &memory.path());
+        let pod = Pod::run(engine, handler);
+        let at_shm = with_mounts(&pod, vec![bind(&memory.path(), "/dev/shm", false)]);
+        assert_eq!(at_shm.output("stat -c '%a %u %g' /dev/shm"), "2777 0 2000");
+        assert_eq!(at_shm.output("df -k /dev/shm | awk 'NR==2 {print $2}'"), "8192");
+        at_shm.output("echo kept > /dev/shm/file");
+        let plain = bind(&memory.path(), "/memory", false);
+        let propagation = MountPropagation::PROPAGATION_HOST_TO_CONTAINER.into();
+        let following = Mount { propagation, ..bind(&memory.path(), "/following", false) };
+        let other = with_mounts(&pod, vec![plain, following]);
+        assert_eq!(other.output("cat /memory/file /following/file"), "kept\nkept");
+        at_shm.stop(0);
+        at_shm.remove();
+        let again = with_mounts(&pod, vec![bind(&memory.path(), "/dev/shm", true)]);
+        assert_eq!(again.output("cat /dev/shm/file; stat -f -c %T /dev/shm"), "kept\ntmpfs");
         pod.remove();
     });
 }
