@@ -80,7 +80,7 @@ impl Trees {
     /// Clones them once more, for the process that stands for the container on the host.
     ///
     /// In the place of a tmpfs is an empty one that can't be written to: what somebody copies there from the host would not
-    /// get into the guest's memory, and had better fail.
+    /// get into the guest's memory, and had better fail. So it is for a pod's directory in memory that the host has nothing of.
     ///
     /// # Errors
     /// [`TreeError`].
@@ -96,14 +96,22 @@ impl Trees {
                 continue;
             }
             let volume = spec.volumes.iter().find(|volume| volume.mount == index);
-            if let Some((volume, Origin::Path(path))) = volume.map(|it| (it, &it.origin)) {
-                volumes.push((take_volume(spec, volume, path)?, destination));
-            } else if is_tmpfs(spec, index) && destination != Path::new("/dev") {
+            let in_memory = match volume {
+                Some(volume) => is_unused(volume),
+                None => is_tmpfs(spec, index) && destination != Path::new("/dev"),
+            };
+            if in_memory {
                 volumes.push((closed().map_err(TreeError::Close)?, destination));
+            } else if let Some((volume, Origin::Path(path))) = volume.map(|it| (it, &it.origin)) {
+                volumes.push((take_volume(spec, volume, path)?, destination));
             }
         }
         Ok(Seen { root, volumes })
     }
+}
+
+fn is_unused(volume: &VolumeSource) -> bool {
+    volume.memory.as_ref().is_some_and(|memory| memory.is_unused().unwrap_or(false))
 }
 
 fn is_tmpfs(spec: &Checked, mount: usize) -> bool {

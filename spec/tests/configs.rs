@@ -176,6 +176,15 @@ fn a_pods_directory_in_memory_is_that_at_every_place_of_a_container() {
             assert_eq!(source.memory.as_ref().map(|memory| memory.bytes), Some(8 << 20), "{place}");
             let told_of = explained(&checked, "mounts[0].options");
             assert_eq!(told_of.len(), told, "{place} {options:?}: {told_of:?}");
+            let on_host = || {
+                let seen = Trees::seen(&checked).unwrap();
+                mkdirat(&seen.volumes[0].0, "made", Mode::RWXU)
+            };
+            assert_eq!(on_host(), Err(Errno::ROFS), "{place}: it would not be in the guest");
+            fs::write(volume.join("file"), "").unwrap();
+            assert_eq!(on_host(), Ok(()), "{place}: it is the host's");
+            fs::remove_file(volume.join("file")).unwrap();
+            fs::remove_dir(volume.join("made")).unwrap();
         }
     };
     std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
