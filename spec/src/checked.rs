@@ -146,7 +146,8 @@ pub struct VolumeSource {
     pub recursive: bool,
     /// What the host mounts below it later appears in it, too.
     pub follows_host: bool,
-    /// Nothing else is mounted below it, and nothing that the host mounts there will be.
+    /// Its root says what it shows: nothing else is mounted below it, nothing that the host mounts there will be, and the host does not
+    /// map its owners.
     pub undivided: bool,
     /// A directory; else a regular file.
     pub directory: bool,

@@ -316,7 +316,8 @@ impl Mount {
     fn is_undivided(&self, directory: bool) -> bool {
         let below = || mount_table::has_below(&self.source).unwrap_or(true);
         let divided = directory && self.has("rbind") && below();
-        !divided && !self.follows_host()
+        let mapped = || mount_table::is_id_mapped(&self.source).unwrap_or(true);
+        !divided && !self.follows_host() && !mapped()
     }
 
     fn is_read_only_below(&self) -> bool {

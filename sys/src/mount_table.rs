@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 /// Mount points, in the order in which they were mounted.
 ///
 /// # Errors
@@ -37,9 +39,34 @@ pub fn root_of(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(roots.filter(|(_, point)| *point == directory).last().map(|(root, _)| root))
 }
 
+/// Whether the mount that a path leads to shows other owners than its file system has.
+///
+/// # Errors
+/// When the path can't be looked up, or the mount is not in this namespace.
+pub fn is_id_mapped(path: &Path) -> io::Result<bool> {
+    let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+    let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
+    let words = options(&mountinfo, mount).ok_or(io::ErrorKind::NotFound)?;
+    Ok(words.split(|byte| *byte == b',').any(|word| word == b"idmapped"))
+}
+
 /// Of a line of `mountinfo`, counted from 0.
+const ID: usize = 0;
 const ROOT: usize = 3;
 const POINT: usize = 4;
+const OPTIONS: usize = 5;
+
+/// The options of a mount, not of its file system.
+fn options(mountinfo: &[u8], mount: u64) -> Option<&[u8]> {
+    let id = mount.to_string();
+    let mut lines = mountinfo.split(|byte| *byte == b'\n');
+    let line = lines.find(|line| field(line, ID) == Some(id.as_bytes()))?;
+    field(line, OPTIONS)
+}
+
+fn field(line: &[u8], number: usize) -> Option<&[u8]> {
+    line.split(|byte| *byte == b' ').nth(number)
+}
 
 fn parse(mountinfo: &[u8]) -> Vec<PathBuf> {
     column(mountinfo, POINT).collect()
@@ -48,8 +75,8 @@ fn parse(mountinfo: &[u8]) -> Vec<PathBuf> {
 fn column(mountinfo: &[u8], number: usize) -> impl Iterator<Item = PathBuf> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     lines
-        .filter_map(move |line| line.split(|byte| *byte == b' ').nth(number))
-        .map(|field| PathBuf::from(OsStr::from_bytes(&unescape(field))))
+        .filter_map(move |line| field(line, number))
+        .map(|path| PathBuf::from(OsStr::from_bytes(&unescape(path))))
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -75,9 +102,23 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
 
-    use super::{has_below, parse, root_of};
+    use rustix::{
+        fs::CWD,
+        mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+        thread::UnshareFlags,
+    };
+
+    use super::{has_below, is_id_mapped, options, parse, root_of};
+    use crate::{
+        jail::leave_namespaces,
+        mount_attr::{Reach, map_ids},
+        user_namespace,
+    };
 
     #[test]
     fn mount_points_are_unescaped() {
@@ -92,5 +133,37 @@ mod tests {
         assert!(has_below(Path::new("/no/such")).is_err());
         assert_eq!(root_of(Path::new("/proc")).unwrap().as_deref(), Some(Path::new("/")));
         assert_eq!(root_of(Path::new("/proc/self/fd")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_mount_is_known_by_its_number() {
+        let table =
+            b"11 2 0:3 / /a rw,idmapped - tmpfs t rw\n1 2 0:3 / /a ro - tmpfs t rw,idmapped\n";
+        assert_eq!(options(table, 11), Some(&b"rw,idmapped"[..]));
+        assert_eq!(options(table, 1), Some(&b"ro"[..]));
+        assert_eq!(options(table, 2), None);
+    }
+
+    #[test]
+    fn of_two_mounts_of_a_directory_one_may_show_other_owners() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("SKIP not root");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let [plain, mapped] = ["plain", "mapped"].map(|name| scratch.path().join(name));
+        [&plain, &mapped].iter().for_each(|path| fs::create_dir(path).unwrap());
+        let inside = || {
+            leave_namespaces(UnshareFlags::NEWNS).unwrap();
+            let tree = open_tree(CWD, &plain, OpenTreeFlags::OPEN_TREE_CLONE).unwrap();
+            let namespace = user_namespace::with_maps("0 1000 10\n", "0 1000 10\n").unwrap();
+            if let Err(error) = map_ids(&tree, namespace, Reach::Mount) {
+                return eprintln!("SKIP {} can't be id-mapped: {error}", plain.display());
+            }
+            move_mount(&tree, "", CWD, &mapped, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+            fs::create_dir(plain.join("other")).unwrap();
+            assert!(!is_id_mapped(&plain).unwrap());
+            assert!(is_id_mapped(&mapped).unwrap() && is_id_mapped(&mapped.join("other")).unwrap());
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
 }
