@@ -6,12 +6,14 @@
 //! Where others do, it asks for the size of a file that is a volume by itself whenever it uses it.
 //!
 //! The names in a share's root are those of what is attached, and it keeps none of them: so it lets go of what it no longer uses, and with
-//! that goes what keeps the host's tree busy here; and what is attached anew under an old name is not taken for the old.
+//! that goes what keeps the host's tree busy here; and what is attached anew under an old name is not taken for the old. So it asks for them
+//! whenever it uses them, and would unmount what is attached upon an error: these names are the host's, and are told even where there is
+//! no room for more.
 //!
 //! And names are names: virtiofsd hands them to the host's kernel as they come, which takes `../x` for a path. No kernel sends such a
 //! one; `.` and `..` it would look up for NFS, which it may not serve (FUSE_EXPORT_SUPPORT is not offered).
 //!
-//! What a guest holds takes descriptors, which all shares draw on, and the streams too: what would take one more is refused with ENFILE
+//! What a guest holds takes descriptors, which all shares draw on, and the streams too: what else would take one more is refused with ENFILE
 //! while there is no room for it ([`Pressure::has_room`]).
 
 use std::{
@@ -136,7 +138,9 @@ impl FileSystem for Settled {
 
     fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry> {
         must_be_name(name)?;
-        self.must_have_room()?;
+        if parent != fuse::ROOT_ID {
+            self.must_have_room()?;
+        }
         let mut entry = self.fs.lookup(ctx, parent, name)?;
         if parent == fuse::ROOT_ID {
             entry.entry_timeout = Duration::ZERO;
