@@ -236,18 +236,23 @@ impl SharedTree {
         Ok(())
     }
 
-    /// Takes away a container's root file system and the volumes that nobody else uses. What is not there is no error.
+    /// Takes away a container's root file system and the volumes that nobody else uses. What is not there is no error, nor is what
+    /// another container has left behind and still can't be detached.
     ///
     /// # Errors
-    /// [`ShareError::Detach`]; to be tried again.
+    /// [`ShareError::Detach`], the first; all that there is has been tried.
     pub fn detach(&self, container: &str) -> Result<(), ShareError> {
-        self.roots.detach(container)?;
+        // First, for whatever else becomes of it, it uses nothing any more.
         let unused = self.attached().without(container);
-        unused.into_iter().try_for_each(|number| {
-            self.volumes.detach(&number.to_string())?;
-            self.attached().remove(number);
-            Ok(())
-        })
+        let mut detached = self.roots.detach(container);
+        for (number, own) in unused {
+            match self.volumes.detach(&number.to_string()) {
+                Ok(()) => self.attached().remove(number),
+                Err(error) if own => detached = detached.and(Err(error)),
+                Err(error) => tracing::warn!(%error, "detach what another container has left"),
+            }
+        }
+        detached
     }
 
     fn attached(&self) -> MutexGuard<'_, Attached> {

@@ -94,15 +94,15 @@ impl Attached {
         }
     }
 
-    /// Takes a container from the users of all, and returns those that nobody uses. Nobody will: whatever becomes of the attempt to
-    /// detach one, it is not what it was.
-    pub(super) fn without(&mut self, container: &str) -> Vec<usize> {
+    /// Takes a container from the users of all, and returns those that nobody uses, with whether it did until now. Nobody will:
+    /// whatever becomes of the attempt to detach one, it is not what it was.
+    pub(super) fn without(&mut self, container: &str) -> Vec<(usize, bool)> {
         let mut unused = Vec::new();
         for (number, volume) in &mut self.volumes {
-            volume.users.remove(container);
+            let own = volume.users.remove(container);
             if volume.users.is_empty() {
                 volume.shown = None;
-                unused.push(*number);
+                unused.push((*number, own));
             }
         }
         unused
@@ -131,12 +131,13 @@ mod tests {
         assert_eq!(attached.used("other", &shown(1)), Some((number, false)));
         attached.opened(number);
         assert_eq!(attached.used("other", &shown(1)), Some((number, true)));
-        assert_eq!(attached.without("one"), [alone]);
+        assert_eq!(attached.without("one"), [(alone, true)]);
         attached.remove(alone);
-        assert_eq!(attached.without("one"), [0; 0]);
-        assert_eq!(attached.without("other"), [number]);
+        assert!(attached.without("one").is_empty());
+        assert_eq!(attached.without("other"), [(number, true)]);
         assert_eq!(attached.used("late", &shown(1)), None, "it is about to go");
-        assert_eq!(attached.without("none"), [number], "what could not be detached is tried again");
+        let again = attached.without("none");
+        assert_eq!(again, [(number, false)], "what could not be detached is tried again");
         attached.remove(number);
         assert!(attached.add("one", (None, true)) > number.max(alone));
     }

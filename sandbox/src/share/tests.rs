@@ -12,7 +12,7 @@ use kata_sys::{
 };
 use rustix::{
     fs::CWD,
-    mount::{MountAttrFlags, OpenTreeFlags, open_tree},
+    mount::{MountAttrFlags, OpenTreeFlags, mount_bind, open_tree},
     thread::UnshareFlags,
 };
 
@@ -114,6 +114,26 @@ fn what_shows_the_same_is_attached_once_for_all_who_use_it() {
         tree.detach("c2").unwrap();
         assert!(attached().is_empty());
         assert_ne!(share(tree, "c3", detached(host)).number, all, "a number is never used twice");
+    });
+}
+
+#[test]
+fn what_can_not_be_detached_keeps_nothing_else_and_is_tried_again() {
+    with_tree(|tree, shared, host| {
+        let volumes = shared.join("volumes");
+        tree.attach_root("c1", detached(host), &Steps::from_environment()).unwrap();
+        let stuck = attach(tree, "c1", VolumeKind::Directory, host).unwrap().number.to_string();
+        attach(tree, "c1", VolumeKind::Directory, host).unwrap();
+        // Each attempt takes one away.
+        (0..2).for_each(|_| mount_bind(host, volumes.join(&stuck)).unwrap());
+        tree.detach("c1").unwrap_err();
+        assert!(names(shared.join("roots")).is_empty());
+        assert_eq!(names(&volumes), [PathBuf::from(&stuck)]);
+        tree.attach_root("c2", detached(host), &Steps::from_environment()).unwrap();
+        tree.detach("c2").unwrap();
+        assert_eq!(names(&volumes), [PathBuf::from(&stuck)], "it is another's");
+        tree.detach("c2").unwrap();
+        assert!(names(&volumes).is_empty());
     });
 }
 
