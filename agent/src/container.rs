@@ -370,8 +370,15 @@ impl Container {
     }
 }
 
-/// Kills what is in the group of a container, waits until it is gone, and removes what was made for it.
+/// Kills what is in the group of a container, waits until it is gone, and removes what was made for it. Whatever of it fails, the host's
+/// trees are let go of: after a create that failed nobody asks again.
 async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>, uses: &Uses) -> std::io::Result<()> {
+    let emptied = empty(container_id, cgroup).await;
+    emptied.and(uses.end().await)?;
+    lock(cgroup).remove()
+}
+
+async fn empty(container_id: &str, cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
     let empty = {
         let cgroup = lock(cgroup);
         // A frozen group is thawed by the kill itself.
@@ -380,11 +387,9 @@ async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>, uses: &Uses) -> std
     };
     empty.reached().await?;
     match fs::remove_dir_all(nodes_of(container_id)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    uses.end().await?;
-    lock(cgroup).remove()
 }
 
 fn terminal_size(wanted: &Wanted) -> Option<TerminalSize> {
