@@ -268,8 +268,8 @@ fn is_a_kubelets(volume: &VolumeSource) -> bool {
     let above = |path: &Path| Some(path.parent()?.file_name()?.to_str()?.to_owned());
     let kind = above(path).is_some_and(|kind| KINDS.contains(&kind.as_str()));
     let in_volumes = path.parent().and_then(above).is_some_and(|name| name == "volumes");
-    let plain =
-        volume.directory && volume.read_only && volume.id_map.is_none() && !volume.follows_host;
+    // What is mounted below on the host a copy would not have.
+    let plain = volume.directory && volume.read_only && volume.id_map.is_none() && volume.undivided;
     kind && in_volumes && plain
 }
 
@@ -331,11 +331,11 @@ mod tests {
 
     #[test]
     fn only_what_a_kubelet_renews_is_copied() {
-        let volume = |path: &str, read_only| VolumeSource {
+        let volume = |path: &str, read_only, undivided| VolumeSource {
             mount: 0,
             origin: Origin::Path(path.into()),
             recursive: true,
-            undivided: true,
+            undivided,
             directory: true,
             read_only,
             read_only_below: false,
@@ -344,15 +344,16 @@ mod tests {
             follows_host: false,
         };
         let settings = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/settings";
-        assert!(is_a_kubelets(&volume(settings, true)));
-        assert!(!is_a_kubelets(&volume(settings, false)));
+        assert!(is_a_kubelets(&volume(settings, true, true)));
+        assert!(!is_a_kubelets(&volume(settings, false, true)));
+        assert!(!is_a_kubelets(&volume(settings, true, false)));
         for other in [
             "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/x",
             "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/settings/key",
             "/kubernetes.io~configmap/settings",
             "/",
         ] {
-            assert!(!is_a_kubelets(&volume(other, true)), "{other}");
+            assert!(!is_a_kubelets(&volume(other, true, true)), "{other}");
         }
     }
 }
