@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{self, Arc, MutexGuard, PoisonError},
 };
 
 use kata_protocol::{ROOTS, VOLUMES};
@@ -25,9 +25,9 @@ use tokio::{sync::Mutex, task::spawn_blocking};
 
 use crate::spec::Spec;
 
-/// Which trees are used, and how often.
+/// Which trees are used, and how often. Each has a lock of its own, for to unmount one may take long, and concerns no other.
 #[derive(Debug, Default)]
-pub struct Trees(Mutex<HashMap<PathBuf, usize>>);
+pub struct Trees(sync::Mutex<HashMap<PathBuf, Arc<Mutex<usize>>>>);
 
 /// The trees of one container.
 #[derive(Debug)]
@@ -41,28 +41,38 @@ impl Trees {
     /// Counts what a container is made of, before any of it is looked at.
     pub async fn used_by(self: &Arc<Self>, root: &str, spec: &Spec) -> Arc<Uses> {
         let places = places(root, spec);
-        let mut users = self.0.lock().await;
         for place in &places {
-            *users.entry(place.clone()).or_default() += 1;
+            *self.users_of(place).lock().await += 1;
         }
-        drop(users);
         Arc::new(Uses { trees: self.clone(), places: Mutex::new(places) })
     }
 
     /// The lock is held until it is unmounted: whoever counts it anew then mounts it anew, too.
     async fn let_go(&self, place: &Path) -> io::Result<()> {
-        let mut users = self.0.lock().await;
-        match users.get_mut(place) {
-            Some(count) if *count > 1 => *count -= 1,
-            Some(_) => {
-                let unmounted = place.to_owned();
-                // The last use of a file system writes back what is left of it.
-                spawn_blocking(move || unmount_if_mounted(&unmounted)).await??;
-                users.remove(place);
-            }
-            None => {}
+        let users = self.users_of(place);
+        let mut count = users.lock().await;
+        if *count == 1 {
+            let unmounted = place.to_owned();
+            // The last use of a file system writes back what is left of it.
+            spawn_blocking(move || unmount_if_mounted(&unmounted)).await??;
+        }
+        *count = count.saturating_sub(1);
+        let unused = *count == 0;
+        drop(count);
+        let mut all = self.all();
+        // Of ours and that of the map; whoever waits for the lock has one more, and whoever comes needs the map's.
+        if unused && Arc::strong_count(&users) == 2 {
+            all.remove(place);
         }
         Ok(())
+    }
+
+    fn users_of(&self, place: &Path) -> Arc<Mutex<usize>> {
+        self.all().entry(place.to_owned()).or_default().clone()
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<PathBuf, Arc<Mutex<usize>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,7 +108,7 @@ fn unmount_if_mounted(place: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{future::ready, path::Path, pin::pin, sync::Arc};
 
     use kata_protocol::{ROOTS, VOLUMES};
 
@@ -128,12 +138,31 @@ mod tests {
         let volume = format!("{}/no-such", VOLUMES.1);
         let one = trees.used_by(&format!("{}/one", ROOTS.1), &spec(&[&volume, &volume])).await;
         let other = trees.used_by(&format!("{}/other", ROOTS.1), &spec(&[&volume])).await;
-        assert_eq!(trees.0.lock().await.len(), 3);
+        assert_eq!(trees.all().len(), 3);
         one.end().await.unwrap();
         one.end().await.unwrap();
-        let left = trees.0.lock().await.clone();
-        assert_eq!((left.len(), left.get(std::path::Path::new(&volume))), (2, Some(&1)));
+        assert_eq!(trees.all().len(), 2);
+        assert_eq!(*trees.users_of(Path::new(&volume)).lock().await, 1);
         other.end().await.unwrap();
-        assert!(trees.0.lock().await.is_empty());
+        assert!(trees.all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tree_that_is_slow_to_let_go_of_holds_up_only_those_who_use_it() {
+        let trees = Arc::new(Trees::default());
+        let [slow, other] = ["slow", "other"].map(|name| format!("{}/{name}", VOLUMES.1));
+        let unmounting = trees.users_of(Path::new(&slow)).lock_owned().await;
+        let with_slow = spec(&[&slow]);
+        let mut waiting = pin!(trees.used_by("", &with_slow));
+        tokio::select! {
+            biased;
+            _ = &mut waiting => panic!("it does not wait"),
+            () = ready(()) => {}
+        }
+        let uses = trees.used_by("", &spec(&[&other])).await;
+        uses.end().await.unwrap();
+        drop(unmounting);
+        waiting.await.end().await.unwrap();
+        assert!(trees.all().is_empty());
     }
 }
