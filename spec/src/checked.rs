@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_sys::mount_table;
 use serde_json::{Value, json};
 
 use crate::{
@@ -56,6 +57,17 @@ impl Checked {
             mount.is_some_and(|mount| mount.destination == destination)
         };
         self.volumes.iter().rposition(at)
+    }
+
+    /// Looks once more at what is mounted below volumes on the host: hooks may have mounted something since.
+    pub fn look_below_volumes(&mut self) {
+        for volume in &mut self.volumes {
+            let Origin::Path(path) = &volume.origin else { continue };
+            if volume.recursive && mount_table::has_below(path).unwrap_or(true) {
+                volume.undivided = false;
+                volume.memory = None;
+            }
+        }
     }
 
     /// `config.json` for the agent: checked, without what is only for the host, the sources of volumes replaced by what

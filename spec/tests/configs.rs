@@ -229,6 +229,32 @@ fn a_volume_is_undivided_where_nothing_is_mounted_below_nor_will_be() {
 }
 
 #[test]
+fn what_a_hook_has_mounted_below_divides_a_volume() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP not root");
+    }
+    let bundle = bundle("{}");
+    let below = bundle.path().join("data/below");
+    fs::create_dir(&below).unwrap();
+    let inside = || {
+        kata_sys::jail::leave_namespaces(UnshareFlags::NEWNS).unwrap();
+        let mut config = default_for("rootfs", &["sh".to_owned()], false);
+        let volume =
+            |options: &[&str]| json!({"destination": "/v", "source": "data", "options": options});
+        config["mounts"] = json!([volume(&["rbind"]), volume(&["bind"])]);
+        let mut checked = check(&config, bundle.path()).unwrap();
+        let mut undivided = || {
+            checked.look_below_volumes();
+            [checked.volumes[0].undivided, checked.volumes[1].undivided]
+        };
+        assert_eq!(undivided(), [true, true]);
+        mount("tmpfs", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+        assert_eq!(undivided(), [false, true]);
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+}
+
+#[test]
 fn an_overlay_becomes_a_volume() {
     let bundle = bundle("{}");
     let mut config = default_for("rootfs", &["sh".to_owned()], false);

@@ -204,7 +204,11 @@ impl Engine {
         }
         let network = network.clone();
         let run = move || {
-            let look = || take(role, &spec);
+            let mut spec = spec;
+            let look = || {
+                spec.look_below_volumes();
+                take(role, &spec)
+            };
             let trees = hooks.run(network.as_ref().map(|network| network.as_fd()), look)?;
             Ok((spec, trees))
         };
