@@ -157,7 +157,8 @@ fn renew_link(root: &OwnedFd, name: &str, target: &str) -> io::Result<()> {
     Ok(renameat(root, DRAFT, root, name)?)
 }
 
-/// What is not of this content goes: links first, so that none leads nowhere for long.
+/// What is not of this content goes: links first, so that none leads nowhere for long. A directory of the root goes with all that is in it,
+/// and as long as it stays, so does that.
 fn remove_others(place: &Path, root: &OwnedFd, request: &WriteVolumeRequest) -> io::Result<()> {
     let mut directories = Vec::new();
     for entry in Dir::read_from(root)? {
@@ -203,7 +204,7 @@ mod tests {
     use super::{is_one_name, make_mount_points, remove_others};
 
     #[test]
-    fn a_mount_point_stays_for_as_long_as_the_volume_has_it() {
+    fn a_mount_point_stays_for_as_long_as_the_volume_has_it_or_what_is_above() {
         let volume = tempfile::tempdir().unwrap();
         let root: OwnedFd = fs::File::open(volume.path()).unwrap().into();
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -229,6 +230,8 @@ mod tests {
         fs::write(volume.path().join("a/b/file"), "").unwrap();
         write(vec![node("a"), node("a/b")]);
         assert!(volume.path().join("a/b/file").exists() && !volume.path().join("c").exists());
+        write(vec![node("a")]);
+        assert!(volume.path().join("a/b/file").exists());
         make_mount_points(&root, &[node("../out")]).unwrap_err();
         write(vec![]);
         assert!(!volume.path().join("a").exists());

@@ -106,6 +106,7 @@ fn unmount_if_mounted(place: &Path) -> io::Result<()> {
     }
 }
 
+/// That they are unmounted is for tests with a guest to see (tests/engines/tests/volumes.rs).
 #[cfg(test)]
 mod tests {
     use std::{future::ready, path::Path, pin::pin, sync::Arc};

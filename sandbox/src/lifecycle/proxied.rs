@@ -15,8 +15,9 @@ use crate::packet::PacketSocket;
 const BETWEEN_DROPS: Duration = Duration::from_millis(200);
 
 impl Sandbox {
-    /// Lets a volume be written to that was attached read-only. A boot that is under way is waited for: its proxy takes the tree as it
-    /// is then.
+    /// Lets a volume be written to that was attached read-only. A boot that is under way is waited for, however long
+    /// it takes, for its proxy may have the tree as it was before. Where a container stands for the pod, the VM runs before
+    /// others are made.
     ///
     /// # Errors
     /// [`SandboxError::Share`].

@@ -176,6 +176,26 @@ fn a_read_only_volume_is_opened_where_it_is_for_who_may_write() {
 }
 
 #[test]
+fn a_volume_that_could_not_be_opened_is_opened_for_the_next_who_may_write() {
+    with_tree(|tree, shared, host| {
+        let steps = Steps::from_environment();
+        let number = share(tree, "c1", read_only(host)).number;
+        let closed = Place { number, closed: true };
+        let ended = Spawn::new(c"/bin/true".into()).start().unwrap();
+        ended.wait().unwrap();
+        for container in ["c2", "c3"] {
+            assert_eq!(share(tree, container, detached(host)), closed, "{container}");
+            tree.open_volume(number, Some(&ended), &steps).unwrap_err();
+            tree.detach(container).unwrap();
+        }
+        assert_eq!(share(tree, "c4", detached(host)), closed);
+        tree.open_volume(number, None, &steps).unwrap();
+        assert_eq!(share(tree, "c5", detached(host)), Place { number, closed: false });
+        fs::write(shared.join("volumes").join(number.to_string()).join("file"), "x").unwrap();
+    });
+}
+
+#[test]
 fn a_tree_that_leads_to_the_host_is_not_followed() {
     with_tree(|tree, shared, host| {
         let steps = Steps::from_environment();

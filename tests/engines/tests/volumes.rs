@@ -12,7 +12,7 @@ use std::{
 };
 
 use kata_engine_tests::containerd::{
-    Container, Containerd, Handler, KATA, Pod, RUNC, bind, processes,
+    Container, Containerd, Handler, KATA, Pod, RUNC, bind, nothing_left, processes,
     runtime::{KeyValue, Mount, MountPropagation},
     shim_of,
 };
@@ -240,6 +240,28 @@ fn containers_of_a_pod_meet_in_their_volumes() {
         server.stop(0);
         pod.remove();
     });
+}
+
+#[test]
+fn a_volume_that_can_not_be_opened_for_writing_fails_only_who_would_write() {
+    let Some(mut engine) = Containerd::start() else { return };
+    engine.restart_with(&[("KATA_FAULT", "OpenVolume=fail")]);
+    let pod = Pod::run(&engine, KATA);
+    let volume = tempfile::tempdir().unwrap();
+    fs::write(volume.path().join("file"), "x").unwrap();
+    let reader = with_mounts(&pod, vec![bind(volume.path(), "/volume", true)]);
+    for _ in 0..2 {
+        let mut config = pod.script("exec sleep 1000");
+        config.mounts = vec![bind(volume.path(), "/volume", false)];
+        let writer = pod.create(config).unwrap();
+        let refused = writer.start().unwrap_err().message;
+        assert!(refused.contains("KATA_FAULT"), "{refused}");
+        writer.remove();
+    }
+    let other = with_mounts(&pod, vec![bind(volume.path(), "/volume", true)]);
+    assert_eq!([&reader, &other].map(|one| one.output("cat /volume/file")), ["x", "x"]);
+    pod.remove();
+    nothing_left(&pod.id);
 }
 
 /// What a container has twice is one file system, too, and what another has below the same path another.
