@@ -42,7 +42,8 @@ pub use program::{Program, resolve_program};
 pub use reference::reference;
 pub use resources::{
     BlockIoLimits, CheckedResources, CpuLimits, DEFAULT_PERIOD_US, HugepageLimit, Limits,
-    MemoryLimits, PidsLimit, ThrottleDevice, WeightDevice, check_resources, parse_list,
+    MemoryLimits, PidsLimit, ThrottleDevice, WeightDevice, check_change, check_resources,
+    parse_list,
 };
 pub use rules::devices::name_disks;
 pub use table::Explained;

@@ -167,8 +167,17 @@ pub struct CheckedResources {
 /// # Errors
 /// One line that names the field and what is wrong with it.
 pub fn check_resources(json: &[u8]) -> Result<CheckedResources, SpecError> {
+    check_change(json, &Limits::default())
+}
+
+/// Checks a change of resources beside what is in force.
+///
+/// # Errors
+/// As [`check_resources`].
+pub fn check_change(json: &[u8], in_force: &Limits) -> Result<CheckedResources, SpecError> {
     let mut document = Document::new("resources".to_owned());
-    let value = document.parse(json)?;
+    let mut value = document.parse(json)?;
+    unified::complete(&mut value, in_force);
     let mut guest = document.object(table::RESOURCES, &value, "")?;
     unified::take(&mut guest);
     Ok(CheckedResources {

@@ -11,7 +11,7 @@ use std::{
 use kata_engine_api::{handover::FailureKind, record::Status};
 use kata_protocol::agent;
 use kata_sandbox::{cgroup::Group, lifecycle::SandboxError, step::Step};
-use kata_spec::{HostDisk, Limits, check_resources, name_disks};
+use kata_spec::{HostDisk, Limits, check_change, check_resources, name_disks};
 use kata_sys::causes::chain;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -57,8 +57,9 @@ impl Container {
     /// Changes limits, as `linux.resources` in JSON says them; what it does not name stays.
     pub async fn update(&self, resources: &[u8]) -> Result<(), Refusal> {
         let invalid = |message: String| Refusal::new(FailureKind::InvalidArgument, message);
-        let change = check_resources(resources).map_err(|e| invalid(chain(&e)))?;
         let _only_one = self.resources.updating.lock().await;
+        let old = self.resources.limits();
+        let change = check_change(resources, &old).map_err(|e| invalid(chain(&e)))?;
         // Not while it enters: the guest has been given the old ones by then, and does not know it yet.
         let entered = self.entered.lock().await;
         if self.record().status == Status::Stopped {
@@ -67,7 +68,6 @@ impl Container {
         // Who starts it waits for this.
         let outside =
             Some(entered).filter(|entered| !**entered && self.init.phase() <= Phase::Starting);
-        let old = self.resources.limits();
         let new = old.changed(&change.limits);
         // The pair of memory and swap, of which a change may name one, is checked as a whole.
         let whole = serde_json::to_vec(&new).map_err(|e| Refusal::internal(&e))?;

@@ -7,7 +7,7 @@ pub(super) mod devices;
 
 use serde_json::{Map, Value, json};
 
-use super::parse_list;
+use super::{Limits, parse_list};
 
 /// A file of a group, and the fields that say the same; none for what the guest's kernel may judge.
 type Reading = (&'static str, fn(&str) -> Option<Fields>);
@@ -23,8 +23,32 @@ const READINGS: [Reading; 5] = [
     ("pids.max", |text| Some(("pids", vec![("limit", json!(maximum(text)?))]))),
 ];
 
+/// Puts what is in force of memory and swap beside a `memory.max` that a change brings: what it does not speak of stays.
+pub(super) fn complete(change: &mut Value, in_force: &Limits) {
+    if change["unified"]["memory.max"].is_string() {
+        let memory = json!({"limit": in_force.memory.limit, "swap": in_force.memory.swap});
+        fill(change, &json!({"memory": memory, "unified": in_force.unified}));
+    }
+}
+
+/// Says what is not asked for.
+fn fill(change: &mut Value, in_force: &Value) {
+    match (change, in_force) {
+        (Value::Object(change), Value::Object(in_force)) => {
+            for (name, value) in in_force {
+                fill(change.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (change, value) if change.is_null() || *change == json!(0) => *change = value.clone(),
+        _ => {}
+    }
+}
+
 /// Moves them to their fields.
 pub(crate) fn take(resources: &mut Value) {
+    if !keep_swap(resources) {
+        return;
+    }
     for (file, read) in READINGS {
         let said = resources["unified"][file].as_str().and_then(read);
         let Some((object, fields)) = said else { continue };
@@ -41,6 +65,30 @@ pub(crate) fn take(resources: &mut Value) {
         }
     }
     devices::take(resources);
+}
+
+/// Has a `memory.max` leave as much for swap as the fields do: runc takes `limit` off `swap` before it writes the file. False
+/// where the fields make no sense, which is refused elsewhere.
+fn keep_swap(resources: &mut Value) -> bool {
+    let memory = &resources["memory"];
+    let (limit, swap) = (memory["limit"].as_i64(), memory["swap"].as_i64());
+    let max = resources["unified"]["memory.max"].as_str().and_then(bytes);
+    let (Some(max), Some(swap @ 1..), Some(limit)) = (max, swap, limit.filter(|it| *it != 0))
+    else {
+        return true;
+    };
+    // Of no limit nothing can be taken off.
+    let left = swap - limit.max(0);
+    if left < 0 {
+        return false;
+    }
+    let sum = Some(max).filter(|max| *max > 0).map(|max| max.saturating_add(left));
+    resources["memory"]["swap"] = json!(sum);
+    // Zero, which may be left, is no wish in the field.
+    if sum.is_none() && resources["unified"]["memory.swap.max"].is_null() {
+        resources["unified"]["memory.swap.max"] = left.to_string().into();
+    }
+    true
 }
 
 /// Zero is a limit in a file, and no wish in a field.
@@ -88,7 +136,7 @@ fn bandwidth(text: &str) -> Option<Vec<(&'static str, Value)>> {
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::check_resources;
+    use crate::{check_change, check_resources};
 
     fn checked(unified: Value) -> (crate::Limits, Value) {
         let resources = json!({"memory": {"limit": 5}, "cpu": {"shares": 9}, "unified": unified});
@@ -137,6 +185,53 @@ mod tests {
         assert_eq!(serde_json::to_value(&limits).unwrap()["unified"], Value::Null);
         let pair = check_resources(br#"{"memory": {"limit": 5, "swap": 7}}"#).unwrap().limits;
         assert_eq!(pair.swap_bytes(), Some(2));
+    }
+
+    #[test]
+    fn swap_is_what_the_fields_leave_for_it() {
+        let checked = |limit: i64, unified: Value| {
+            let resources = json!({"memory": {"limit": limit, "swap": 200}, "unified": unified});
+            check_resources(resources.to_string().as_bytes()).unwrap()
+        };
+        for (limit, max, sum) in
+            [(100, "300", 400), (100, "150", 250), (200, "9", 9), (-1, "9", 209)]
+        {
+            let limits = checked(limit, json!({"memory.max": max})).limits;
+            assert_eq!(limits.memory_bytes(), max.parse().ok(), "{limit} {max}");
+            assert_eq!(limits.memory.swap, Some(sum), "{limit} {max}");
+        }
+        for (limit, unified, left) in [
+            (100, json!({"memory.max": "max"}), 100),
+            (200, json!({"memory.max": "max"}), 0),
+            (100, json!({"memory.max": "max", "memory.swap.max": "7"}), 7),
+        ] {
+            let both = checked(limit, unified);
+            assert_eq!((both.limits.memory.limit, both.limits.memory.swap), (Some(-1), None));
+            assert_eq!(both.limits.swap_bytes(), Some(left));
+            let guest: Value = serde_json::from_slice(&both.guest).unwrap();
+            assert_eq!(guest["unified"], json!({"memory.swap.max": left.to_string()}));
+        }
+        let wrong = json!({"memory": {"limit": 9, "swap": 5}, "unified": {"memory.max": "3"}});
+        let wrong = check_resources(wrong.to_string().as_bytes()).unwrap_err();
+        assert!(wrong.to_string().contains("memory.swap"), "{wrong}");
+    }
+
+    #[test]
+    fn a_changed_file_leaves_swap_as_it_is() {
+        let in_force = |limits: &str| check_resources(limits.as_bytes()).unwrap().limits;
+        let pair = in_force(r#"{"memory": {"limit": 100, "swap": 200}}"#);
+        let file = in_force(r#"{"memory": {"limit": 100}, "unified": {"memory.swap.max": "0"}}"#);
+        let none = in_force(r#"{"memory": {"limit": 100}}"#);
+        for (max, bytes) in [("300", Some(300)), ("150", Some(150)), ("max", None)] {
+            let change = json!({"unified": {"memory.max": max}}).to_string();
+            for (old, swap) in [(&pair, Some(100)), (&file, Some(0)), (&none, None)] {
+                let new = old.changed(&check_change(change.as_bytes(), old).unwrap().limits);
+                assert_eq!((new.memory_bytes(), new.swap_bytes()), (bytes, swap), "{max} {old:?}");
+                assert!(check_resources(&serde_json::to_vec(&new).unwrap()).is_ok(), "{new:?}");
+            }
+        }
+        let other = check_change(br#"{"pids": {"limit": 5}}"#, &pair).unwrap().limits;
+        assert_eq!(other.memory, crate::MemoryLimits::default());
     }
 
     #[test]

@@ -156,6 +156,18 @@ fn a_container_has_its_limits_in_the_guest() {
 }
 
 #[test]
+fn a_file_that_limits_memory_leaves_swap_to_the_fields() {
+    let Some(kata) = Kata::installed() else { return };
+    let resources = json!({
+        "memory": {"limit": 64 * MIB, "swap": 96 * MIB},
+        "unified": {"memory.max": "104857600"},
+    });
+    let files = ["memory.max", "memory.swap.max"];
+    let Some(found) = guest_files(&kata, resources, &files) else { return };
+    assert_eq!(found, [(100 * MIB).to_string(), (32 * MIB).to_string()]);
+}
+
+#[test]
 fn limits_that_make_no_sense_are_refused_by_name() {
     let Some(kata) = Kata::installed() else { return };
     let [quota, rate, quoted] = match HostGroup::are_v2() {
