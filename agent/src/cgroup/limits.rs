@@ -1,6 +1,10 @@
 //! Limits of the OCI specification in the words of cgroup v2.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use kata_protocol::weight;
 
@@ -41,15 +45,16 @@ impl Limits {
         Ok(())
     }
 
-    /// All of them or none: what was set before one is refused is set back, but for files that have a line for each device and none
-    /// yet, which can't be told to have none.
+    /// All of them or none: what was set before one is refused is set back.
     pub(super) fn apply(&self, resources: &Resources) -> Result<(), Failure> {
         let mut before = Vec::new();
         let applied = self.set_all(resources, &mut before);
         if applied.is_err() {
             for (file, value) in before.iter().rev() {
                 // The refusal is what counts; what can't be had back can't be told beside it.
-                fs::write(file, value).ok();
+                for line in value.split_inclusive('\n') {
+                    write(file, line).ok();
+                }
             }
         }
         applied
@@ -78,10 +83,18 @@ impl Limits {
         let file = self.0.join(&setting.file);
         // Some can only be written to.
         let value = fs::read_to_string(&file).ok();
-        fs::write(&file, &setting.value)?;
+        write(&file, &setting.value)?;
         before.extend(value.map(|value| (file, value)));
         Ok(())
     }
+}
+
+/// Gives a file one line. That it is not there is told by an open that would not make it: for one that would, the kernel says
+/// that it is not permitted.
+fn write(file: &Path, line: &str) -> io::Result<()> {
+    // Without a byte there would be no write.
+    let line = if line.is_empty() { "\n" } else { line };
+    fs::File::options().write(true).truncate(true).open(file)?.write_all(line.as_bytes())
 }
 
 /// Files as they were before they were written to, in that order.
@@ -135,7 +148,7 @@ fn settings(resources: &Resources, processors: u32) -> Result<Vec<Setting>, Fail
     for (file, value) in &resources.unified {
         let file = checked(file)?;
         // The kernel takes one line at a time.
-        settings.extend(value.lines().map(|line| set(file, line)));
+        settings.extend(value.trim_end().split('\n').map(|line| set(file, line)));
     }
     Ok(settings)
 }
@@ -309,6 +322,17 @@ mod tests {
     fn a_unified_value_is_written_line_by_line() {
         let lines = written(r#"{"unified": {"io.weight": "default 50\n8:0 200\n"}}"#);
         assert_eq!(lines, [pair("io.weight", "default 50"), pair("io.weight", "8:0 200")]);
+        assert_eq!(written(r#"{"unified": {"io.weight": ""}}"#), [pair("io.weight", "")]);
+    }
+
+    #[test]
+    fn nothing_is_written_as_an_empty_line() {
+        let group = tempfile::tempdir().unwrap();
+        let file = group.path().join("cpuset.mems");
+        fs::write(&file, "0\n").unwrap();
+        let nothing = serde_json::from_str(r#"{"unified": {"cpuset.mems": ""}}"#).unwrap();
+        Limits(group.path().to_owned()).apply(&nothing).unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "\n");
     }
 
     #[test]
@@ -339,6 +363,20 @@ mod tests {
         assert!(refused.message.starts_with("set pids.max to 5: "), "{refused}");
         assert_eq!(fs::read_to_string(file("cpu.weight")).unwrap(), "100\n");
         assert_eq!(fs::read_to_string(file("memory.max")).unwrap(), "max\n");
+    }
+
+    #[test]
+    fn a_file_that_the_kernel_does_not_have_is_missed_where_it_was_asked_for() {
+        let group = tempfile::tempdir().unwrap();
+        fs::write(group.path().join("memory.max"), "max\n").unwrap();
+        let limits = Limits(group.path().to_owned());
+        let apply = |resources| limits.apply(&serde_json::from_str(resources).unwrap());
+        apply(r#"{"memory": {"limit": 1000, "swap": 1500}}"#).unwrap();
+        assert_eq!(fs::read_to_string(group.path().join("memory.max")).unwrap(), "1000");
+        assert!(!group.path().join("memory.swap.max").exists());
+        let asked = apply(r#"{"memory": {"limit": 5}, "unified": {"no.such": "1"}}"#).unwrap_err();
+        assert_eq!(asked.message, "set no.such to 1: no such file or directory");
+        assert_eq!(fs::read_to_string(group.path().join("memory.max")).unwrap(), "1000");
     }
 
     #[test]

@@ -186,6 +186,8 @@ fn limits_that_make_no_sense_are_refused_by_name() {
         ),
         (json!({"unified": {"io.max": "250:99 rbps=1"}}), [rate, "250:99"]),
         (json!({"unified": {"io.latency": "250:99 target=5"}}), ["io.latency", "refused"]),
+        (json!({"unified": {"memory.nosuch": "1"}}), ["memory.nosuch", "no such file"]),
+        (json!({"unified": {"memory.nosuch": ""}}), ["memory.nosuch", "no such file"]),
     ] {
         let Some((bundle, group)) = bundle(&kata, &["true"], resources) else { return };
         let output = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
