@@ -205,6 +205,10 @@ fn for_guest(change: &[u8], new: &Limits) -> serde_json::Result<Value> {
     if asks(memory, "limit") || asks(memory, "swap") {
         memory["limit"] = json!(new.memory.limit);
         memory["swap"] = json!(new.memory.swap);
+        // It is written last, there as on the host.
+        if let Some(swap) = &new.unified.swap_max {
+            change["unified"]["memory.swap.max"] = json!(swap);
+        }
     }
     let cpu = &mut change["cpu"];
     if asks(cpu, "quota") || asks(cpu, "period") {
@@ -254,6 +258,26 @@ mod tests {
         let guest = for_guest(&checked.guest, &new).unwrap();
         assert_eq!(guest["memory"], json!({"limit": 200, "swap": 300}));
         assert_eq!(guest["cpu"], json!({"quota": 7, "period": 10}));
+        assert_eq!(guest["unified"], json!(null));
+    }
+
+    #[test]
+    fn a_file_that_limits_swap_holds_whatever_is_said_of_memory() {
+        let file = br#"{"unified": {"memory.swap.max": "0"}}"#;
+        let old = check_resources(file).unwrap().limits;
+        for (change, unified) in [
+            (r#"{"memory": {"limit": 200, "swap": 300}}"#, json!({"memory.swap.max": "0"})),
+            (r#"{"memory": {"limit": -1}}"#, json!({"memory.swap.max": "0"})),
+            (
+                r#"{"memory": {"limit": 9}, "unified": {"memory.swap.max": "5"}}"#,
+                json!({"memory.swap.max": "5"}),
+            ),
+            (r#"{"pids": {"limit": 7}}"#, json!(null)),
+        ] {
+            let checked = check_resources(change.as_bytes()).unwrap();
+            let guest = for_guest(&checked.guest, &old.changed(&checked.limits)).unwrap();
+            assert_eq!(guest["unified"], unified, "{change}");
+        }
     }
 
     #[test]
