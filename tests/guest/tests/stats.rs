@@ -215,6 +215,26 @@ fn an_update_may_ask_for_what_does_not_fit_what_is_in_force() {
     assert_eq!(first_word(&group, "cpu", QUOTA), "20000");
 }
 
+/// As a kubelet has a container without swap; runc writes the file again with every update.
+#[test]
+fn a_file_that_limits_swap_outlives_updates_of_memory() {
+    let Some(kata) = Kata::installed() else { return };
+    let Some((bundle, _group)) = bundle(&kata, &["sleep", "1000"]) else { return };
+    let container = Container::started(&kata, &bundle, "swap-file");
+    let said = |unified: Value| {
+        let resources = json!({"unified": unified}).to_string();
+        let command = kata.command(&["update", "--resources", "-", &container.id]);
+        must(&run(command, resources.as_bytes()));
+    };
+    said(json!({"memory.swap.max": "4194304"}));
+    must(&update(&container, &["--memory=96M", "--memory-swap=128M"]));
+    await_file(&container, "memory.max", &(96 * MIB).to_string());
+    await_file(&container, "memory.swap.max", "4194304");
+    said(json!({"memory.max": "max"}));
+    await_file(&container, "memory.max", "max");
+    await_file(&container, "memory.swap.max", "4194304");
+}
+
 #[test]
 fn an_update_comes_from_a_file_or_stdin_and_changes_no_more() {
     on_both(&["sleep", "1000"], |runtime, bundle, group| {
