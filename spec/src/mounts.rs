@@ -1,6 +1,7 @@
 //! `mounts`: which the guest makes itself, which are volumes of the host, which can't be.
 
 mod magic;
+pub(crate) mod writing;
 
 use std::{
     fs::{self, Metadata},
@@ -92,6 +93,7 @@ pub(crate) fn check(
         // runc takes a relative destination for one below the root.
         for_guest["destination"] = json!(mount.destination);
         let held_by_host = mount.is_held_by_host(document, &class);
+        mount.tell_of_writing(document, &class);
         let inherited = mount.inherited(&class);
         if mount.id_map.is_some() || held_by_host || !inherited.is_empty() {
             let mut options = mount.options_for_guest(held_by_host);

@@ -31,8 +31,9 @@ const RULES: &[(&str, &str)] = &[
         "all of runc's, the recursive ones (`rro`, `rnosuid`, …), `tmpcopyup`, `idmap` and `ridmap`; of a bind mount no others; \
          propagation is among the mounts of the guest, but for what the host mounts below a volume that is `slave` or `shared`; a \
          tmpfs without `mode` has that of its mount point; `ro` is the volume's own, but flags like `nosuid` hold for what is \
-         mounted below its source, too; `noatime` and the like are shown in the guest, but it is the host that writes times of \
-         access, as its own mount says",
+         mounted below its source, too; `rw`, where it is written, lets a volume be written to whose source the host has mounted `ro`, \
+         unless that is locked; `noatime` and the like are shown in the guest, but it is the host that writes times of access, as its \
+         own mount says",
     ),
     ("process.capabilities", "a name that nobody knows is left out, with a warning"),
     ("process.execCPUAffinity", "numbers of the guest's CPUs"),

@@ -23,7 +23,10 @@ use rustix::{
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::{Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource, checked::MountPoint};
+use crate::{
+    Checked, IdMap, IdRange, Origin, OverlayError, VolumeSource, checked::MountPoint,
+    mounts::writing,
+};
 
 /// Why a tree was not taken.
 #[derive(Debug, Error)]
@@ -150,18 +153,17 @@ fn take_volume(spec: &Checked, volume: &VolumeSource, path: &Path) -> Result<Own
         forbid_writing(&tree, path, Reach::Tree)?;
     } else if volume.read_only {
         forbid_writing(&tree, path, Reach::Mount)?;
-    } else if asks_to_write(spec, volume) {
+    } else if is_lifted(spec, volume, path) {
         allow_writing(&tree)
             .map_err(|source| TreeError::Writable { path: path.to_owned(), source })?;
     }
     Ok(tree)
 }
 
-/// Whether the spec says `rw`, and not only nothing of it.
-fn asks_to_write(spec: &Checked, volume: &VolumeSource) -> bool {
+fn is_lifted(spec: &Checked, volume: &VolumeSource, path: &Path) -> bool {
     let options = spec.guest.pointer(&format!("/mounts/{}/options", volume.mount));
     let options = options.and_then(Value::as_array).into_iter().flatten();
-    !volume.read_only && options.filter_map(Value::as_str).any(|word| word == "rw")
+    !volume.read_only && writing::is_lifted(options.filter_map(Value::as_str), path)
 }
 
 const PRIVATE: MountPropagationFlags = MountPropagationFlags::PRIVATE;
@@ -194,12 +196,15 @@ fn forbid_writing(tree: &OwnedFd, path: &Path, reach: Reach) -> Result<(), TreeE
         .map_err(|source| TreeError::ReadOnly { path: path.to_owned(), source })
 }
 
-/// Lets our clone be written to even if what is bound is read-only, as runc has it since 1.2: what is read-only is the mount,
-/// and this is another one.
+/// Lets our clone be written to.
 fn allow_writing(tree: &OwnedFd) -> io::Result<()> {
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
     let attributes = MountAttributes { clear: read_only.into(), ..MountAttributes::default() };
-    mount_attr::change(tree, attributes, Reach::Mount)
+    match mount_attr::change(tree, attributes, Reach::Mount) {
+        // Locked by whoever made the engine's user namespace: it stays as it is.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        changed => changed,
+    }
 }
 
 /// Has our clone show other owners; the guest sees the mapped ones and needs to know nothing of it.
@@ -212,31 +217,4 @@ fn map_ids(tree: &OwnedFd, map: &IdMap) -> io::Result<()> {
 fn lines(ranges: &[IdRange]) -> String {
     let line = |range: &IdRange| format!("{} {} {}\n", range.inside, range.outside, range.count);
     ranges.iter().map(line).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::asks_to_write;
-    use crate::{check, default_for};
-
-    #[test]
-    fn only_a_volume_that_is_to_be_written_to_asks_for_that() {
-        let bundle = tempfile::tempdir().unwrap();
-        let mut config = default_for("", &["sh".to_owned()], false);
-        config["root"]["path"] = json!(bundle.path());
-        for (options, asks) in [
-            (&["rbind", "rw"][..], true),
-            (&["rbind", "ro", "rw"], true),
-            (&["rbind", "rw", "ro"], false),
-            (&["rbind", "rprivate"], false),
-            (&["rbind", "nosuid"], false),
-        ] {
-            config["mounts"] =
-                json!([{"destination": "/v", "source": bundle.path(), "options": options}]);
-            let checked = check(&config, bundle.path()).unwrap();
-            assert_eq!(asks_to_write(&checked, &checked.volumes[0]), asks, "{options:?}");
-        }
-    }
 }

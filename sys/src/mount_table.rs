@@ -39,15 +39,28 @@ pub fn root_of(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(roots.filter(|(_, point)| *point == directory).last().map(|(root, _)| root))
 }
 
-/// Whether the mount that a path leads to shows other owners than its file system has.
+/// Whether the mount that a path is on shows other owners than its file system has.
 ///
 /// # Errors
 /// When the path can't be looked up, or the mount is not in this namespace.
 pub fn is_id_mapped(path: &Path) -> io::Result<bool> {
+    is_mounted_with(path, "idmapped")
+}
+
+/// Whether the mount that a path is on is read-only, whatever its file system is.
+///
+/// # Errors
+/// As of [`is_id_mapped`].
+pub fn is_read_only(path: &Path) -> io::Result<bool> {
+    is_mounted_with(path, "ro")
+}
+
+fn is_mounted_with(path: &Path, option: &str) -> io::Result<bool> {
+    // A kernel that knows no such number says 0, which is no mount's.
     let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
     let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
-    let words = options(&mountinfo, mount).ok_or(io::ErrorKind::NotFound)?;
-    Ok(words.split(|byte| *byte == b',').any(|word| word == b"idmapped"))
+    let options = options(&mountinfo, mount).ok_or(io::ErrorKind::NotFound)?;
+    Ok(options.split(|byte| *byte == b',').any(|word| word == option.as_bytes()))
 }
 
 /// Of a line of `mountinfo`, counted from 0.
@@ -113,7 +126,7 @@ mod tests {
         thread::UnshareFlags,
     };
 
-    use super::{has_below, is_id_mapped, options, parse, root_of};
+    use super::{has_below, is_id_mapped, is_read_only, options, parse, root_of};
     use crate::{
         jail::leave_namespaces,
         mount_attr::{Reach, map_ids},
@@ -124,6 +137,13 @@ mod tests {
     fn mount_points_are_unescaped() {
         let points = parse(b"1 2 0:3 / /a\\040b rw - tmpfs t rw\n4 5 0:6 / /c rw - tmpfs t rw\n");
         assert_eq!(points, [PathBuf::from("/a b"), PathBuf::from("/c")]);
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_on_no_mount() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_read_only(directory.path()).unwrap());
+        assert!(is_read_only(Path::new("/no/such/path")).is_err());
     }
 
     #[test]
