@@ -101,8 +101,9 @@ fn take(device: &Device, place: &Path) -> Result<OwnedFd, Failure> {
 
 /// Makes the default devices, those of the spec, and the links.
 ///
-/// A user namespace may not make nodes: where there is one, `taken` has the agent's own to be bound instead. Those that turn out
-/// to be needed only here are made in `nodes`.
+/// A user namespace may not make nodes: where there is one, `taken` has the agent's own to be bound instead, over whatever is in
+/// their place, as with runc: the container has the device that was asked for, which is why nothing is refused. Those that turn
+/// out to be needed only here are made in `nodes`.
 pub fn make_all(
     root: &Root,
     devices: &[Device],

@@ -132,7 +132,8 @@ pub struct Device {
     pub file_mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
-    /// Of an engine's enumeration of its host: left out where the guest has no such device.
+    /// Not asked for by name, as those of an engine's enumeration of its host and the default ones: left out where the guest has no
+    /// such device, or the container something else in its place.
     pub optional: bool,
     /// Serial number of the disk that it is here, whatever number it has on the host.
     pub disk: Option<String>,
