@@ -192,7 +192,10 @@ pub(crate) fn limits(document: &Document, resources: &Value) -> Result<Limits, S
     unified::take(&mut resources);
     if let Some((file, line)) = unified::devices::left_over(&resources) {
         let field = format!("linux.resources.unified[{file:?}]");
-        let why = format!("{line:?} is about a device of the host, which is not the guest's");
+        let why = match unified::devices::not_understood(file, line) {
+            Some(word) => format!("{word:?} of {line:?} is not understood"),
+            None => format!("{line:?} is about a device of the host, which is not the guest's"),
+        };
         return Err(document.refuse(field, why));
     }
     let limits: Limits = match resources {

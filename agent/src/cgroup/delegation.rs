@@ -1,5 +1,7 @@
 //! A container's group in the hands of the user of its program, as with runc: where the container has its groups to itself
-//! and may write to them, that user may make groups below, and move its processes there. Limits stay the agent's.
+//! and may write to them, that user may make groups below, and move its processes there. Limits stay the agent's. Two are given
+//! theirs that runc leaves without, for in a guest it costs nobody else anything: a user that the maps do not have, by its own
+//! number, and one of a container with the control groups of its host, which is here one with its own.
 
 use std::{
     fs, io,

@@ -49,6 +49,13 @@ pub(in crate::resources) fn left_over(resources: &Value) -> Option<(&str, &str)>
     lines.find(|(_, line)| device(line).is_some())
 }
 
+/// The first word of such a line that keeps it from being moved; none where the file is none of those that are.
+pub(in crate::resources) fn not_understood<'a>(file: &str, line: &'a str) -> Option<&'a str> {
+    let (_, read) = READINGS.into_iter().find(|(name, _)| *name == file)?;
+    let (number, rest) = device(line)?;
+    rest.split_whitespace().find(|word| read(number, word).is_none())
+}
+
 /// False where the fields are no lists, which is refused elsewhere.
 fn add(resources: &mut Value, entries: Vec<Entry>) -> bool {
     let Some(resources) = resources.as_object_mut() else { return false };
@@ -151,6 +158,17 @@ mod tests {
             let refused = check_resources(resources.to_string().as_bytes()).unwrap_err();
             let refused = refused.to_string();
             assert!(refused.contains(file) && refused.contains("8:0 "), "{refused}");
+        }
+        for (file, line, word) in [
+            ("io.max", "8:0 wbps=7 rbps=0", r#""rbps=0" of"#),
+            ("io.max", "8:0 rbps=1M", r#""rbps=1M" of"#),
+            ("io.max", "8:0 rbps=5 nosuch=6", r#""nosuch=6" of"#),
+            ("io.weight", "8:0 20000", r#""20000" of"#),
+            ("io.latency", "8:0 target=5", "not the guest's"),
+        ] {
+            let resources = json!({"unified": {file: line}});
+            let refused = check_resources(resources.to_string().as_bytes()).unwrap_err();
+            assert!(refused.to_string().contains(word), "{refused}");
         }
         let (_, guest) = checked(&json!({"unified": {"io.weight": "60", "io.max": "nonsense"}}));
         assert_eq!(guest["unified"], json!({"io.weight": "60", "io.max": "nonsense"}));
