@@ -23,8 +23,8 @@ const RULES: &[(&str, &str)] = &[
     (
         "mounts[].source",
         "`/dev/shm` from an engine is shared memory of the guest; `/sys` and control groups are the guest's; `/proc` and other \
-         views of the host's kernel, sockets and fifos are refused, but what is mounted below the source of an `rbind` comes along, such \
-         views, too, as with `/`; a device is the guest's of the same number",
+         views of the host's kernel, huge pages of the host, sockets and fifos are refused, but what is mounted below the source of an \
+         `rbind` comes along, such views, too, as with `/`; a device is the guest's of the same number",
     ),
     (
         "mounts[].options",
