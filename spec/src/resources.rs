@@ -270,6 +270,10 @@ impl Limits {
     }
 
     /// These limits, said so that they undo `newer`: what these do not limit is unlimited.
+    ///
+    /// What only `newer` has of devices, reservation, lists of processors and huge pages stays in the container's own group, most
+    /// of it because no value says that there is none. It holds for the process that stands for the container there; the VM's
+    /// group is held to what is counted of all containers.
     #[must_use]
     pub fn over(&self, newer: &Self) -> Self {
         fn back<T: Default + PartialEq>(old: Option<T>, new: Option<T>, none: T) -> Option<T> {
