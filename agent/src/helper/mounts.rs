@@ -32,14 +32,13 @@ use crate::{
 
 /// Makes every mount of the spec below `root`; returns those that are to be made read-only when everything is in its place.
 pub fn make_all(root: &Root, mounts: &[Mount], sources: &Sources) -> Result<Vec<OwnedFd>, Failure> {
-    let mut hidden = false;
+    let mut nonce = Cover::new(&sources.command_line);
     let mut unfinished = Vec::new();
     for (mount, source) in mounts.iter().zip(&sources.mounts) {
         unfinished.extend(make(root, mount, source.as_ref())?);
         if mount.kind.as_deref() == Some("proc") {
-            hidden |=
-                hide_nonce(root, Path::new(&mount.destination), &sources.command_line, hidden)
-                    .step(|| "hide the boot nonce")?;
+            hide_nonce(root, Path::new(&mount.destination), &mut nonce)
+                .step(|| "hide the boot nonce")?;
         }
     }
     Ok(unfinished)
@@ -195,22 +194,31 @@ pub fn admit_devices(mount: &OwnedFd) -> std::io::Result<()> {
     mount_attr::change(mount, MountAttributes { clear, ..MountAttributes::default() }, Reach::Mount)
 }
 
-/// Covers `cmdline` of a new proc file system by a copy without the boot nonce; false where there is none (`subset=pid`).
-///
-/// The cover itself can be attached once; after that it is a mount like any other, and can be copied.
-fn hide_nonce(
-    root: &Root,
-    proc: &Path,
-    cover: &OwnedFd,
+/// Covers `cmdline` of a new proc file system by a copy without the boot nonce; there is none with `subset=pid`.
+fn hide_nonce(root: &Root, proc: &Path, cover: &mut Cover<&OwnedFd>) -> rustix::io::Result<()> {
+    if_there(root, &proc.join("cmdline"))?.map_or(Ok(()), |place| cover.attach(place))
+}
+
+/// A detached mount to cover things with. It can be attached once; after that it is a mount like any other, and can be copied.
+#[derive(Debug)]
+struct Cover<T> {
+    mount: T,
     attached: bool,
-) -> rustix::io::Result<bool> {
-    let Some(place) = if_there(root, &proc.join("cmdline"))? else { return Ok(false) };
-    if attached {
-        attach(clone_opened(cover, Extent::Mount)?, place)?;
-    } else {
-        attach(cover, place)?;
+}
+
+impl<T: AsFd> Cover<T> {
+    fn new(mount: T) -> Self {
+        Self { mount, attached: false }
     }
-    Ok(true)
+
+    fn attach(&mut self, place: OwnedFd) -> rustix::io::Result<()> {
+        if self.attached {
+            return attach(clone_opened(&self.mount, Extent::Mount)?, place);
+        }
+        attach(&self.mount, place)?;
+        self.attached = true;
+        Ok(())
+    }
 }
 
 /// Finds what is to be covered. What can't be found for another reason than that it is not there would stay open to all.
@@ -227,22 +235,28 @@ fn if_there(root: &Root, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
 #[derive(Debug)]
 pub struct Masks {
     /// For files.
-    pub null: OwnedFd,
-    /// For directories; where it is attached once there are copies of it.
-    pub empty: Option<OwnedFd>,
+    null: OwnedFd,
+    /// For directories; made for the first.
+    empty: Option<Cover<OwnedFd>>,
 }
 
 impl Masks {
+    /// With the null device of the container.
+    pub fn new(null: OwnedFd) -> Self {
+        Self { null, empty: None }
+    }
+
     /// Covers what is at `path`; what is not there needs no cover.
     pub fn mask(&mut self, root: &Root, path: &Path) -> rustix::io::Result<()> {
         let Some(place) = if_there(root, path)? else { return Ok(()) };
         if leaf_for(&place).is_ok_and(|leaf| leaf == Leaf::File) {
             return attach(clone_opened(&self.null, Extent::Mount)?, place);
         }
-        if let Some(empty) = &self.empty {
-            return attach(clone_opened(empty, Extent::Mount)?, place);
-        }
-        attach(self.empty.insert(empty_directory()?), place)
+        let empty = match &mut self.empty {
+            Some(empty) => empty,
+            none => none.insert(Cover::new(empty_directory()?)),
+        };
+        empty.attach(place)
     }
 }
 

@@ -91,7 +91,7 @@ fn cover_paths(root: &Root, linux: &Linux) -> Result<(), Failure> {
             "/dev/null of the container is no null device: can't mask paths",
         ));
     }
-    let mut masks = Masks { null, empty: None };
+    let mut masks = Masks::new(null);
     // Twice the same needs no second cover.
     for path in linux.masked_paths.iter().collect::<BTreeSet<_>>() {
         masks.mask(root, Path::new(path)).step(|| format!("mask {path}"))?;

@@ -99,7 +99,7 @@ fn maximum(text: &str) -> Option<i64> {
     }
 }
 
-/// With a suffix, as the kernel takes it.
+/// With a suffix, as the kernel takes it. What else it takes for a number, as hexadecimal ones, limits in the guest alone.
 fn bytes(text: &str) -> Option<i64> {
     let text = text.trim();
     let power = text
