@@ -56,7 +56,7 @@ fn give_with<'a>(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::MetadataExt};
 
     use super::{give_with, owner};
     use crate::spec::Spec;
@@ -94,11 +94,19 @@ mod tests {
     #[test]
     fn files_that_a_group_does_not_have_are_not_missed() {
         let group = tempfile::tempdir().unwrap();
-        fs::write(group.path().join("cgroup.procs"), "").unwrap();
+        for file in ["cgroup.procs", "pids.max"] {
+            fs::write(group.path().join(file), "").unwrap();
+        }
+        // Only root can give to another.
         let own = rustix::process::getuid().as_raw();
+        let user = if own == 0 { 7 } else { own };
         let files = ["cgroup.procs", "memory.reclaim"];
-        give_with(group.path(), files.into_iter(), own).unwrap();
+        give_with(group.path(), files.into_iter(), user).unwrap();
+        for given in [group.path().to_owned(), group.path().join("cgroup.procs")] {
+            assert_eq!(fs::metadata(&given).unwrap().uid(), user, "{}", given.display());
+        }
+        assert_eq!(fs::metadata(group.path().join("pids.max")).unwrap().uid(), own);
         let nowhere = group.path().join("cgroup.procs/below");
-        assert!(give_with(&nowhere, files.into_iter(), own).is_err());
+        assert!(give_with(&nowhere, files.into_iter(), user).is_err());
     }
 }

@@ -367,20 +367,6 @@ fn a_tmpfs_has_the_options_that_it_was_given() {
     });
 }
 
-/// In the mount's options, too, as with runc since 1.1.8.
-#[test]
-fn a_tmpfs_without_a_mode_has_that_of_what_it_covers() {
-    let Some(kata) = Kata::installed() else { return };
-    let script = "grep ' /covered ' /proc/self/mounts | grep -o 'mode=[0-9]*'; stat -c %a /covered";
-    let Some(mut case) = Case::new(&kata, script) else { return };
-    fs::create_dir(case.file("/covered")).unwrap();
-    fs::set_permissions(case.file("/covered"), PermissionsExt::from_mode(0o710)).unwrap();
-    let mount = json!({"destination": "/covered", "type": "tmpfs", "source": "tmpfs"});
-    case.bundle.config["mounts"].as_array_mut().unwrap().push(mount);
-    let output = case.run(&kata, "suite-mode");
-    assert_eq!(output.stdout(), "mode=710\n710\n", "{}", output.stderr());
-}
-
 #[test]
 fn a_masked_link_covers_what_it_leads_to_inside() {
     let Some(kata) = Kata::installed() else { return };

@@ -1,7 +1,7 @@
 //! File systems in memory: those that the guest makes, and one of the host as a volume.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use kata_guest_tests::{Bundle, Kata, Tmpfs, busybox, debian, run_bundle};
 use rustix::mount::{MountFlags, mount_remount};
@@ -80,14 +80,36 @@ fn a_volume_without_flags_has_those_of_what_is_bound() {
     }
 }
 
+/// runc of today's ways, where it is installed, and Kata.
+fn recent(kata: Kata) -> impl Iterator<Item = Kata> {
+    let oracle = Some(Kata::oracle()).filter(|oracle| oracle.version() >= (1, 2));
+    oracle.into_iter().chain([kata])
+}
+
+/// In the mount's options, too, as with runc since 1.1.8.
+#[test]
+fn a_tmpfs_without_a_mode_has_that_of_what_it_covers() {
+    let Some(kata) = Kata::installed() else { return };
+    for runtime in recent(kata) {
+        let Some(root) = busybox() else { return };
+        fs::create_dir(root.file("/covered")).unwrap();
+        fs::set_permissions(root.file("/covered"), PermissionsExt::from_mode(0o710)).unwrap();
+        let script =
+            "grep ' /covered ' /proc/self/mounts | grep -o 'mode=[0-9]*'; stat -c %a /covered";
+        let bundle = Bundle::new(&runtime, root, &["sh", "-c", script]);
+        let output = run_bundle(&runtime, bundle, |config| {
+            let mount = json!({"destination": "/covered", "type": "tmpfs", "source": "tmpfs"});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        });
+        assert_eq!(output.stdout(), "mode=710\n710\n", "{}", output.stderr());
+    }
+}
+
 /// As runc has it since 1.2. What has no flags at all stays as it is on the host.
 #[test]
 fn a_volume_that_asks_to_be_written_to_is_so_whatever_it_is_on_the_host() {
     let Some(kata) = Kata::installed() else { return };
-    let oracle = Some(Kata::oracle()).filter(|oracle| oracle.version() >= (1, 2));
-    for runtime in oracle.iter().chain([&kata]) {
-        written_though_read_only(runtime);
-    }
+    recent(kata).for_each(|runtime| written_though_read_only(&runtime));
 }
 
 fn written_though_read_only(runtime: &Kata) {
