@@ -4,15 +4,16 @@
 //! ever be needed, and the guest brings up those that are.
 
 mod ceiling;
+mod told;
 
-use std::{collections::BTreeMap, fs, num::NonZeroU8, thread};
+use std::{fs, num::NonZeroU8, thread};
 
 use kata_config::Config;
 use kata_engine_api::handover::FailureKind;
 use kata_hypervisor::MemoryMib;
 use kata_spec::Limits;
 
-pub use self::ceiling::Ceiling;
+pub use self::{ceiling::Ceiling, told::pod_limits};
 use crate::failure::Refusal;
 
 const MIB: u64 = 1024 * 1024;
@@ -177,19 +178,6 @@ pub fn member_cpus(limits: &Limits) -> Option<u32> {
     let shares = limits.cpu.shares.filter(|shares| *shares > 0 && !has_quota);
     let asked = shares.map(|shares| u32::try_from(shares.div_ceil(SHARES)).unwrap_or(u32::MAX));
     limits.cpus().map(|cpus| cpus.min(asked.unwrap_or(u32::MAX)))
-}
-
-/// What the containers of a pod are going to ask for together, as containerd and CRI-O tell it of the whole.
-pub fn pod_limits(annotations: &BTreeMap<String, String>) -> Limits {
-    let number = |name: &str| {
-        let value = annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"));
-        value.and_then(|value| value.trim().parse::<i64>().ok()).filter(|value| *value > 0)
-    };
-    let mut limits = Limits::default();
-    limits.memory.limit = number("memory");
-    limits.cpu.quota = number("cpu-quota");
-    limits.cpu.period = number("cpu-period").and_then(|period| u64::try_from(period).ok());
-    limits
 }
 
 /// What a VM has of which so much is the containers' own.
