@@ -76,7 +76,7 @@ impl Budget {
         self.memory
     }
 
-    /// Keeps that a container was told that it may use so many bytes of memory, though the VM may not have as much.
+    /// Keeps that a container may have a limit of so many bytes of memory, though the VM may not have as much.
     pub fn promise(&self, memory: u64) {
         self.promised.fetch_max(memory, Ordering::Relaxed);
     }

@@ -69,6 +69,8 @@ pub struct Size {
     pub vcpus: NonZeroU8,
     /// Processors that it has.
     pub max_vcpus: NonZeroU8,
+    /// Bytes that a limit on memory may be of a container that comes later, though the VM has less.
+    pub promised: u64,
     /// What was not done as asked for, for `state`.
     pub notes: Vec<(&'static str, String)>,
 }
@@ -129,6 +131,9 @@ pub fn size(config: &Config, purpose: Purpose<'_>, host: Capacity) -> Result<Siz
     let least = u64::from(purpose.least_mib(config)).min(host.memory_mib);
     let wanted = least.max(memory.0.into());
     let memory = purpose.hold(wanted, host, &mut notes)?;
+    // A limit beyond the sum that was told has been changed since; and no limit makes a VM larger that its group holds down.
+    let is_told = purpose.is_pod && limits.memory_bytes().is_some();
+    let promised = if is_told || u64::from(memory.0) < wanted { u64::MAX } else { 0 };
     let most = host.cpus.clamp(1, MOST_VCPUS);
     let max = config.vm.max_vcpus.min(most);
     let wanted = limits.cpus().unwrap_or(config.vm.vcpus).max(1);
@@ -139,11 +144,12 @@ pub fn size(config: &Config, purpose: Purpose<'_>, host: Capacity) -> Result<Siz
     }
     let count =
         |number: u32| u8::try_from(number).ok().and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN);
-    Ok(Size { memory, vcpus: count(wanted.min(max)), max_vcpus: count(max), notes })
+    let vcpus = count(wanted.min(max));
+    Ok(Size { memory, vcpus, max_vcpus: count(max), promised, notes })
 }
 
-/// Refuses a container that its limit promises more than the VM has, which can't grow, unless the pod was promised so many
-/// bytes before. A limit above what the host has is none.
+/// Refuses a container that its limit promises more than the VM has, which can't grow, unless so many bytes were promised before, by
+/// an update or as [`Size::promised`] says. A limit above what the host has is none.
 pub fn must_fit(
     limits: &Limits,
     (vm, promised): (MemoryMib, u64),
@@ -246,7 +252,7 @@ mod tests {
         let message = fits(513).unwrap_err().message;
         assert!(message.contains("513 MiB") && message.contains("512 MiB"), "{message}");
         assert!(must_fit(&Limits::default(), (MemoryMib(1), 0), HOST).is_ok());
-        // As the pod's sum, or by an update.
+        // By an update.
         let promised = |mib: u64| must_fit(&limits(mib), (MemoryMib(512), 600 * MIB), HOST);
         assert!(promised(600).is_ok() && promised(601).is_err());
         let note = excess_note(&limits(600), MemoryMib(512)).unwrap();
@@ -340,6 +346,22 @@ mod tests {
             let noted = size.notes.first().map(|(_, note)| note.contains(&format!("not {wanted}")));
             assert_eq!(noted, (wanted > memory.into()).then_some(true), "{:?}", size.notes);
         }
+    }
+
+    #[test]
+    fn a_larger_limit_is_taken_where_it_could_not_have_made_a_larger_vm() {
+        let takes = |size: &Size, mib: u64| {
+            let limits = limits(&format!(r#"{{"memory": {{"limit": {}}}}}"#, mib * MIB));
+            must_fit(&limits, (size.memory, size.promised), HOST).is_ok()
+        };
+        // Nobody has told a sum, and the group has no room beside the container's.
+        let size = held(None, 256, Accelerator::Kvm).unwrap();
+        assert!(size.memory.0 < 256 && takes(&size, 256) && takes(&size, 300), "{size:?}");
+        let size = held(None, 4096, Accelerator::Kvm).unwrap();
+        assert!(takes(&size, 512) && !takes(&size, 600), "{size:?}");
+        // One that was down when its limit was changed, of which no update tells.
+        let size = held(Some(400), 4096, Accelerator::Kvm).unwrap();
+        assert!(takes(&size, 600), "{size:?}");
     }
 
     #[test]

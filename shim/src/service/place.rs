@@ -70,7 +70,7 @@ impl Service {
         (loaded, monitor): (&Loaded, u32),
         (network, layers): (Option<&Namespace>, Option<&Layers>),
     ) -> Result<Arc<Sandbox>, Refusal> {
-        let settings = self.settings(place, spec, (loaded, monitor))?;
+        let (settings, promised) = self.settings(place, spec, (loaded, monitor))?;
         let mut needed = settings.vm.files();
         let prefix = Prefix::of_this_program().map_err(|e| Refusal::internal(&e))?;
         needed.push(prefix.find(Artefact::Monitor).map_err(|e| Refusal::internal(&e))?);
@@ -79,21 +79,19 @@ impl Service {
         // The store may be on a disk of its own.
         needed.extend(layers.iter().flat_map(|layers| layers.paths()).cloned());
         let sandbox = Sandbox::prepare(settings).map_err(Refusal::from)?;
-        if place.1 == Role::Pod {
-            let told = sizing::pod_limits(&spec.annotations).memory_bytes();
-            sandbox.budget().promise(told.unwrap_or_default());
-        }
+        sandbox.budget().promise(promised);
         self.pod().sandbox = Some(sandbox.clone());
         mounts::keep_only(&self.directory, &needed).map_err(|e| Refusal::internal(&e))?;
         Ok(sandbox)
     }
 
+    /// What the sandbox is made from, and what [`Size::promised`] says.
     fn settings(
         &self,
         (id, role): (&str, Role),
         spec: &Checked,
         (loaded, monitor): (&Loaded, u32),
-    ) -> Result<Settings, Refusal> {
+    ) -> Result<(Settings, u64), Refusal> {
         let internal = |e: &dyn std::error::Error| Refusal::internal(e);
         let prefix = Prefix::of_this_program().map_err(|e| internal(&e))?;
         let config = &loaded.config;
@@ -113,8 +111,9 @@ impl Service {
             ceiling: ceiling.as_ref(),
         };
         let size = sizing::size(config, purpose, Capacity::of_host())?;
+        let promised = size.promised;
         let vm_group = group.beside().map_err(|e| internal(&e))?;
-        Ok(Settings {
+        let settings = Settings {
             directory: self.directory.clone(),
             directory_fd: self.directory_fd.try_clone().map_err(|e| internal(&e))?,
             hostname: spec.hostname.clone(),
@@ -125,7 +124,8 @@ impl Service {
             group,
             vm_group,
             monitor,
-        })
+        };
+        Ok((settings, promised))
     }
 }
 

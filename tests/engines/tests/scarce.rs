@@ -139,12 +139,17 @@ const POD: u64 = 256 * MIB;
 const WITH_OVERHEAD: u64 = POD + 176 * MIB;
 
 fn in_the_group_of_a_pod(claim: impl Fn(&Pod, Handler)) {
+    in_a_group((WITH_OVERHEAD, POD), claim);
+}
+
+/// A pod whose containers may have so much together, if that is told, in a group that allows so much.
+fn in_a_group((allowed, sum): (u64, u64), claim: impl Fn(&Pod, Handler)) {
     for release in Release::tried() {
         let Some(engine) = Containerd::start_release(release) else { return };
         for handler in [RUNC, KATA] {
             let group = Scarce::new();
-            group.allow(WITH_OVERHEAD);
-            let pod = group.run_as_pod(&engine, handler, POD).unwrap();
+            group.allow(allowed);
+            let pod = group.run_as_pod(&engine, handler, sum).unwrap();
             claim(&pod, handler);
             pod.remove();
             assert_eq!(group.below(), Vec::<String>::new(), "{}", handler.0);
@@ -185,6 +190,19 @@ fn of_containers_that_want_more_than_their_pod_may_have_one_ends_and_the_other_a
         assert_eq!(small.output("echo still"), "still", "{}", handler.0);
         let next = pod.start(pod.script("exec sleep 1000"));
         assert_eq!(next.output("echo on"), "on", "{}", handler.0);
+    });
+}
+
+/// As a kubelet makes it without a runtime class, and nobody tells a sum.
+#[test]
+fn a_container_may_have_all_that_the_group_of_its_pod_allows() {
+    in_a_group((POD, 0), |pod, handler| {
+        let mut config = pod.script("exec sleep 1000");
+        resources(&mut config).memory_limit_in_bytes = i64::try_from(POD).unwrap();
+        let container = pod.create(config).unwrap();
+        let started = container.start();
+        assert!(started.is_ok(), "{}: {started:?}", handler.0);
+        assert_eq!(container.output("echo on"), "on", "{}", handler.0);
     });
 }
 
