@@ -24,8 +24,8 @@ const GUEST_BASE_MIB: u64 = 64;
 /// The kernel's table of pages takes a 64th of what it describes.
 const PAGE_TABLE_SHARE: u64 = 64;
 
-/// The smallest VM that is made of a limit.
-const LEAST_MIB: u64 = 128;
+/// The least for a lone container, whatever its limit is.
+const LONE_MIB: u64 = 128;
 
 /// The least for a pod: nobody says how much those of its containers will need that have no limit.
 const POD_MIB: u32 = 512;
@@ -103,12 +103,11 @@ impl Purpose<'_> {
     fn hold(
         &self,
         wanted: u64,
-        host: Capacity,
         notes: &mut Vec<(&'static str, String)>,
     ) -> Result<MemoryMib, Refusal> {
         let memory = match self.ceiling {
             Some(ceiling) => {
-                let memory = ceiling.hold(wanted, self.promised_mib(wanted, host))?;
+                let memory = ceiling.hold(wanted, self.promised_mib(wanted))?;
                 notes.extend(ceiling.note(memory, wanted).map(|note| (MEMORY_NOTE, note)));
                 memory
             }
@@ -117,10 +116,12 @@ impl Purpose<'_> {
         Ok(MemoryMib(u32::try_from(memory).unwrap_or(u32::MAX)))
     }
 
-    /// What somebody counts on, of so much that is wanted: where nobody has told a limit, all.
-    fn promised_mib(&self, wanted: u64, host: Capacity) -> u64 {
-        let told = self.limits.memory_bytes().filter(|_| !self.memory_is_set);
-        told.map_or(wanted, |bytes| vm_mib(bytes.div_ceil(MIB), host))
+    /// What somebody counts on, of so much that is wanted: what a person has set, or what was told. The least sizes are nobody's.
+    fn promised_mib(&self, wanted: u64) -> u64 {
+        if self.memory_is_set {
+            return wanted;
+        }
+        self.limits.memory_bytes().map_or(0, |bytes| needed_mib(bytes.div_ceil(MIB)))
     }
 }
 
@@ -130,7 +131,7 @@ pub fn size(config: &Config, purpose: Purpose<'_>, host: Capacity) -> Result<Siz
     let memory = memory(config, limits, host, &mut notes)?;
     let least = u64::from(purpose.least_mib(config)).min(host.memory_mib);
     let wanted = least.max(memory.0.into());
-    let memory = purpose.hold(wanted, host, &mut notes)?;
+    let memory = purpose.hold(wanted, &mut notes)?;
     // A limit beyond the sum that was told has been changed since; and no limit makes a VM larger that its group holds down.
     let is_told = purpose.is_pod && limits.memory_bytes().is_some();
     let promised = if is_told || u64::from(memory.0) < wanted { u64::MAX } else { 0 };
@@ -188,8 +189,12 @@ pub fn member_cpus(limits: &Limits) -> Option<u32> {
 
 /// What a VM has of which so much is the containers' own.
 fn vm_mib(limit_mib: u64, host: Capacity) -> u64 {
-    let wanted = limit_mib.saturating_add(limit_mib / PAGE_TABLE_SHARE + GUEST_BASE_MIB);
-    wanted.clamp(LEAST_MIB, host.memory_mib.max(LEAST_MIB))
+    needed_mib(limit_mib).clamp(LONE_MIB, host.memory_mib.max(LONE_MIB))
+}
+
+/// What it needs for that.
+fn needed_mib(limit_mib: u64) -> u64 {
+    limit_mib.saturating_add(limit_mib / PAGE_TABLE_SHARE + GUEST_BASE_MIB)
 }
 
 /// The configured size; a container with a limit gets that much for itself. A limit above what the host has is none.
@@ -336,8 +341,9 @@ mod tests {
             (Some(64), 64 + 176, Tcg, 112 * 512 / 515),
             (Some(100), 1000, Tcg, 512),
             (Some(100), 700, Tcg, 444 * 512 / 515),
-            // Nobody has said how much of it is the containers'.
-            (None, 276, Kvm, 212 * 512 / 515),
+            // What nobody was promised leaves VMM and proxy all that they may take.
+            (Some(10), 186, Kvm, 10 + 64),
+            (None, 276, Kvm, 148 * 512 / 515),
             (None, 2048, Kvm, 512),
         ] {
             let size = held(told, group, accelerator).unwrap();

@@ -7,7 +7,7 @@ use kata_sandbox::{budget, cgroup::MemoryCeiling};
 use super::MIB;
 use crate::failure::Refusal;
 
-/// The smallest guest that is made.
+/// The smallest guest that is made, where a group has no room for more.
 const LEAST_MIB: u64 = 64;
 
 /// What VMM and proxy take together with a VM.
@@ -32,6 +32,8 @@ impl Ceiling {
         // At most, and what is taken by a VM that is up and has nothing to do.
         let (most, least) = (self.beside(), self.beside() / 2);
         let fits = |beside| budget::largest_vm(self.limit_mib(), beside);
+        // Without the smallest guest there is nothing.
+        let promised = promised.max(LEAST_MIB);
         let memory = wanted.min(fits(most).max(promised.min(fits(least))));
         if memory >= LEAST_MIB {
             return Ok(memory);
