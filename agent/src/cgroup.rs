@@ -22,6 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_protocol::reserve;
 use kata_sys::{
     bpf::{self, ProgramKind},
     watch,
@@ -46,10 +47,6 @@ const AGENT: &str = "/sys/fs/cgroup/agent";
 
 /// Threads that containers leave to the agent and its helpers, however many they make.
 const RESERVED_THREADS: u64 = 512;
-
-/// Bytes of memory that containers leave to the agent, its helpers and the kernel, beside a 1024th of it all, which a large
-/// guest's kernel keeps free. Where containers want more, their own cached files go, and then a process of theirs.
-const RESERVED_MEMORY: u64 = 24 << 20;
 
 /// Most bytes that are taken of one file for statistics.
 const MAX_FILE: usize = 64 * 1024;
@@ -107,9 +104,10 @@ pub fn prepare_hierarchy() -> io::Result<()> {
     fs::write(Path::new(CONTAINERS).join("pids.max"), most.to_string())
 }
 
-/// Bytes that all containers of a guest may have together.
+/// Bytes that all containers of a guest may have together. Where they want more, their own cached files go, and then a process of
+/// theirs.
 fn memory_of_containers(all: u64) -> u64 {
-    all.saturating_sub(RESERVED_MEMORY + all / 1024).max(all / 2)
+    all.saturating_sub(reserve::memory(all)).max(all / 2)
 }
 
 /// The kernel goes by the size of the guest's memory, which gives a small guest some hundred threads where a host has as

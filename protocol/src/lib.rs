@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod hello;
+pub mod reserve;
 pub mod resolver;
 pub mod sysctl;
 pub mod weight;

@@ -11,6 +11,7 @@ use std::{fs, num::NonZeroU8, thread};
 use kata_config::Config;
 use kata_engine_api::handover::FailureKind;
 use kata_hypervisor::MemoryMib;
+use kata_protocol::reserve;
 use kata_spec::Limits;
 
 pub use self::{ceiling::Ceiling, told::pod_limits};
@@ -18,11 +19,14 @@ use crate::failure::Refusal;
 
 const MIB: u64 = 1024 * 1024;
 
-/// What the guest's kernel and the agent need beside the container's own memory.
-const GUEST_BASE_MIB: u64 = 64;
+/// What the guest's kernel needs of any memory, beside what containers leave to the guest.
+const KERNEL_MIB: u64 = 40;
 
-/// The kernel's table of pages takes a 64th of what it describes.
+/// The kernel's table of pages takes a 64th of what it describes, ...
 const PAGE_TABLE_SHARE: u64 = 64;
+
+/// ... and its hash tables up to a 341st: their entries are a power of two, which limits often are, and guests then a little more.
+const HASH_TABLE_SHARE: u64 = 256;
 
 /// The least for a lone container, whatever its limit is.
 const LONE_MIB: u64 = 128;
@@ -194,7 +198,9 @@ fn vm_mib(limit_mib: u64, host: Capacity) -> u64 {
 
 /// What it needs for that.
 fn needed_mib(limit_mib: u64) -> u64 {
-    limit_mib.saturating_add(limit_mib / PAGE_TABLE_SHARE + GUEST_BASE_MIB)
+    let tables = limit_mib / PAGE_TABLE_SHARE + limit_mib / HASH_TABLE_SHARE;
+    let reserved = reserve::memory(limit_mib.saturating_mul(MIB)) / MIB;
+    limit_mib.saturating_add(KERNEL_MIB + tables + reserved)
 }
 
 /// The configured size; a container with a limit gets that much for itself. A limit above what the host has is none.
@@ -236,7 +242,7 @@ mod tests {
 
     use super::{
         Capacity, Ceiling, MIB, MemoryMib, POD_MIB, Purpose, Refusal, Size, excess_note,
-        member_cpus, must_fit, pod_limits, size,
+        member_cpus, must_fit, needed_mib, pod_limits, reserve, size,
     };
 
     const HOST: Capacity = Capacity { memory_mib: 8192, cpus: 4 };
@@ -272,9 +278,20 @@ mod tests {
 
     #[test]
     fn a_limit_is_the_containers_own() {
-        assert_eq!(memory(256 * MIB), 256 + 4 + 64);
+        assert_eq!(memory(256 * MIB), 256 + 4 + 1 + 64);
         assert_eq!(memory(1), 128);
         assert_eq!(memory(8192 * MIB), 8192);
+    }
+
+    #[test]
+    fn the_guest_leaves_a_limit_whole_whatever_its_size() {
+        for limit in [64_u64, 1000, 8 << 10, 64 << 10, 1 << 20] {
+            let vm = needed_mib(limit);
+            // What a guest's kernel says that it has in all, and what its agent lets containers have of that.
+            let total = vm - 20 - vm / 64 - vm / 341;
+            let theirs = total - reserve::memory(total * MIB).div_ceil(MIB);
+            assert!((limit..limit + 24 + limit / 512).contains(&theirs), "{theirs} for {limit}");
+        }
     }
 
     #[test]
@@ -308,7 +325,7 @@ mod tests {
         let size = |purpose| size(&Config::default(), purpose, HOST).unwrap();
         let pod = Purpose { is_pod: true, ..alone(&limits) };
         let told = size(pod);
-        assert_eq!((told.memory.0, told.vcpus.get()), (512 + 8 + 64, 2));
+        assert_eq!((told.memory.0, told.vcpus.get()), (512 + 8 + 2 + 64, 2));
         let sidecar = check_resources(br#"{"memory": {"limit": 67108864}}"#).unwrap().limits;
         assert_eq!(size(Purpose { limits: &sidecar, ..pod }).memory, MemoryMib(POD_MIB));
         let untold = Limits::default();
@@ -335,7 +352,7 @@ mod tests {
         use Accelerator::{Kvm, Tcg};
         // The overhead of a runtime class of 176 MiB is in it.
         for (told, group, accelerator, memory) in [
-            (Some(512), 512 + 176, Kvm, 584),
+            (Some(512), 512 + 176, Kvm, 512 + 8 + 2 + 64),
             (Some(6144), 6144 + 176, Kvm, (6320 - 64) * 512 / 515),
             (Some(64), 64 + 176, Kvm, 64 + 1 + 64),
             (Some(64), 64 + 176, Tcg, 112 * 512 / 515),
@@ -348,7 +365,7 @@ mod tests {
         ] {
             let size = held(told, group, accelerator).unwrap();
             assert_eq!(size.memory, MemoryMib(memory), "{told:?} in {group}");
-            let wanted = told.map_or(512, |told| (told + told / 64 + 64).max(512));
+            let wanted = told.map_or(512, |told| needed_mib(told).max(512));
             let noted = size.notes.first().map(|(_, note)| note.contains(&format!("not {wanted}")));
             assert_eq!(noted, (wanted > memory.into()).then_some(true), "{:?}", size.notes);
         }

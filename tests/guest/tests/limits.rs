@@ -213,7 +213,7 @@ fn a_memory_limit_makes_the_vm_as_large_as_it_needs() {
     let Some((memory, ..)) = size(json!({"memory": {"limit": 512 * MIB}}), json!({})) else {
         return;
     };
-    assert_eq!(memory, format!("{} MiB", 512 + 8 + 64));
+    assert_eq!(memory, format!("{} MiB", 512 + 8 + 2 + 64));
 }
 
 #[test]
