@@ -86,6 +86,13 @@ impl Budget {
         self.promised.load(Ordering::Relaxed)
     }
 
+    /// Shares of the processor that containers ask for, together.
+    pub fn shares(&self) -> u64 {
+        let containers = self.containers();
+        let asked = containers.values().filter_map(|limits| limits.cpu.shares);
+        asked.fold(0, u64::saturating_add)
+    }
+
     /// Counts a container in, or its new limits instead of the old ones.
     ///
     /// # Errors

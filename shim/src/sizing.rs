@@ -183,10 +183,11 @@ pub fn excess_note(limits: &Limits, vm: MemoryMib) -> Option<String> {
 }
 
 /// Processors that are brought up for a container of a pod; none when it asks for none. A kubelet that hands processors out gives each
-/// container that has none of its own a list of all the rest: where there is no quota, the shares say how many are asked for.
-pub fn member_cpus(limits: &Limits) -> Option<u32> {
+/// container that has none of its own a list of all the rest: where there is no quota, the shares of all say how many are asked for.
+pub fn member_cpus(limits: &Limits, shares_of_all: u64) -> Option<u32> {
     let has_quota = limits.cpu.quota.is_some_and(|quota| quota > 0);
-    let shares = limits.cpu.shares.filter(|shares| *shares > 0 && !has_quota);
+    let own = limits.cpu.shares.filter(|shares| *shares > 0 && !has_quota);
+    let shares = own.map(|own| own.max(shares_of_all));
     let asked = shares.map(|shares| u32::try_from(shares.div_ceil(SHARES)).unwrap_or(u32::MAX));
     limits.cpus().map(|cpus| cpus.min(asked.unwrap_or(u32::MAX)))
 }
@@ -399,7 +400,10 @@ mod tests {
 
     #[test]
     fn a_list_asks_for_no_more_processors_in_a_pod_than_shares_do() {
-        let cpus = |json: &str| member_cpus(&limits(&format!(r#"{{"cpu": {{{json}}}}}"#)));
+        let beside = |json: &str, shares: u64| {
+            member_cpus(&limits(&format!(r#"{{"cpu": {{{json}}}}}"#)), shares)
+        };
+        let cpus = |json: &str| beside(json, 0);
         // Of whatever is left, of processors of its own, and by hand.
         assert_eq!(cpus(r#""cpus": "0-61", "shares": 2"#), Some(1));
         assert_eq!(cpus(r#""cpus": "0-61", "shares": 1536"#), Some(2));
@@ -409,6 +413,11 @@ mod tests {
         // A quota is said of the same container, and shares may be less.
         assert_eq!(cpus(r#""cpus": "0-61", "shares": 512, "quota": 250000"#), Some(3));
         assert_eq!(cpus(r#""shares": 4096"#), None);
+        // They run beside each other.
+        let list = r#""cpus": "0-5""#;
+        assert_eq!(beside(&format!(r#"{list}, "shares": 2048"#), 4 * 2048), Some(6));
+        assert_eq!(beside(&format!(r#"{list}, "shares": 512"#), 2048 + 512), Some(3));
+        assert_eq!(beside(&format!(r#"{list}, "quota": 250000, "shares": 2"#), 8192), Some(3));
     }
 
     #[test]

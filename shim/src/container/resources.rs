@@ -126,7 +126,7 @@ impl Container {
 
     fn processors(&self, limits: &Limits) -> Option<u32> {
         match self.role {
-            Role::Member => sizing::member_cpus(limits),
+            Role::Member => sizing::member_cpus(limits, self.sandbox.budget().shares()),
             Role::Alone | Role::Pod => limits.cpus(),
         }
     }
