@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::{
     clock,
     container::{Container, Creation, Makers},
-    helper::{set_sysctl, sysctl_path},
+    helper::{set_all_sysctls, sysctl_paths},
     localhost::Localhost,
     memory,
     network::Network,
@@ -59,12 +59,8 @@ impl Sandbox {
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes()).step(|| "set the hostname")?;
         }
-        let mut left_out = Vec::new();
-        for (name, value) in &request.inherited_sysctls {
-            if set_sysctl(&sysctl_path(name)?, value).is_err() {
-                left_out.push(name.clone());
-            }
-        }
+        let inherited = set_all_sysctls(sysctl_paths(&request.inherited_sysctls)?);
+        let mut left_out: Vec<String> = inherited.into_iter().map(|(path, _)| path).collect();
         if request.shm_bytes != 0 {
             let size = format!("size={}", request.shm_bytes);
             let flags = MountFlags::NOSUID | MountFlags::NODEV;
@@ -73,10 +69,10 @@ impl Sandbox {
         }
         left_out.extend(self.network().apply(&request.network)?.into_result()?);
         // Last: they may be of links.
-        for (name, value) in &request.sysctls {
-            set_sysctl(&sysctl_path(name)?, value)?;
+        match set_all_sysctls(sysctl_paths(&request.sysctls)?).pop() {
+            Some((_, failure)) => Err(failure),
+            None => Ok(left_out),
         }
-        Ok(left_out)
     }
 
     /// Creates a container.

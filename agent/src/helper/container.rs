@@ -180,23 +180,36 @@ fn set_sysctls(linux: &Linux, which: Sysctls) -> Result<(), Failure> {
         // Its root could open any port of a network namespace of its own.
         set_sysctl(UNPRIVILEGED_PORTS, "0")?;
     }
-    for (name, value) in &linux.sysctl {
-        let path = sysctl_path(name)?;
-        if path.starts_with("net/") == (which == Sysctls::OfTheNetwork) {
-            set_sysctl(&path, value)?;
-        }
-    }
-    Ok(())
+    let mut all = sysctl_paths(&linux.sysctl)?;
+    all.retain(|(path, _)| path.starts_with("net/") == (which == Sysctls::OfTheNetwork));
+    set_all_sysctls(all).pop().map_or(Ok(()), |(_, failure)| Err(failure))
 }
 
-/// A name as a path below `/proc/sys`. Both ways of writing one are in use; a slash form may contain dots that mean
-/// themselves.
-pub fn sysctl_path(name: &str) -> Result<String, Failure> {
+/// Names as paths below `/proc/sys`, with their values.
+pub fn sysctl_paths<'a>(
+    named: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Result<Vec<(String, &'a String)>, Failure> {
+    named.into_iter().map(|(name, value)| Ok((sysctl_path(name)?, value))).collect()
+}
+
+/// Both ways of writing one are in use; a slash form may contain dots that mean themselves.
+fn sysctl_path(name: &str) -> Result<String, Failure> {
     let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
     if path.split('/').any(|part| part == "..") {
         return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
     }
     Ok(path)
+}
+
+/// Sets kernel parameters of the caller's namespaces, by their paths, and returns those that could not be. The kernel checks some
+/// against others: what is refused at first is tried once more behind the rest.
+pub fn set_all_sysctls(sysctls: Vec<(String, &String)>) -> Vec<(String, Failure)> {
+    let is_refused = |(path, value): &(String, &String)| set_sysctl(path, value).is_err();
+    let late: Vec<_> = sysctls.into_iter().filter(is_refused).collect();
+    let refused = |(path, value): (String, &String)| {
+        set_sysctl(&path, value).err().map(|failure| (path, failure))
+    };
+    late.into_iter().filter_map(refused).collect()
 }
 
 /// Sets a kernel parameter of the caller's namespaces.

@@ -99,22 +99,30 @@ impl Usual {
 
 /// Sets parameters of the namespace of the calling thread. What it has none of, or not to be set, is the guest's alone.
 pub(super) fn write(sysctls: &Values) -> Result<(), NetworkError> {
+    let mut late = Vec::new();
     for (path, value) in sysctls {
         match write_one(path, value) {
-            Err(error) if is_none_of_ours(&error) => {
-                tracing::debug!(path, %error, "a kernel parameter is set in the guest alone");
+            // Ports to be had are checked against those that need privileges, and the other way round.
+            Err(NetworkError::Sysctl { source, .. })
+                if source.kind() == ErrorKind::InvalidInput =>
+            {
+                late.push((path, value));
             }
-            written => {
-                written.map_err(|source| NetworkError::Sysctl { path: path.clone(), source })?;
-            }
+            written => written?,
         }
     }
-    Ok(())
+    late.into_iter().try_for_each(|(path, value)| write_one(path, value))
 }
 
-fn write_one(path: &str, value: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(Path::new("/proc/sys").join(path))?;
-    file.write_all(value.as_bytes())
+fn write_one(path: &str, value: &str) -> Result<(), NetworkError> {
+    let file = OpenOptions::new().write(true).open(Path::new("/proc/sys").join(path));
+    match file.and_then(|mut file| file.write_all(value.as_bytes())) {
+        Err(error) if is_none_of_ours(&error) => {
+            tracing::debug!(path, %error, "a kernel parameter is set in the guest alone");
+            Ok(())
+        }
+        written => written.map_err(|source| NetworkError::Sysctl { path: path.into(), source }),
+    }
 }
 
 /// A link may be still to come, and some parameters only the first namespace has, or may set; the guest's is its first one.
@@ -183,6 +191,12 @@ mod tests {
             let set = |path: &str, value: &str| write(&[(path.into(), value.into())].into());
             set(TTL, "77").unwrap();
             set("net/ipv4/conf/eth9/forwarding", "1").unwrap();
+            // The first is refused as long as the second is not set.
+            let ports = [
+                ("net/ipv4/ip_local_port_range", "1000 2000"),
+                ("net/ipv4/ip_unprivileged_port_start", "0"),
+            ];
+            write(&map(&ports)).unwrap();
             (set(TTL, "0").unwrap_err().to_string(), read()[TTL].clone())
         });
         assert_eq!(tried.join().unwrap(), (format!("set sysctl {TTL}"), "77".to_owned()));

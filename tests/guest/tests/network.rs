@@ -369,6 +369,25 @@ fn a_kernel_parameter_that_the_host_refuses_is_named_by_create() {
     }
 }
 
+/// runc sets them in any order, and fails by chance.
+#[test]
+fn kernel_parameters_that_the_kernel_checks_against_each_other_are_set() {
+    const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    let wire = wire();
+    let (Some(kata), Some(root)) = (Kata::installed(), debian()) else { return };
+    let bundle = Bundle::new(&kata, root, &["cat", PORTS]);
+    let output = run_bundle(&kata, bundle, |config| {
+        set_network(config, Some(&wire.path()));
+        config["linux"]["sysctl"] = json!({
+            "net.ipv4.ip_local_port_range": "1000 2000",
+            "net.ipv4.ip_unprivileged_port_start": "0",
+        });
+    });
+    assert_eq!(output.code, 0, "{}", output.stderr());
+    assert_eq!(output.stdout(), "1000\t2000\n", "in the guest");
+    assert_eq!(ip(&["netns", "exec", &wire.name, "cat", PORTS]), "1000\t2000\n", "on the host");
+}
+
 #[test]
 fn kernel_parameters_of_the_namespace_are_the_guests() {
     let wire = wire();
