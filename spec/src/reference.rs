@@ -61,7 +61,8 @@ const RULES: &[(&str, &str)] = &[
     (
         "linux.sysctl",
         "any of the guest's kernel, also those that are not of a namespace, but `kernel.hostname`, which has a field of its own; \
-         those of the network are set in its namespace on the host, too, as far as that has them",
+         those of the network are set in its namespace on the host, too, as far as that has them, unless it is the \
+         host's own or somebody else's",
     ),
     (
         "linux.rootfsPropagation",

@@ -164,7 +164,7 @@ pub async fn attach(
 /// asked for. A namespace that is not to be touched is left as it is.
 ///
 /// # Errors
-/// [`NetworkError::Sysctl`] for a value that the kernel refuses.
+/// [`NetworkError::Sysctl`] for a value that the kernel refuses, [`NetworkError::Guard`] when it is not known whose the namespace is.
 pub fn set_sysctls(
     namespace: &Namespace,
     sysctls: &BTreeMap<String, String>,
@@ -176,10 +176,12 @@ pub fn set_sysctls(
     let checked = Claim::take(&namespace.fd).and_then(|claim| claim.check().map(|()| claim));
     let _claim = match checked {
         Ok(claim) => claim,
-        Err(why) => {
+        // Whoever has it keeps it as it is.
+        Err(why @ (GuardError::Host { .. } | GuardError::Shared { .. } | GuardError::Claimed)) => {
             tracing::debug!(%why, "kernel parameters are set in the guest alone");
             return Ok(());
         }
+        Err(source) => return Err(namespace.refused(source)),
     };
     steps.enter(Step::SetSysctls)?;
     enter(&namespace.fd, || sysctl::write(sysctls))?
