@@ -1,4 +1,4 @@
-//! Kernel parameters of a single link, as host and guest name them.
+//! Kernel parameters as host and guest name them, and those of a single link.
 
 /// Families and kinds of them.
 pub const KINDS: [&str; 4] = ["ipv4/conf", "ipv4/neigh", "ipv6/conf", "ipv6/neigh"];
@@ -20,9 +20,30 @@ pub fn path(link: &str, name: &str) -> Option<String> {
         .then(|| format!("net/{kind}/{link}/{parameter}"))
 }
 
+/// Path below `/proc/sys` of a parameter by its name. What stands between the first two of its parts tells how it is written: with
+/// dots, which are all slashes, or with slashes, beside which a dot means itself.
+pub fn path_of_name(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(at) if name[at..].starts_with('/') => name.to_owned(),
+        _ => name.replace('.', "/"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::path;
+    use super::{path, path_of_name};
+
+    #[test]
+    fn names_are_written_in_two_ways() {
+        for (name, path) in [
+            ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+            ("net/ipv4/conf/eth0.7/rp_filter", "net/ipv4/conf/eth0.7/rp_filter"),
+            ("net.ipv4.conf/all/rp_filter", "net/ipv4/conf/all/rp_filter"),
+            ("", ""),
+        ] {
+            assert_eq!(path_of_name(name), path);
+        }
+    }
 
     #[test]
     fn a_name_leads_to_a_parameter_of_the_link_and_nowhere_else() {

@@ -86,15 +86,10 @@ impl Checked {
         guest.to_string().into_bytes()
     }
 
-    /// `linux.sysctl`, as far as it is the network namespace's: by their paths below `/proc/sys`.
-    pub fn network_sysctls(&self) -> BTreeMap<String, String> {
+    /// `linux.sysctl`.
+    pub fn sysctls(&self) -> BTreeMap<String, String> {
         let all = self.guest["linux"]["sysctl"].as_object().into_iter().flatten();
-        let set = all.filter_map(|(name, value)| {
-            // As the agent reads names.
-            let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
-            Some((path, value.as_str()?.to_owned()))
-        });
-        set.filter(|(path, _)| path.starts_with("net/")).collect()
+        all.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
     }
 
     /// What a hook is told of the container, but for its id, status and pid.

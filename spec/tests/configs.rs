@@ -123,16 +123,16 @@ fn the_default_is_what_it_says() {
 }
 
 #[test]
-fn sysctls_of_the_network_are_known_by_their_paths() {
+fn sysctls_have_the_names_that_they_were_given() {
     let bundle = bundle("{}");
     let mut config = default_for("rootfs", &["sh".to_owned()], false);
     config["linux"]["sysctl"] = json!({
-        "net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.7/rp_filter": "2", "kernel.msgmax": "1",
+        "net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.7/rp_filter": "2",
     });
     let checked = check(&config, bundle.path()).unwrap();
-    let set = [("net/ipv4/conf/eth0.7/rp_filter", "2"), ("net/ipv4/ip_forward", "1")];
-    let set = set.map(|(path, value)| (path.to_owned(), value.to_owned()));
-    assert_eq!(checked.network_sysctls(), set.into());
+    let set = [("net.ipv4.ip_forward", "1"), ("net/ipv4/conf/eth0.7/rp_filter", "2")];
+    let set = set.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(checked.sysctls(), set.into());
 }
 
 #[test]

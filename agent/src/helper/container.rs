@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kata_protocol::sysctl::path_of_name;
 use kata_sys::fork::{self, Fork, Forked};
 use rustix::{
     fs::{Gid, Mode, Uid},
@@ -192,9 +193,8 @@ pub fn sysctl_paths<'a>(
     named.into_iter().map(|(name, value)| Ok((sysctl_path(name)?, value))).collect()
 }
 
-/// Both ways of writing one are in use; a slash form may contain dots that mean themselves.
 fn sysctl_path(name: &str) -> Result<String, Failure> {
-    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    let path = path_of_name(name);
     if path.split('/').any(|part| part == "..") {
         return Err(Failure::invalid(format!("sysctl {name:?} is no sysctl")));
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kata_config::NetworkModel;
-use kata_protocol::agent;
+use kata_protocol::{agent, sysctl};
 use tokio::sync::watch;
 
 use super::{Common, Sandbox, SandboxError};
@@ -21,7 +21,7 @@ impl Common {
     /// Takes parameters of the network namespace, for which the engine does not ask in its own words.
     fn inherit(&mut self, sysctls: BTreeMap<String, String>) {
         let asked: BTreeSet<String> =
-            self.sysctls.keys().map(|name| name.replace('.', "/")).collect();
+            self.sysctls.keys().map(|name| sysctl::path_of_name(name)).collect();
         self.inherited_sysctls =
             sysctls.into_iter().filter(|(name, _)| !asked.contains(name)).collect();
     }
@@ -32,9 +32,9 @@ pub(super) fn left_out(
     request: &agent::StartSandboxRequest,
     answer: &agent::StartSandboxResponse,
 ) -> Option<String> {
-    let of_links = request.network.links.iter().flat_map(|link| {
-        link.sysctls.keys().filter_map(|name| kata_protocol::sysctl::path(&link.name, name))
-    });
+    let links = request.network.links.iter();
+    let of_links = links
+        .flat_map(|link| link.sysctls.keys().filter_map(|name| sysctl::path(&link.name, name)));
     let told = request.inherited_sysctls.keys().cloned().chain(of_links);
     // Of what it says nothing else is of interest.
     let left_out: BTreeSet<String> = told.filter(|name| answer.left_out.contains(name)).collect();
@@ -43,7 +43,7 @@ pub(super) fn left_out(
 }
 
 impl Sandbox {
-    /// Sets kernel parameters, by their paths below `/proc/sys`, in the namespace that the guest's is to be like.
+    /// Sets those of kernel parameters, by their names, that are the network's, in the namespace that the guest's is to be like.
     ///
     /// # Errors
     /// [`SandboxError::Network`].

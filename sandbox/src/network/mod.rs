@@ -40,6 +40,7 @@ use std::{
 };
 
 use kata_config::NetworkModel;
+use kata_protocol::sysctl::path_of_name;
 use rtnetlink::{packet_route::RouteNetlinkMessage, proto::Connection};
 use rustix::{
     fs::fstat,
@@ -52,6 +53,7 @@ use self::{
     dump::Reader,
     guard::{Claim, GuardError, Identity},
     monitor::Monitor,
+    sysctl::Values,
 };
 use crate::{
     ledger::Ledger,
@@ -160,8 +162,8 @@ pub async fn attach(
     Ok((mirror, attached))
 }
 
-/// Sets kernel parameters, by their paths below `/proc/sys`, where runc sets them too: engines look there for what they have
-/// asked for. A namespace that is not to be touched is left as it is.
+/// Sets those of kernel parameters, by their names, that are the network's, where runc sets them too: engines look there for what
+/// they have asked for. A namespace that is not to be touched is left as it is.
 ///
 /// # Errors
 /// [`NetworkError::Sysctl`] for a value that the kernel refuses, [`NetworkError::Guard`] when it is not known whose the namespace is.
@@ -170,6 +172,8 @@ pub fn set_sysctls(
     sysctls: &BTreeMap<String, String>,
     steps: &Steps,
 ) -> Result<(), NetworkError> {
+    let paths = sysctls.iter().map(|(name, value)| (path_of_name(name), value.clone()));
+    let sysctls: Values = paths.filter(|(path, _)| path.starts_with("net/")).collect();
     if sysctls.is_empty() {
         return Ok(());
     }
@@ -184,7 +188,7 @@ pub fn set_sysctls(
         Err(source) => return Err(namespace.refused(source)),
     };
     steps.enter(Step::SetSysctls)?;
-    enter(&namespace.fd, || sysctl::write(sysctls))?
+    enter(&namespace.fd, || sysctl::write(&sysctls))?
 }
 
 /// What the ledger knows of a redirect.

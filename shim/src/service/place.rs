@@ -54,7 +54,7 @@ impl Service {
                 let sandbox = self.prepare(place, spec, (loaded, monitor.pid), from)?;
                 sandbox.attach_disks(&spec.disks)?;
                 if let Some(network) = network {
-                    sandbox.set_sysctls(network, &spec.network_sysctls())?;
+                    sandbox.set_sysctls(network, &spec.sysctls())?;
                 }
                 let group = sandbox.group().clone();
                 (sandbox, group)
