@@ -1,7 +1,7 @@
 //! The sandbox's network, from before the VM to after its end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     os::fd::OwnedFd,
     sync::Arc,
 };
@@ -36,8 +36,9 @@ pub(super) fn left_out(
     let of_links = links
         .flat_map(|link| link.sysctls.keys().filter_map(|name| sysctl::path(&link.name, name)));
     let told = request.inherited_sysctls.keys().cloned().chain(of_links);
-    // Of what it says nothing else is of interest.
-    let left_out: BTreeSet<String> = told.filter(|name| answer.left_out.contains(name)).collect();
+    // Of what it says nothing else is of interest, and it may say much.
+    let said: HashSet<&String> = answer.left_out.iter().collect();
+    let left_out: BTreeSet<String> = told.filter(|name| said.contains(name)).collect();
     let names: Vec<&str> = left_out.iter().map(String::as_str).collect();
     (!names.is_empty()).then(|| format!("refused by the guest: {}", names.join(", ")))
 }
