@@ -1,7 +1,8 @@
 //! Frames of the agent's connection, before anything decodes them.
 //!
-//! A field of two bytes becomes up to a hundred in memory. So what has more fields than any answer of an agent never gets to
-//! the decoder: who waits for it gets a refusal instead.
+//! A field of two bytes becomes up to a hundred in memory, and a part of a list, of four, some six hundred when it has a field that
+//! is not known. So what has more of them than any answer of an agent never gets to the decoder, and who waits for it gets a
+//! refusal instead. What does get there takes some 100 MB at most.
 
 use protobuf::Message;
 use ttrpc::{
@@ -12,10 +13,14 @@ use ttrpc::{
 /// Bytes that say how long a frame is, and whose.
 pub const HEADER: usize = MESSAGE_HEADER_LENGTH;
 
-/// Most fields of an answer, with those of the messages in it: a list of 32768 processes, the most that a guest has, fits.
-const MOST_FIELDS: usize = 400_000;
+/// Most fields of an answer, with those of the messages in it, as they count: a list of 65536 processes fits, the most that a guest
+/// of 64 processors has.
+const MOST_FIELDS: usize = 800_000;
 
-/// What one counts for whose number takes more than a byte: no message of ours has it, and a decoder keeps it in a map.
+/// What a part of a list counts for beside its fields: a number of one byte that it does not have can't be told from one that it has.
+const PART: usize = 4;
+
+/// What a field counts for whose number takes more than a byte: no message of ours has it, and a decoder keeps it in a map.
 const UNKNOWN: usize = 16;
 
 /// How deep messages are in the envelope: the answer, and what that is a list of.
@@ -63,6 +68,7 @@ fn spend(mut rest: &[u8], depth: usize, left: &mut usize) -> Option<()> {
                 let length = varint(&mut rest).unwrap_or(0);
                 let inside = take(&mut rest, usize::try_from(length).unwrap_or(usize::MAX));
                 if let Some(depth) = depth.checked_sub(1) {
+                    *left = left.checked_sub(if depth == 0 { PART } else { 0 })?;
                     spend(inside, depth, left)?;
                 }
             }
@@ -122,7 +128,7 @@ mod tests {
     #[test]
     fn what_an_agent_answers_is_passed_on() {
         let process = ProcessDetails {
-            guest_pid: 32767,
+            guest_pid: 65535,
             parent: 1,
             uid: 1000,
             cpu_ms: 5,
@@ -132,7 +138,7 @@ mod tests {
             ..Default::default()
         };
         let processes =
-            ListProcessesResponse { processes: vec![process; 32768], ..Default::default() };
+            ListProcessesResponse { processes: vec![process; 65536], ..Default::default() };
         let text = (0..4096).map(|line| format!("anon_{line} {line}\n")).collect::<String>();
         let files = [("memory.stat".to_owned(), text)].into();
         let statistics = ContainerStatsResponse { files, ..Default::default() };
@@ -146,14 +152,16 @@ mod tests {
         let links = vec![LinkFailure::default(); 1 << 20];
         let empty = answer(&NetworkChanged { links, ..Default::default() });
         // Each with a number of its own, which no message of ours has.
-        let unknown = (1 << 14..1 << 16).flat_map(|number: u32| {
+        let unknown = (1 << 14..1 << 17).flat_map(|number: u32| {
             let [a, b, c, _] = (number << 3).to_le_bytes();
             [a | 0x80, a >> 7 | b << 1 | 0x80, b >> 6 | c << 2, 0]
         });
         let unknown: Vec<u8> = unknown.collect();
         let cut_off = [&[0x12, 0xff, 0xff, 0xff, 0x7f][..], &[0x0a, 0].repeat(1 << 20)].concat();
         let inside = [&[0x0a, 0x80, 0x80, 0x08][..], &unknown].concat();
-        for frame in [empty, answer_of(unknown), frame(&cut_off), answer_of(inside)] {
+        // Parts of a list, each with a field of the number 15.
+        let parts = answer_of([0x0a, 2, 0x78, 0].repeat(200_000));
+        for frame in [empty, answer_of(unknown), frame(&cut_off), answer_of(inside), parts] {
             let refusal = bounded(frame.clone());
             assert_eq!(refusal[4..HEADER], frame[4..HEADER], "it is an answer to the same call");
             assert_eq!(length(refusal[..HEADER].try_into().unwrap()), Ok(refusal.len()));
