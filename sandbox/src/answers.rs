@@ -14,7 +14,8 @@ use tokio::{
 /// Bytes that are on their way from who looks at frames to who decodes them.
 const UNDERWAY: usize = 64 * 1024;
 
-/// The connection, of which whole frames are read; what is written to it nobody looks at.
+/// The connection, of which whole frames are read; what is written to it nobody looks at. When it is dropped, that is noticed with the
+/// next frame, or at the guest's end.
 pub fn looked_at(connection: UnixStream) -> Join<DuplexStream, OwnedWriteHalf> {
     let (from, back) = connection.into_split();
     let (to, frames) = duplex(UNDERWAY);

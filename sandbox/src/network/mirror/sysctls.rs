@@ -2,6 +2,9 @@
 //!
 //! What is usual is learnt from a new namespace while the VM boots, since to make one takes longer than all else here. The kernel
 //! tells of no change, so those of a link are read whenever the guest is told of that link.
+//!
+//! Links are read by name, a moment after they were seen: one that has got another's name in between lends it its values until the
+//! guest is told of it again. What is as usual by then stays in the guest.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +13,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Mirror;
 use crate::network::{
-    NetworkError, enter, enter_new,
+    Namespace, NetworkError, enter, enter_new,
     sysctl::{self, Usual, Values},
 };
 
@@ -63,15 +66,17 @@ impl Mirror {
         self.sysctls.usual = Some(usual);
         Ok(set)
     }
+}
 
+impl Sysctls {
     /// Adds those of links as they are now.
-    pub(super) fn add_sysctls(&self, change: &mut wire::NetworkChange) {
-        let Some(usual) = &self.sysctls.usual else { return };
+    pub(super) async fn add(&self, namespace: &Namespace, change: &mut wire::NetworkChange) {
+        let Some(usual) = &self.usual else { return };
         let links: Vec<String> = change.links.iter().map(|link| link.name.clone()).collect();
         if links.is_empty() {
             return;
         }
-        match enter(&self.wiring.namespace.fd, || read_links(links)) {
+        match read_links_of(namespace, links).await {
             Ok(there) => add(change, there, usual),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -79,6 +84,15 @@ impl Mirror {
             }
         }
     }
+}
+
+async fn read_links_of(
+    namespace: &Namespace,
+    names: Vec<String>,
+) -> Result<BTreeMap<String, Values>, NetworkError> {
+    let namespace = namespace.try_clone()?.fd;
+    let read = move || enter(&namespace, || read_links(names));
+    spawn_blocking(read).await.map_err(|_| NetworkError::Panicked)?
 }
 
 /// In the calling thread's network namespace.

@@ -27,7 +27,7 @@ impl Mirror {
     /// Tells the guest what is new. Of cards that it has no device for yet, what it will say of them comes back.
     pub(super) async fn tell(&mut self, agent: &Agent) -> Result<Vec<Arrival>, AgentError> {
         let Some((now, mut change)) = self.news() else { return Ok(Vec::new()) };
-        self.add_sysctls(&mut change);
+        self.sysctls.add(&self.wiring.namespace, &mut change).await;
         let answer = agent.update_network(&change).await?;
         for why in answer.others.iter().take(MOST_TOLD) {
             tracing::warn!(why = presentable(why), "change the guest's network");
