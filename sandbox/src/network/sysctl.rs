@@ -88,6 +88,21 @@ impl Usual {
         Self { loopback, others }
     }
 
+    /// Has told of each link what was set for all of them: in the guest all are going to have it, and one here may be as usual.
+    pub fn but_for(&mut self, set: &Values) {
+        let for_all = |path: &String| {
+            let (kind, name) = path.strip_prefix("net/")?.split_once("/all/")?;
+            Some(format!("{kind}/{name}"))
+        };
+        for name in set.keys().filter_map(for_all) {
+            for usual in [&mut self.loopback, &mut self.others] {
+                if let Some(value) = usual.get_mut(&name) {
+                    value.clear();
+                }
+            }
+        }
+    }
+
     /// What of a link's was set; of more than can be told some is missing.
     pub fn changed(&self, link: &str, there: Values) -> HashMap<String, String> {
         let usual = if link == LOOPBACK { &self.loopback } else { &self.others };
@@ -167,6 +182,16 @@ mod tests {
         assert_eq!(told, [("ipv6/conf/accept_dad".into(), "-1".into())].into());
         let long = map(&[("ipv6/conf/accept_dad", &"1".repeat(200))]);
         assert!(usual.changed("eth0", long).is_empty());
+    }
+
+    #[test]
+    fn what_was_set_for_all_links_is_told_of_each() {
+        let both = map(&[("ipv4/conf/forwarding", "0"), ("ipv4/conf/rp_filter", "0")]);
+        let mut usual = Usual { loopback: both.clone(), others: both.clone() };
+        assert!(usual.changed("eth0", both.clone()).is_empty());
+        usual.but_for(&map(&[("net/ipv4/conf/all/forwarding", "1"), ("net/ipv4/ip_forward", "1")]));
+        let told = [("ipv4/conf/forwarding".into(), "0".into())];
+        assert_eq!(usual.changed("eth0", both), told.into());
     }
 
     #[test]

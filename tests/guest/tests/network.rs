@@ -411,6 +411,9 @@ fn kernel_parameters_of_the_namespace_are_the_guests() {
 fn kernel_parameters_of_a_link_are_those_of_the_guests_link() {
     let wire = wire();
     let set = [
+        // The one for all links reaches each, and one of them is set back.
+        ("ipv4/conf/all/forwarding", "1"),
+        ("ipv4/conf/eth0/forwarding", "0"),
         ("ipv4/conf/eth0/arp_filter", "1"),
         ("ipv4/conf/eth0/arp_notify", "1"),
         ("ipv4/conf/lo/arp_ignore", "1"),

@@ -61,7 +61,9 @@ impl Mirror {
         change: &mut wire::NetworkChange,
     ) -> Result<BTreeMap<String, String>, NetworkError> {
         let Some(reading) = self.sysctls.reading.take() else { return Ok(BTreeMap::new()) };
-        let Found { set, links, usual } = reading.await.map_err(|_| NetworkError::Panicked)??;
+        let Found { set, links, mut usual } =
+            reading.await.map_err(|_| NetworkError::Panicked)??;
+        usual.but_for(&set);
         add(change, links, &usual);
         self.sysctls.usual = Some(usual);
         Ok(set)
