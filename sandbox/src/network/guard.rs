@@ -1,7 +1,8 @@
 //! What Kata may touch: the one place where that is decided.
 //!
 //! A [`Claim`] is taken on a namespace before anything in it is changed, and held as long as the sandbox uses it. It is a
-//! lock on the namespace itself, which the kernel releases with its last descriptor.
+//! lock on the namespace itself, which the kernel releases with its last descriptor. Those that only set something there, or take
+//! something away, have it together for that moment.
 //!
 //! **Invariant**: nothing is touched in the namespace of PID 1 or of this process (which is that of the calling engine), nor in
 //! one in which a process of another container lives, nor in one that another sandbox has claimed.
@@ -69,11 +70,24 @@ impl Claim {
     /// # Errors
     /// [`GuardError::Claimed`] when another sandbox has it.
     pub fn take(namespace: impl AsFd) -> Result<Self, GuardError> {
+        Self::lock(namespace, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Keeps a namespace from being claimed, for a moment, as any number may at once: what they find claimed a sandbox has. One that
+    /// comes to claim it in that moment is refused.
+    ///
+    /// # Errors
+    /// [`GuardError::Claimed`] when a sandbox has it.
+    pub fn visit(namespace: impl AsFd) -> Result<Self, GuardError> {
+        Self::lock(namespace, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn lock(namespace: impl AsFd, operation: FlockOperation) -> Result<Self, GuardError> {
         // A lock belongs to an open file: an own one, or whoever shares the descriptor would have the claim too.
         let path = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
         let namespace = openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| GuardError::Look { path: path.into(), source: e.into() })?;
-        match flock(&namespace, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&namespace, operation) {
             Err(Errno::WOULDBLOCK) => Err(GuardError::Claimed),
             Err(e) => Err(GuardError::Lock(e.into())),
             Ok(()) => {
@@ -179,7 +193,12 @@ mod tests {
         assert!(matches!(refused, GuardError::Host { .. }), "{refused}");
         // In the same test: the namespace is that of every test of this program.
         assert!(matches!(Claim::take(&namespace), Err(GuardError::Claimed)));
+        assert!(matches!(Claim::visit(&namespace), Err(GuardError::Claimed)));
         drop(claim);
+        // Two that have it for a moment are not in each other's way.
+        let visits = [Claim::visit(&namespace).unwrap(), Claim::visit(&namespace).unwrap()];
+        assert!(matches!(Claim::take(&namespace), Err(GuardError::Claimed)));
+        drop(visits);
         Claim::take(&namespace).unwrap();
     }
 }

@@ -177,7 +177,7 @@ pub fn set_sysctls(
     if sysctls.is_empty() {
         return Ok(());
     }
-    let checked = Claim::take(&namespace.fd).and_then(|claim| claim.check().map(|()| claim));
+    let checked = Claim::visit(&namespace.fd).and_then(|claim| claim.check().map(|()| claim));
     let _claim = match checked {
         Ok(claim) => claim,
         // Whoever has it keeps it as it is.
@@ -235,7 +235,7 @@ pub fn restore_link(redirected: &Redirected<'_>, steps: &Steps) -> Result<(), Ne
     thread::scope(|scope| scope.spawn(work).join()).map_err(|_| NetworkError::Panicked)?
 }
 
-/// Claims a namespace that the ledger names; `None` when there is nothing left in it to take away.
+/// Keeps a namespace that the ledger names from being claimed; `None` when there is nothing left in it to take away.
 fn reclaim(path: &Path, known: Identity) -> Result<Option<(OwnedFd, Claim)>, NetworkError> {
     let namespace = match File::open(path) {
         Ok(file) => OwnedFd::from(file),
@@ -245,9 +245,9 @@ fn reclaim(path: &Path, known: Identity) -> Result<Option<(OwnedFd, Claim)>, Net
     if identity(&namespace)? != known {
         return Ok(None);
     }
-    match Claim::take(&namespace) {
+    match Claim::visit(&namespace) {
         Ok(claim) => Ok(Some((namespace, claim))),
-        // Who has it found what we had left, and replaced it or took it away.
+        // The sandbox that has it found what we had left, and replaced it or took it away.
         Err(GuardError::Claimed) => Ok(None),
         Err(source) => Err(NetworkError::Guard { path: path.into(), source }),
     }
