@@ -52,7 +52,7 @@ impl Group {
     }
 }
 
-/// The same name without an id in it, of which nothing is lost: no two names become one.
+/// The same name without an id in it, of which nothing is lost: names of two ids stay two.
 fn without_ids(name: &str) -> String {
     let is_of_id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let mut whole = String::with_capacity(name.len() + 1);
