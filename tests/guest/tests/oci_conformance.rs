@@ -213,7 +213,9 @@ fn without_a_mount_on_dev_the_nodes_are_in_the_root_every_time() {
         case.bundle.config["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
         case.bundle.config["linux"]["devices"] =
             json!([{"path": "/dev/mine", "type": "c", "major": 1, "minor": 7, "fileMode": 0o600}]);
-        for _ in 0..2 {
+        // Runc 1.3 follows the links that its first run has left there.
+        let once = runtime.is_oracle() && runtime.version() >= (1, 3);
+        for _ in 0..if once { 1 } else { 2 } {
             let output = case.run(runtime, "suite-dev");
             assert_eq!(output.stdout(), "3\n1\n", "{:?}: {}", runtime.program(), output.stderr());
         }
@@ -449,7 +451,12 @@ fn a_volume_at_a_link_into_proc_is_refused_and_a_tmpfs_or_what_lxcfs_shows_is_no
         assert!(shown.stdout().starts_with("0.00 0.00\n"), "{}", shown.stderr());
         let hidden = run(runtime, "/proc/sys", json!({"destination": "/x", "type": "tmpfs"}));
         let hidden = hidden.unwrap();
-        assert!(hidden.stdout().ends_with("\n0\n"), "{}", hidden.stderr());
+        // Newer ones refuse it as they do volumes.
+        if runtime.is_oracle() && runtime.version() >= (1, 3) {
+            assert_eq!(hidden.code, 1, "{}", hidden.stdout());
+        } else {
+            assert!(hidden.stdout().ends_with("\n0\n"), "{}", hidden.stderr());
+        }
     }
 }
 
@@ -478,8 +485,9 @@ fn capabilities_that_nobody_knows_are_left_out_with_a_warning() {
 
 #[test]
 fn a_variable_is_there_once_as_it_was_assigned_last_and_an_empty_home_is_none() {
-    let script = "cat /proc/$$/environ | tr '\\0' '\\n'";
-    says("suite-env", script, "ONE=\nHOME=/root\nPATH=/bin\n", |case| {
+    // Sorted, as the order is not the same with each version of runc.
+    let script = "cat /proc/$$/environ | tr '\\0' '\\n' | sort";
+    says("suite-env", script, "HOME=/root\nONE=\nPATH=/bin\n", |case| {
         case.bundle.config["process"]["env"] =
             json!(["ONE=two", "HOME=/over", "PATH=/bin", "ONE=", "HOME="]);
     });
