@@ -16,8 +16,8 @@ use kata_protocol::{
     MEMORY,
     agent::{MemoryVolume, VolumeNode},
 };
-use kata_spec::{Directory, VolumeSource};
-use rustix::fs::fstat;
+use kata_spec::{Directory, TMPFS_MAGIC, VolumeSource};
+use rustix::fs::{fstat, fstatfs};
 
 /// The directories of a sandbox, by the device of their file system.
 #[derive(Default)]
@@ -56,10 +56,18 @@ impl Memories {
                 let number = unused.then(|| number() as u64);
                 place.insert(Known { number, _tree: tree.try_clone()? }).number
             }
+            // Whoever comes later by the kubelet's own way would have it in the guest.
+            (Entry::Vacant(place), None) if is_in_memory(tree)? => {
+                place.insert(Known { number: None, _tree: tree.try_clone()? }).number
+            }
             (Entry::Vacant(_), None) => None,
         };
         number.map(|number| in_guest(volume, number).ok_or_else(|| lost(volume))).transpose()
     }
+}
+
+fn is_in_memory(tree: &OwnedFd) -> io::Result<bool> {
+    Ok(fstatfs(tree)?.f_type as u64 == TMPFS_MAGIC)
 }
 
 fn lost(volume: &VolumeSource) -> io::Error {
@@ -147,5 +155,9 @@ mod tests {
         let Err(lost) = memories.place(&volume(None), &one, || 6) else { panic!("it is found") };
         assert!(lost.to_string().starts_with("mounts[3].source: the pod has"), "{lost}");
         assert!(place(&volume(None), &other).is_none());
+        // On it there is a tmpfs, or a devtmpfs, which is one too.
+        let third = device("/dev");
+        assert!(place(&volume(None), &third).is_none());
+        assert!(place(&memory(&[], unused), &third).is_none(), "a container has it from the host");
     }
 }

@@ -36,6 +36,7 @@ pub use error::{ProgramError, SpecError};
 pub use features::features;
 pub use load::{Explanation, Neighbours, check, check_beside, explain, read_config};
 pub use memory::{Directory, Memory};
+pub use mounts::TMPFS_MAGIC;
 pub use overlay::{Layers, OverlayError};
 pub use process::{CheckedProcess, parse_process};
 pub use program::{Program, resolve_program};

@@ -16,7 +16,7 @@ use kata_sys::{
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use serde_json::{Value, json};
 
-pub(crate) use self::magic::TMPFS_MAGIC;
+pub use self::magic::TMPFS_MAGIC;
 use self::magic::{CGROUP_MAGIC, CGROUP2_MAGIC, SYSFS_MAGIC};
 use crate::{
     checked::{IdMap, MountPoint, Origin, VolumeSource},

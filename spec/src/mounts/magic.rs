@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-pub(crate) const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// What statfs(2) says of a tmpfs.
+pub const TMPFS_MAGIC: u64 = 0x0102_1994;
 const PROC_MAGIC: u64 = 0x9fa0;
 pub(super) const SYSFS_MAGIC: u64 = 0x6265_6572;
 pub(super) const CGROUP_MAGIC: u64 = 0x0027_e0eb;
