@@ -12,12 +12,14 @@ pub fn possible() -> u32 {
     last.map_or(1, |last| last + 1)
 }
 
-/// Brings processors up until there are `count`; none is ever taken down.
+/// Brings processors up until there are `count`; none is ever taken down. May take seconds where the host has none to spare.
 pub fn bring_up(count: u32) -> io::Result<()> {
     for number in 1..count.min(possible()) {
         let file: PathBuf = [DIRECTORY, &format!("cpu{number}"), "online"].iter().collect();
         if fs::read_to_string(&file)?.trim() != "1" {
-            fs::write(&file, "1")?;
+            // The kernel waits for a processor's first sign of life for so long only (EIO): one that its host does not let run,
+            // or that was just stopped with all of the VM, comes up at the second call.
+            fs::write(&file, "1").or_else(|_| fs::write(&file, "1"))?;
         }
     }
     Ok(())

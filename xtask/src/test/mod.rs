@@ -2,6 +2,7 @@
 
 pub mod containerds;
 mod dockers;
+mod failures;
 mod kvm;
 mod later;
 mod members;

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow, bail};
 
+use super::failures::Failures;
 use crate::cache;
 use crate::process::Run;
 
@@ -26,13 +27,16 @@ impl Skips {
     /// Runs tests, shows what they write, and notes each line `SKIP <reason>` of it.
     pub fn watch(&mut self, tests: Run) -> Result<()> {
         let log = cache::root()?.join("logs/test.log");
+        let mut failures = Failures::default();
         let outcome = tests.streamed(&log, |line| {
             self.line(line);
+            failures.line(line);
         });
-        // All that the tests wrote was shown already: what ran, and how it ended, is enough.
+        // All that the tests wrote was shown already: what ran, how it ended, and what failed is enough.
         outcome.map_err(|error| {
             let line = error.to_string();
-            anyhow!("{}", line.lines().next().unwrap_or_default().to_owned())
+            let ran = line.lines().next().unwrap_or_default();
+            anyhow!("{ran}\n{}", failures.told())
         })
     }
 
