@@ -65,6 +65,8 @@ pub fn run(command: Command, input: &[u8]) -> Output {
 /// A program in the midst of its run. Dropping it kills it.
 #[derive(Debug)]
 pub struct Running {
+    /// What was called, to be told where it does not end.
+    line: String,
     child: Child,
     started: Instant,
     /// Its standard output so far.
@@ -76,11 +78,12 @@ impl Running {
     /// Starts a program with pipes.
     pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let line = format!("{command:?}");
         let started = Instant::now();
         let mut child = command.spawn().unwrap();
         let stdout = Capture::of(child.stdout.take().unwrap().into());
         let stderr = Capture::of(child.stderr.take().unwrap().into());
-        Self { child, started, stdout, stderr }
+        Self { line, child, started, stdout, stderr }
     }
 
     /// Pid of the program.
@@ -113,7 +116,8 @@ impl Running {
         let timeout = Timespec::try_from(ceiling(DEADLINE)).unwrap();
         if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).unwrap() == 0 {
             self.child.kill().unwrap();
-            panic!("a program did not end within {} s", ceiling(DEADLINE).as_secs());
+            let within = ceiling(DEADLINE).as_secs();
+            panic!("{} did not end within {within} s", self.line);
         }
         self.child.wait().unwrap()
     }
