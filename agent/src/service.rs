@@ -253,7 +253,7 @@ impl Agent for Service {
         let resources: Resources = serde_json::from_slice(&request.resources)
             .map_err(|error| status(Failure::invalid(format!("resources: {error}"))))?;
         whole(async move {
-            let up = spawn_blocking(move || processors::bring_up(request.vcpus)).await;
+            let up = tokio::task::spawn_blocking(move || processors::bring_up(request.vcpus)).await;
             up.map_err(io::Error::from).flatten().step(|| "bring processors up")?;
             container.update(resources).await
         })
