@@ -40,6 +40,10 @@ pub struct UnifiedLimits {
     /// Swap beside memory, which may have no limit.
     #[serde(rename = "memory.swap.max", skip_serializing_if = "Option::is_none")]
     pub swap_max: Option<String>,
+    /// Nobody has written it: it is what fields had left for swap when a file took the limit on memory away. It holds until
+    /// fields speak of swap again.
+    #[serde(skip)]
+    pub swap_kept: bool,
 }
 
 /// Bytes.
@@ -177,17 +181,19 @@ pub fn check_resources(json: &[u8]) -> Result<CheckedResources, SpecError> {
 pub fn check_change(json: &[u8], in_force: &Limits) -> Result<CheckedResources, SpecError> {
     let mut document = Document::new("resources".to_owned());
     let mut value = document.parse(json)?;
+    let written = unified::limits_swap(&value);
     unified::complete(&mut value, in_force);
     let mut guest = document.object(table::RESOURCES, &value, "")?;
     unified::take(&mut guest);
-    Ok(CheckedResources {
-        limits: limits(&document, &value)?,
-        guest: guest.to_string().into_bytes(),
-    })
+    let mut limits = limits(&document, &value)?;
+    let kept = !written && limits.unified.swap_max.is_some();
+    limits.unified.swap_kept |= kept && in_force.unified.swap_kept;
+    Ok(CheckedResources { limits, guest: guest.to_string().into_bytes() })
 }
 
 /// The limits of a document whose types the table has checked.
 pub(crate) fn limits(document: &Document, resources: &Value) -> Result<Limits, SpecError> {
+    let written = unified::limits_swap(resources);
     let mut resources = resources.clone();
     unified::take(&mut resources);
     if let Some((file, line)) = unified::devices::left_over(&resources) {
@@ -198,11 +204,12 @@ pub(crate) fn limits(document: &Document, resources: &Value) -> Result<Limits, S
         };
         return Err(document.refuse(field, why));
     }
-    let limits: Limits = match resources {
+    let mut limits: Limits = match resources {
         Value::Null => Limits::default(),
         value => Limits::deserialize(value)
             .map_err(|error| document.wrong("linux.resources", error.to_string()))?,
     };
+    limits.unified.swap_kept = !written && limits.unified.swap_max.is_some();
     let memory = &limits.memory;
     let (limit, swap) = (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0));
     if limit > 0 && swap > 0 && swap < limit {
@@ -263,9 +270,7 @@ impl Limits {
             pids: PidsLimit { limit: set(new.pids.limit).or(old.pids.limit) },
             block_io: old.block_io.changed(&new.block_io),
             hugepage_limits: list(&old.hugepage_limits, &new.hugepage_limits),
-            unified: UnifiedLimits {
-                swap_max: new.unified.swap_max.clone().or(old.unified.swap_max.clone()),
-            },
+            unified: old.unified.changed(new),
         }
     }
 

@@ -77,7 +77,7 @@ impl Container {
         let done = match self.limit_on_host(&new) {
             // Nothing of it is in the guest.
             Ok(()) if self.role == Role::Pod => Ok(()),
-            Ok(()) if outside.is_some() => self.amend_spec(&guest),
+            Ok(()) if outside.is_some() => self.amend_spec(&guest, &new),
             Ok(()) => self.limit_in_guest(&guest, &new).await,
             Err(error) => Err(Refusal::from(error)),
         };
@@ -141,11 +141,11 @@ impl Container {
     }
 
     /// Of a container that is not in a guest yet.
-    fn amend_spec(&self, resources: &Value) -> Result<(), Refusal> {
+    fn amend_spec(&self, change: &Value, new: &Limits) -> Result<(), Refusal> {
         let mut spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
         let mut document: Value =
             serde_json::from_slice(&spec).map_err(|e| Refusal::internal(&e))?;
-        overlay(&mut document["linux"]["resources"], resources);
+        amend(&mut document["linux"]["resources"], change, new);
         *spec = document.to_string().into_bytes();
         Ok(())
     }
@@ -205,7 +205,7 @@ fn for_guest(change: &[u8], new: &Limits) -> serde_json::Result<Value> {
     if asks(memory, "limit") || asks(memory, "swap") {
         memory["limit"] = json!(new.memory.limit);
         memory["swap"] = json!(new.memory.swap);
-        // It is written last, there as on the host.
+        // The guest writes it last; on the host the VM's group goes by it.
         if let Some(swap) = &new.unified.swap_max {
             change["unified"]["memory.swap.max"] = json!(swap);
         }
@@ -216,6 +216,15 @@ fn for_guest(change: &[u8], new: &Limits) -> serde_json::Result<Value> {
         cpu["period"] = json!(new.cpu.period);
     }
     Ok(change)
+}
+
+/// Puts a change into what a container is to start with.
+fn amend(resources: &mut Value, change: &Value, new: &Limits) {
+    overlay(resources, change);
+    let unified = resources.get_mut("unified").and_then(Value::as_object_mut);
+    if let Some(unified) = unified.filter(|_| new.unified.swap_max.is_none()) {
+        unified.remove("memory.swap.max");
+    }
 }
 
 /// Of `cpu`: everywhere else zero is "not asked for".
@@ -244,10 +253,10 @@ fn overlay(under: &mut Value, over: &Value) {
 
 #[cfg(test)]
 mod tests {
-    use kata_spec::check_resources;
-    use serde_json::json;
+    use kata_spec::{check_change, check_resources};
+    use serde_json::{Value, json};
 
-    use super::{for_guest, overlay};
+    use super::{amend, for_guest, overlay};
 
     #[test]
     fn what_holds_only_together_comes_together() {
@@ -277,6 +286,27 @@ mod tests {
             let checked = check_resources(change.as_bytes()).unwrap();
             let guest = for_guest(&checked.guest, &old.changed(&checked.limits)).unwrap();
             assert_eq!(guest["unified"], unified, "{change}");
+        }
+    }
+
+    #[test]
+    fn a_container_starts_without_what_was_only_kept_of_swap() {
+        let resources = |unified: Value| {
+            let memory = json!({"limit": 100, "swap": 200});
+            json!({"memory": memory, "unified": unified}).to_string().into_bytes()
+        };
+        let change = br#"{"memory": {"limit": 100, "swap": 300}}"#;
+        for (unified, left) in [
+            (json!({"memory.max": "max"}), json!({})),
+            (json!({"memory.swap.max": "7"}), json!({"memory.swap.max": "7"})),
+        ] {
+            let old = check_resources(&resources(unified)).unwrap();
+            let checked = check_change(change, &old.limits).unwrap();
+            let new = old.limits.changed(&checked.limits);
+            let mut guest = serde_json::from_slice(&old.guest).unwrap();
+            amend(&mut guest, &for_guest(&checked.guest, &new).unwrap(), &new);
+            assert_eq!(guest["memory"], json!({"limit": 100, "swap": 300}));
+            assert_eq!(guest["unified"], left);
         }
     }
 

@@ -7,7 +7,7 @@ pub(super) mod devices;
 
 use serde_json::{Map, Value, json};
 
-use super::{Limits, parse_list};
+use super::{Limits, UnifiedLimits, parse_list, set};
 
 /// A file of a group, and the fields that say the same; none for what the guest's kernel may judge.
 type Reading = (&'static str, fn(&str) -> Option<Fields>);
@@ -23,11 +23,33 @@ const READINGS: [Reading; 5] = [
     ("pids.max", |text| Some(("pids", vec![("limit", json!(maximum(text)?))]))),
 ];
 
+/// Whether somebody has written a limit on swap.
+pub(super) fn limits_swap(resources: &Value) -> bool {
+    resources["unified"]["memory.swap.max"].is_string()
+}
+
+impl UnifiedLimits {
+    pub(super) fn changed(&self, change: &Limits) -> Self {
+        let memory = &change.memory;
+        // A container without a limit on memory has none on swap either.
+        let speaks_of_swap = set(memory.swap).is_some() || memory.limit == Some(-1);
+        if change.unified.swap_max.is_some() {
+            change.unified.clone()
+        } else if self.swap_kept && speaks_of_swap {
+            Self::default()
+        } else {
+            self.clone()
+        }
+    }
+}
+
 /// Puts what is in force of memory and swap beside a `memory.max` that a change brings: what it does not speak of stays.
 pub(super) fn complete(change: &mut Value, in_force: &Limits) {
     if change["unified"]["memory.max"].is_string() {
         let memory = json!({"limit": in_force.memory.limit, "swap": in_force.memory.swap});
-        fill(change, &json!({"memory": memory, "unified": in_force.unified}));
+        let asked = change["memory"]["swap"].as_i64().is_some_and(|swap| swap != 0);
+        let unified = Some(&in_force.unified).filter(|unified| !(unified.swap_kept && asked));
+        fill(change, &json!({"memory": memory, "unified": unified}));
     }
 }
 
@@ -232,6 +254,47 @@ mod tests {
         }
         let other = check_change(br#"{"pids": {"limit": 5}}"#, &pair).unwrap().limits;
         assert_eq!(other.memory, crate::MemoryLimits::default());
+    }
+
+    #[test]
+    fn what_was_kept_of_swap_holds_until_fields_speak_of_it() {
+        let resources = |swap: i64, unified: Value| {
+            json!({"memory": {"limit": 100, "swap": swap}, "unified": unified}).to_string()
+        };
+        let checked = |resources: String| check_resources(resources.as_bytes()).unwrap().limits;
+        let changed = |old: &crate::Limits, change: &Value| {
+            let change = check_change(change.to_string().as_bytes(), old).unwrap();
+            old.changed(&change.limits)
+        };
+        let max = json!({"unified": {"memory.max": "max"}});
+        let written = json!({"memory.max": "max", "memory.swap.max": "7"});
+        let written = checked(resources(200, written));
+        for left in [100, 0] {
+            let kept = checked(resources(100 + left, max["unified"].clone()));
+            let by_change = changed(&checked(resources(100 + left, Value::Null)), &max);
+            for kept in [kept, by_change] {
+                for (change, swap, if_written) in [
+                    (json!({"memory": {"limit": 100, "swap": 300}}), Some(200), 7),
+                    (json!({"memory": {"limit": 100, "swap": -1}}), None, 7),
+                    (json!({"memory": {"limit": -1}}), None, 7),
+                    (json!({"memory": {"limit": 50}}), u64::try_from(left).ok(), 7),
+                    (json!({"pids": {"limit": 50}}), u64::try_from(left).ok(), 7),
+                    (json!({"unified": {"memory.swap.max": "9"}}), Some(9), 9),
+                ] {
+                    let again = changed(&kept, &max);
+                    let other = changed(&again, &json!({"unified": {"memory.max": "300"}}));
+                    for old in [&kept, &again, &other] {
+                        assert_eq!(old.swap_bytes(), u64::try_from(left).ok(), "{old:?}");
+                        assert_eq!(changed(old, &change).swap_bytes(), swap, "{change} {old:?}");
+                    }
+                    let new = changed(&changed(&written, &max), &change);
+                    assert_eq!(new.swap_bytes(), Some(if_written), "{change}");
+                }
+                let mut both = max.clone();
+                both["memory"] = json!({"limit": 100, "swap": 300});
+                assert_eq!(changed(&kept, &both).swap_bytes(), Some(200));
+            }
+        }
     }
 
     #[test]
