@@ -44,23 +44,28 @@ pub fn root_of(directory: &Path) -> io::Result<Option<PathBuf>> {
 /// # Errors
 /// When the path can't be looked up, or the mount is not in this namespace.
 pub fn is_id_mapped(path: &Path) -> io::Result<bool> {
-    is_mounted_with(path, "idmapped")
+    mounted_with(path, |options, _| has(options, "idmapped"))
 }
 
-/// Whether the mount that a path is on is read-only, whatever its file system is.
+/// Whether the mount that a path is on is read-only, and its file system is not.
 ///
 /// # Errors
 /// As of [`is_id_mapped`].
-pub fn is_read_only(path: &Path) -> io::Result<bool> {
-    is_mounted_with(path, "ro")
+pub fn is_read_only_alone(path: &Path) -> io::Result<bool> {
+    mounted_with(path, |mount, filesystem| has(mount, "ro") && !has(filesystem, "ro"))
 }
 
-fn is_mounted_with(path: &Path, option: &str) -> io::Result<bool> {
+/// What the options of the mount that a path is on, and of its file system, say.
+fn mounted_with(path: &Path, say: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<bool> {
     // A kernel that knows no such number says 0, which is no mount's.
     let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
     let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
-    let options = options(&mountinfo, mount).ok_or(io::ErrorKind::NotFound)?;
-    Ok(options.split(|byte| *byte == b',').any(|word| word == option.as_bytes()))
+    let (mount, filesystem) = options(&mountinfo, mount).ok_or(io::ErrorKind::NotFound)?;
+    Ok(say(mount, filesystem))
+}
+
+fn has(options: &[u8], option: &str) -> bool {
+    options.split(|byte| *byte == b',').any(|word| word == option.as_bytes())
 }
 
 /// Of a line of `mountinfo`, counted from 0.
@@ -69,12 +74,13 @@ const ROOT: usize = 3;
 const POINT: usize = 4;
 const OPTIONS: usize = 5;
 
-/// The options of a mount, not of its file system.
-fn options(mountinfo: &[u8], mount: u64) -> Option<&[u8]> {
+/// The options of a mount, and those of its file system.
+fn options(mountinfo: &[u8], mount: u64) -> Option<(&[u8], &[u8])> {
     let id = mount.to_string();
     let mut lines = mountinfo.split(|byte| *byte == b'\n');
     let line = lines.find(|line| field(line, ID) == Some(id.as_bytes()))?;
-    field(line, OPTIONS)
+    // They come last, after fields of which some mounts have more than others.
+    Some((field(line, OPTIONS)?, line.rsplit(|byte| *byte == b' ').next()?))
 }
 
 fn field(line: &[u8], number: usize) -> Option<&[u8]> {
@@ -122,11 +128,14 @@ mod tests {
 
     use rustix::{
         fs::CWD,
-        mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+        mount::{
+            MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_remount,
+            move_mount, open_tree,
+        },
         thread::UnshareFlags,
     };
 
-    use super::{has_below, is_id_mapped, is_read_only, options, parse, root_of};
+    use super::{has_below, is_id_mapped, is_read_only_alone, options, parse, root_of};
     use crate::{
         jail::leave_namespaces,
         mount_attr::{Reach, map_ids},
@@ -142,8 +151,8 @@ mod tests {
     #[test]
     fn a_path_that_is_not_there_is_on_no_mount() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(!is_read_only(directory.path()).unwrap());
-        assert!(is_read_only(Path::new("/no/such/path")).is_err());
+        assert!(!is_read_only_alone(directory.path()).unwrap());
+        assert!(is_read_only_alone(Path::new("/no/such/path")).is_err());
     }
 
     #[test]
@@ -158,10 +167,32 @@ mod tests {
     #[test]
     fn a_mount_is_known_by_its_number() {
         let table =
-            b"11 2 0:3 / /a rw,idmapped - tmpfs t rw\n1 2 0:3 / /a ro - tmpfs t rw,idmapped\n";
-        assert_eq!(options(table, 11), Some(&b"rw,idmapped"[..]));
-        assert_eq!(options(table, 1), Some(&b"ro"[..]));
+            b"11 2 0:3 / /a rw,idmapped - tmpfs t rw\n1 2 0:3 / /a ro shared:5 - tmpfs t rw,x\n";
+        assert_eq!(options(table, 11), Some((&b"rw,idmapped"[..], &b"rw"[..])));
+        assert_eq!(options(table, 1), Some((&b"ro"[..], &b"rw,x"[..])));
         assert_eq!(options(table, 2), None);
+    }
+
+    #[test]
+    fn a_mount_is_read_only_for_itself_or_with_its_file_system() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("SKIP not root");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let [written, bound] = ["written", "bound"].map(|name| scratch.path().join(name));
+        [&written, &bound].iter().for_each(|path| fs::create_dir(path).unwrap());
+        let inside = || {
+            leave_namespaces(UnshareFlags::NEWNS).unwrap();
+            mount("tmpfs", &written, "tmpfs", MountFlags::empty(), None).unwrap();
+            mount_bind(&written, &bound).unwrap();
+            mount_remount(&bound, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+            assert!(is_read_only_alone(&bound).unwrap());
+            assert!(!is_read_only_alone(&written).unwrap());
+            mount_remount(&written, MountFlags::RDONLY, "").unwrap();
+            assert!(!is_read_only_alone(&bound).unwrap());
+            assert!(!is_read_only_alone(&written).unwrap());
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use kata_sys::mount_table;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{Class, Mount};
 use crate::{
@@ -20,18 +21,25 @@ impl Mount {
         else {
             return;
         };
-        if is_lifted(self.options.iter().map(String::as_str), path) {
+        if is_worth_telling(self.options.iter().map(String::as_str), path) {
             let path = path.display();
-            let why = format!("rw: written to, though {path} is mounted ro on the host");
+            let why =
+                format!("rw: written to, unless locked, though {path} is mounted ro on the host");
             document.translate(self.field("options"), why);
         }
     }
 }
 
-/// Whether a volume with these options is written to although the mount of its source is not.
+/// To a file system that is read-only nobody writes.
+fn is_worth_telling<'a>(options: impl Iterator<Item = &'a str>, source: &Path) -> bool {
+    is_lifted(options, source) && mount_table::is_read_only_alone(source).unwrap_or(false)
+}
+
+/// Whether the mount of a volume with these options is to be writable although its source can't be written to.
 pub(crate) fn is_lifted<'a>(options: impl Iterator<Item = &'a str>, source: &Path) -> bool {
     // What can't be looked at stays as it is.
-    asks(options) && mount_table::is_read_only(source).unwrap_or(false)
+    let read_only = || statvfs(source).map(|it| it.f_flag.contains(StatVfsMountFlags::RDONLY));
+    asks(options) && read_only().unwrap_or(false)
 }
 
 /// The last word counts, as for mount(8).
@@ -41,7 +49,13 @@ fn asks<'a>(options: impl Iterator<Item = &'a str>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{asks, is_lifted};
+    use kata_sys::jail::leave_namespaces;
+    use rustix::{
+        mount::{MountFlags, mount, mount_bind, mount_remount},
+        thread::UnshareFlags,
+    };
+
+    use super::{asks, is_lifted, is_worth_telling};
 
     #[test]
     fn only_a_volume_that_is_to_be_written_to_asks_for_that() {
@@ -61,5 +75,26 @@ mod tests {
         let source = tempfile::tempdir().unwrap();
         assert!(!is_lifted(["rw"].into_iter(), source.path()));
         assert!(!is_lifted(["rw"].into_iter(), &source.path().join("none")));
+    }
+
+    #[test]
+    fn what_stays_read_only_is_not_told() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("SKIP not root");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let source = scratch.path();
+        let inside = || {
+            leave_namespaces(UnshareFlags::NEWNS).unwrap();
+            mount("tmpfs", source, "tmpfs", MountFlags::empty(), None).unwrap();
+            mount_bind(source, source).unwrap();
+            mount_remount(source, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+            let rw = || ["rw"].into_iter();
+            assert!(is_lifted(rw(), source) && is_worth_telling(rw(), source));
+            assert!(!is_lifted(["rprivate"].into_iter(), source));
+            mount_remount(source, MountFlags::RDONLY, "").unwrap();
+            assert!(is_lifted(rw(), source) && !is_worth_telling(rw(), source));
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
 }
