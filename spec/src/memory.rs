@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use kata_sys::mount_table;
+use kata_sys::mount_table::MountTable;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, open, openat2};
 
 use crate::mounts::TMPFS_MAGIC;
@@ -68,12 +68,11 @@ impl Memory {
         let its_own = fs::metadata(volume.join(".."))?.dev() != device;
         // A magic number has 32 bits, the field of a 64-bit kernel has more.
         let memory = filesystem.f_type as u64 == TMPFS_MAGIC && its_own;
-        if !memory || fs::metadata(path)?.dev() != device || mount_table::has_below(path)? {
+        let table = MountTable::default();
+        if !memory || fs::metadata(path)?.dev() != device || table.has_below(path)? {
             return Ok(None);
         }
-        let (Some(root), Some(below)) =
-            (mount_table::root_of(volume)?, mount_table::root_of(path)?)
-        else {
+        let (Some(root), Some(below)) = (table.root_of(volume)?, table.root_of(path)?) else {
             return Ok(None);
         };
         if root != Path::new("/") {

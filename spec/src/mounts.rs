@@ -10,7 +10,7 @@ use std::{
 };
 
 use kata_sys::{
-    mount_table,
+    mount_table::MountTable,
     proc_files::{COVERING, SHOWN_OTHERWISE},
 };
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
@@ -86,8 +86,10 @@ pub(crate) fn check(
         let checked = Err::<(), _>(document.wrong("mounts", why));
         document.settle(checked)?;
     }
+    let table = MountTable::default();
     for (index, value) in list.iter().enumerate() {
-        let checked = Mount::checked(document, config, (index, value), bundle);
+        let mount = Mount::new(index, value, (bundle, &table));
+        let checked = mount.checked(document, config, value);
         let Some((mount, class)) = document.settle(checked)? else { continue };
         let for_guest = &mut guest["mounts"][index];
         // runc takes a relative destination for one below the root.
@@ -140,7 +142,8 @@ enum Class {
     Volume(VolumeSource),
 }
 
-struct Mount {
+struct Mount<'a> {
+    table: &'a MountTable,
     index: usize,
     destination: PathBuf,
     kind: String,
@@ -149,10 +152,11 @@ struct Mount {
     id_map: Option<IdMap>,
 }
 
-impl Mount {
-    fn new(index: usize, value: &Value, bundle: &Path) -> Self {
+impl<'a> Mount<'a> {
+    fn new(index: usize, value: &Value, (bundle, table): (&Path, &'a MountTable)) -> Self {
         let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
         Self {
+            table,
             index,
             destination: Path::new("/").join(text("destination")),
             kind: text("type"),
@@ -163,21 +167,20 @@ impl Mount {
     }
 
     fn checked(
+        mut self,
         document: &mut Document,
         config: &Value,
-        (index, value): (usize, &Value),
-        bundle: &Path,
+        value: &Value,
     ) -> Result<(Self, Class), SpecError> {
-        let mut mount = Self::new(index, value, bundle);
-        mount.check_strings(document, value)?;
-        mount.id_map = mount.check_id_map(document, config)?;
-        let class = mount.classify(document)?;
-        mount.check_place(document)?;
-        if mount.id_map.is_some() && !matches!(class, Class::Volume(_)) {
+        self.check_strings(document, value)?;
+        self.id_map = self.check_id_map(document, config)?;
+        let class = self.classify(document)?;
+        self.check_place(document)?;
+        if self.id_map.is_some() && !matches!(class, Class::Volume(_)) {
             let why = "only a bind mount of a directory or file of the host can be id-mapped";
-            return Err(document.wrong(mount.field("uidMappings"), why));
+            return Err(document.wrong(self.field("uidMappings"), why));
         }
-        Ok((mount, class))
+        Ok((self, class))
     }
 
     fn field(&self, name: &str) -> String {
@@ -266,7 +269,7 @@ impl Mount {
             filesystem.f_flag.contains(*flag).then_some(*word)
         };
         let words: Vec<_> = INHERITED.iter().filter_map(set).collect();
-        let below = || volume.follows_host || mount_table::has_below(path).unwrap_or(true);
+        let below = || volume.follows_host || self.table.has_below(path).unwrap_or(true);
         let alone = words.is_empty() || !volume.recursive || !below();
         if alone { words } else { Vec::new() }
     }
@@ -282,7 +285,7 @@ impl Mount {
             || !volume.directory
             || volume.memory.is_some();
         // What can't be listed is as read-only as what is above.
-        let below = || volume.follows_host || mount_table::has_below(path).unwrap_or(false);
+        let below = || volume.follows_host || self.table.has_below(path).unwrap_or(false);
         if !volume.read_only || whole || volume.undivided || !below() {
             return false;
         }
@@ -316,9 +319,9 @@ impl Mount {
 
     /// What can't be listed may be anything.
     fn is_undivided(&self, directory: bool) -> bool {
-        let below = || mount_table::has_below(&self.source).unwrap_or(true);
+        let below = || self.table.has_below(&self.source).unwrap_or(true);
         let divided = directory && self.has("rbind") && below();
-        let mapped = || mount_table::is_id_mapped(&self.source).unwrap_or(true);
+        let mapped = || self.table.is_id_mapped(&self.source).unwrap_or(true);
         !divided && !self.follows_host() && !mapped()
     }
 

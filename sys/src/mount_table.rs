@@ -1,6 +1,7 @@
 //! What is mounted where the calling thread looks.
 
 use std::{
+    cell::OnceCell,
     ffi::OsStr,
     fs, io,
     os::unix::ffi::OsStrExt,
@@ -9,59 +10,87 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
+/// The table as it was when it was first asked. Some hosts have thousands of mounts, and a kernel lists them anew each time.
+#[derive(Debug, Default)]
+pub struct MountTable {
+    mountinfo: OnceCell<Vec<u8>>,
+}
+
+impl MountTable {
+    /// Whether anything is mounted below a directory, which may be a link.
+    ///
+    /// # Errors
+    /// When the directory can't be looked up, or as of [`points`].
+    pub fn has_below(&self, directory: &Path) -> io::Result<bool> {
+        let directory = fs::canonicalize(directory)?;
+        let mut points = column(self.mountinfo()?, POINT);
+        Ok(points.any(|point| point != directory && point.starts_with(&directory)))
+    }
+
+    /// What of its file system is mounted on a directory, which may be a link; none when nothing is.
+    ///
+    /// # Errors
+    /// As of [`Self::has_below`].
+    pub fn root_of(&self, directory: &Path) -> io::Result<Option<PathBuf>> {
+        let directory = fs::canonicalize(directory)?;
+        let mountinfo = self.mountinfo()?;
+        let roots = column(mountinfo, ROOT).zip(column(mountinfo, POINT));
+        // The last is on top.
+        Ok(roots.filter(|(_, point)| *point == directory).last().map(|(root, _)| root))
+    }
+
+    /// Whether the mount that a path is on shows other owners than its file system has.
+    ///
+    /// # Errors
+    /// When the path can't be looked up, or the mount is not in this namespace.
+    pub fn is_id_mapped(&self, path: &Path) -> io::Result<bool> {
+        self.mounted_with(path, |options, _| has(options, "idmapped"))
+    }
+
+    /// Whether the mount that a path is on is read-only, and its file system is not.
+    ///
+    /// # Errors
+    /// As of [`Self::is_id_mapped`].
+    pub fn is_read_only_alone(&self, path: &Path) -> io::Result<bool> {
+        self.mounted_with(path, |mount, filesystem| has(mount, "ro") && !has(filesystem, "ro"))
+    }
+
+    /// What the options of the mount that a path is on, and of its file system, say.
+    fn mounted_with(&self, path: &Path, say: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<bool> {
+        // A kernel that knows no such number says 0, which is no mount's.
+        let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+        let found = options(self.mountinfo()?, mount).ok_or(io::ErrorKind::NotFound)?;
+        Ok(say(found.0, found.1))
+    }
+
+    fn mountinfo(&self) -> io::Result<&[u8]> {
+        if let Some(mountinfo) = self.mountinfo.get() {
+            return Ok(mountinfo);
+        }
+        let mountinfo = read()?;
+        Ok(self.mountinfo.get_or_init(|| mountinfo))
+    }
+}
+
+/// Threads may be in namespaces of their own.
+fn read() -> io::Result<Vec<u8>> {
+    fs::read("/proc/thread-self/mountinfo")
+}
+
 /// Mount points, in the order in which they were mounted.
 ///
 /// # Errors
 /// When the kernel does not list them.
 pub fn points() -> io::Result<Vec<PathBuf>> {
-    // Threads may be in namespaces of their own.
-    Ok(parse(&fs::read("/proc/thread-self/mountinfo")?))
+    Ok(parse(&read()?))
 }
 
-/// Whether anything is mounted below a directory, which may be a link.
+/// [`MountTable::has_below`], of the table as it is now.
 ///
 /// # Errors
-/// When the directory can't be looked up, or as of [`points`].
+/// As of that.
 pub fn has_below(directory: &Path) -> io::Result<bool> {
-    let directory = fs::canonicalize(directory)?;
-    Ok(points()?.iter().any(|point| *point != directory && point.starts_with(&directory)))
-}
-
-/// What of its file system is mounted on a directory, which may be a link; none when nothing is.
-///
-/// # Errors
-/// As of [`has_below`].
-pub fn root_of(directory: &Path) -> io::Result<Option<PathBuf>> {
-    let directory = fs::canonicalize(directory)?;
-    let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
-    let roots = column(&mountinfo, ROOT).zip(column(&mountinfo, POINT));
-    // The last is on top.
-    Ok(roots.filter(|(_, point)| *point == directory).last().map(|(root, _)| root))
-}
-
-/// Whether the mount that a path is on shows other owners than its file system has.
-///
-/// # Errors
-/// When the path can't be looked up, or the mount is not in this namespace.
-pub fn is_id_mapped(path: &Path) -> io::Result<bool> {
-    mounted_with(path, |options, _| has(options, "idmapped"))
-}
-
-/// Whether the mount that a path is on is read-only, and its file system is not.
-///
-/// # Errors
-/// As of [`is_id_mapped`].
-pub fn is_read_only_alone(path: &Path) -> io::Result<bool> {
-    mounted_with(path, |mount, filesystem| has(mount, "ro") && !has(filesystem, "ro"))
-}
-
-/// What the options of the mount that a path is on, and of its file system, say.
-fn mounted_with(path: &Path, say: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<bool> {
-    // A kernel that knows no such number says 0, which is no mount's.
-    let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
-    let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
-    let (mount, filesystem) = options(&mountinfo, mount).ok_or(io::ErrorKind::NotFound)?;
-    Ok(say(mount, filesystem))
+    MountTable::default().has_below(directory)
 }
 
 fn has(options: &[u8], option: &str) -> bool {
@@ -135,7 +164,7 @@ mod tests {
         thread::UnshareFlags,
     };
 
-    use super::{has_below, is_id_mapped, is_read_only_alone, options, parse, root_of};
+    use super::{MountTable, has_below, options, parse};
     use crate::{
         jail::leave_namespaces,
         mount_attr::{Reach, map_ids},
@@ -151,8 +180,8 @@ mod tests {
     #[test]
     fn a_path_that_is_not_there_is_on_no_mount() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(!is_read_only_alone(directory.path()).unwrap());
-        assert!(is_read_only_alone(Path::new("/no/such/path")).is_err());
+        assert!(!MountTable::default().is_read_only_alone(directory.path()).unwrap());
+        assert!(MountTable::default().is_read_only_alone(Path::new("/no/such/path")).is_err());
     }
 
     #[test]
@@ -160,8 +189,11 @@ mod tests {
         assert!(has_below(Path::new("/")).unwrap());
         assert!(!has_below(Path::new("/proc/self/fd")).unwrap());
         assert!(has_below(Path::new("/no/such")).is_err());
-        assert_eq!(root_of(Path::new("/proc")).unwrap().as_deref(), Some(Path::new("/")));
-        assert_eq!(root_of(Path::new("/proc/self/fd")).unwrap(), None);
+        assert_eq!(
+            MountTable::default().root_of(Path::new("/proc")).unwrap().as_deref(),
+            Some(Path::new("/"))
+        );
+        assert_eq!(MountTable::default().root_of(Path::new("/proc/self/fd")).unwrap(), None);
     }
 
     #[test]
@@ -171,6 +203,25 @@ mod tests {
         assert_eq!(options(table, 11), Some((&b"rw,idmapped"[..], &b"rw"[..])));
         assert_eq!(options(table, 1), Some((&b"ro"[..], &b"rw,x"[..])));
         assert_eq!(options(table, 2), None);
+    }
+
+    #[test]
+    fn a_table_is_as_it_was_when_it_was_first_asked() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("SKIP not root");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let point = scratch.path().join("point");
+        fs::create_dir(&point).unwrap();
+        let inside = || {
+            leave_namespaces(UnshareFlags::NEWNS).unwrap();
+            let table = MountTable::default();
+            assert!(!table.has_below(scratch.path()).unwrap());
+            mount("tmpfs", &point, "tmpfs", MountFlags::empty(), None).unwrap();
+            assert!(!table.has_below(scratch.path()).unwrap());
+            assert!(has_below(scratch.path()).unwrap());
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
 
     #[test]
@@ -186,11 +237,11 @@ mod tests {
             mount("tmpfs", &written, "tmpfs", MountFlags::empty(), None).unwrap();
             mount_bind(&written, &bound).unwrap();
             mount_remount(&bound, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
-            assert!(is_read_only_alone(&bound).unwrap());
-            assert!(!is_read_only_alone(&written).unwrap());
+            assert!(MountTable::default().is_read_only_alone(&bound).unwrap());
+            assert!(!MountTable::default().is_read_only_alone(&written).unwrap());
             mount_remount(&written, MountFlags::RDONLY, "").unwrap();
-            assert!(!is_read_only_alone(&bound).unwrap());
-            assert!(!is_read_only_alone(&written).unwrap());
+            assert!(!MountTable::default().is_read_only_alone(&bound).unwrap());
+            assert!(!MountTable::default().is_read_only_alone(&written).unwrap());
         };
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
@@ -212,8 +263,11 @@ mod tests {
             }
             move_mount(&tree, "", CWD, &mapped, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
             fs::create_dir(plain.join("other")).unwrap();
-            assert!(!is_id_mapped(&plain).unwrap());
-            assert!(is_id_mapped(&mapped).unwrap() && is_id_mapped(&mapped.join("other")).unwrap());
+            assert!(!MountTable::default().is_id_mapped(&plain).unwrap());
+            assert!(
+                MountTable::default().is_id_mapped(&mapped).unwrap()
+                    && MountTable::default().is_id_mapped(&mapped.join("other")).unwrap()
+            );
         };
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }

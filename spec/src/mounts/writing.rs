@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kata_sys::mount_table;
+use kata_sys::mount_table::MountTable;
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{Class, Mount};
@@ -12,7 +12,7 @@ use crate::{
     document::Document,
 };
 
-impl Mount {
+impl Mount<'_> {
     /// Names what a person may not expect to be written to.
     pub(super) fn tell_of_writing(&self, document: &mut Document, class: &Class) {
         let Class::Volume(VolumeSource {
@@ -21,7 +21,7 @@ impl Mount {
         else {
             return;
         };
-        if is_worth_telling(self.options.iter().map(String::as_str), path) {
+        if is_worth_telling(self.options.iter().map(String::as_str), path, self.table) {
             let path = path.display();
             let why =
                 format!("rw: written to, unless locked, though {path} is mounted ro on the host");
@@ -31,8 +31,12 @@ impl Mount {
 }
 
 /// To a file system that is read-only nobody writes.
-fn is_worth_telling<'a>(options: impl Iterator<Item = &'a str>, source: &Path) -> bool {
-    is_lifted(options, source) && mount_table::is_read_only_alone(source).unwrap_or(false)
+fn is_worth_telling<'a>(
+    options: impl Iterator<Item = &'a str>,
+    source: &Path,
+    table: &MountTable,
+) -> bool {
+    is_lifted(options, source) && table.is_read_only_alone(source).unwrap_or(false)
 }
 
 /// Whether the mount of a volume with these options is to be writable although its source can't be written to.
@@ -49,7 +53,7 @@ fn asks<'a>(options: impl Iterator<Item = &'a str>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kata_sys::jail::leave_namespaces;
+    use kata_sys::{jail::leave_namespaces, mount_table::MountTable};
     use rustix::{
         mount::{MountFlags, mount, mount_bind, mount_remount},
         thread::UnshareFlags,
@@ -90,10 +94,11 @@ mod tests {
             mount_bind(source, source).unwrap();
             mount_remount(source, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
             let rw = || ["rw"].into_iter();
-            assert!(is_lifted(rw(), source) && is_worth_telling(rw(), source));
+            let is_told = || is_worth_telling(rw(), source, &MountTable::default());
+            assert!(is_lifted(rw(), source) && is_told());
             assert!(!is_lifted(["rprivate"].into_iter(), source));
             mount_remount(source, MountFlags::RDONLY, "").unwrap();
-            assert!(is_lifted(rw(), source) && !is_worth_telling(rw(), source));
+            assert!(is_lifted(rw(), source) && !is_told());
         };
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
