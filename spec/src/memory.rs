@@ -34,7 +34,8 @@ pub struct Memory {
     pub bytes: u64,
     /// Its root, which has an empty path, then each directory on the way to the one that is mounted.
     pub directories: Vec<Directory>,
-    /// That root.
+    /// That root, on the kubelet's own mount: a kubelet that unmounts it before this is let go of is told that it is busy, and
+    /// tries again.
     pub root: Arc<OwnedFd>,
 }
 

@@ -397,7 +397,7 @@ impl<'a> Mount<'a> {
             return Ok(self.tmpfs(size));
         }
         if memory.is_some() && self.follows_host() {
-            let why = "nothing that the host mounts below appears where it is in a guest's memory";
+            let why = "where it is in a guest's memory, nothing that the host mounts below appears";
             document.translate(self.field("options"), why);
         }
         match magic {

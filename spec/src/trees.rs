@@ -83,7 +83,8 @@ impl Trees {
     /// Clones them once more, for the process that stands for the container on the host.
     ///
     /// In the place of a tmpfs is an empty one that can't be written to: what somebody copies there from the host would not
-    /// get into the guest's memory, and had better fail. So it is for a pod's directory in memory that the host has nothing of.
+    /// get into the guest's memory, and had better fail. So it is for a pod's directory in memory that the host has nothing of
+    /// now. Where the container shares the host's all the same, as when a hook fills it, a copy fails, too.
     ///
     /// # Errors
     /// [`TreeError`].
