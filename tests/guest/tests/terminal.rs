@@ -42,6 +42,7 @@ fn on_both(script: &str, claim: impl Fn(&mut Terminal)) {
         bundle.write();
         let mut terminal = Terminal::open();
         let id = unique("terminal");
+        println!("at a terminal of {:?}", runtime.program());
         terminal.start(&runtime.command(&["run", "--bundle", bundle.path(), &id]));
         claim(&mut terminal);
     }

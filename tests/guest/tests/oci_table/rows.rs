@@ -360,7 +360,7 @@ pub const ROWS: &[Row] = &[
     same_on_recent("linux.resources.cpu.burst", "first: cpu.max.burst", "20000"),
     same_on_recent("linux.resources.cpu.idle", "second: cpu.idle", "1"),
     explained("linux.resources.cpu.cpus", "linux.resources.cpu.cpus", "translated", "on the host"),
-    explained("linux.resources.cpu.mems", "linux.resources.cpu.mems", "host only", "on the host"),
+    explained("linux.resources.cpu.mems", "linux.resources.cpu.mems", "translated", "on the host"),
     explained(
         "linux.resources.cpu.realtimeRuntime",
         "linux.resources.cpu.realtimeRuntime",
