@@ -108,9 +108,9 @@ fn its_shim_tells_the_same(engine: &Containerd, pod: &Pod) {
     assert!(record["vmm_pid"].as_u64().unwrap() > 0, "{record}");
     let before = sandbox.usage();
     let greedy = pod.start(pod.script("exec sleep 1000"));
-    greedy.output("head -c 16000000 /dev/zero > /dev/shm/taken");
+    greedy.output("head -c 32000000 /dev/zero > /dev/shm/taken");
     let after = sandbox.usage();
-    // Of all containers together.
+    // Of all containers together; meanwhile the guest may have let go of files that others had.
     assert!(after.memory >= before.memory + 16_000_000, "{before:?} {after:?}");
     assert!(after.cpu > before.cpu, "{before:?} {after:?}");
     greedy.output("rm /dev/shm/taken");
