@@ -91,7 +91,9 @@ impl Container {
             Ok(container) => Ok(container),
             Err(failure) => {
                 let abolished = abolish(&id, &cgroup, &uses).await;
-                abolished.step(|| format!("{failure}; and then clean up"))?;
+                // Whatever of it failed: nobody asks again.
+                let ended = uses.end().await;
+                abolished.and(ended).step(|| format!("{failure}; and then clean up"))?;
                 Err(failure)
             }
         }
@@ -370,11 +372,11 @@ impl Container {
     }
 }
 
-/// Kills what is in the group of a container, waits until it is gone, and removes what was made for it. Whatever of it fails, the host's
-/// trees are let go of: after a create that failed nobody asks again.
+/// Kills what is in the group of a container, waits until it is gone, and removes what was made for it. The host's trees are let go of
+/// once nothing runs in them.
 async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>, uses: &Uses) -> std::io::Result<()> {
-    let emptied = empty(container_id, cgroup).await;
-    emptied.and(uses.end().await)?;
+    empty(container_id, cgroup).await?;
+    uses.end().await?;
     lock(cgroup).remove()
 }
 

@@ -37,7 +37,7 @@ use std::{
     process::ExitCode,
 };
 
-pub use container::{set_all_sysctls, set_sysctl, sysctl_paths};
+pub use container::{require_sysctls, set_all_sysctls, set_sysctl, sysctl_paths};
 pub use devices::nodes_of;
 use kata_sys::{
     fork::{self, Fork, Forked},

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::{
     clock,
     container::{Container, Creation, Makers},
-    helper::{set_all_sysctls, sysctl_paths},
+    helper::{require_sysctls, set_all_sysctls, sysctl_paths},
     localhost::Localhost,
     memory,
     network::Network,
@@ -68,11 +68,9 @@ impl Sandbox {
                 .step(|| "set the size of the shared memory")?;
         }
         left_out.extend(self.network().apply(&request.network)?.into_result()?);
-        // Last: they may be of links.
-        match set_all_sysctls(sysctl_paths(&request.sysctls)?).pop() {
-            Some((_, failure)) => Err(failure),
-            None => Ok(left_out),
-        }
+        // Last, as runc sets them after all that was done to the namespace; and they may be of links.
+        require_sysctls(sysctl_paths(&request.sysctls)?)?;
+        Ok(left_out)
     }
 
     /// Creates a container.

@@ -58,8 +58,9 @@ impl Trees {
         }
         *count = count.saturating_sub(1);
         let unused = *count == 0;
-        drop(count);
+        // With the count still held: nobody else lets go of it meanwhile. Nobody waits for a count who has the map.
         let mut all = self.all();
+        drop(count);
         // Of ours and that of the map; whoever waits for the lock has one more, and whoever comes needs the map's.
         if unused && Arc::strong_count(&users) == 2 {
             all.remove(place);
@@ -77,14 +78,20 @@ impl Trees {
 }
 
 impl Uses {
-    /// Lets go of all of it. What fails is tried anew by the next call.
+    /// Lets go of all of it, whatever of it fails: that is tried anew by the next call. The first failure is told.
     pub async fn end(&self) -> io::Result<()> {
         let mut places = self.places.lock().await;
-        while let Some(place) = places.last() {
-            self.trees.let_go(place).await?;
-            places.pop();
+        let (mut failed, mut ended) = (0, Ok(()));
+        while let Some(place) = places.get(failed) {
+            match self.trees.let_go(place).await {
+                Ok(()) => drop(places.remove(failed)),
+                Err(error) => {
+                    failed += 1;
+                    ended = ended.and(Err(error));
+                }
+            }
         }
-        Ok(())
+        ended
     }
 }
 

@@ -183,7 +183,7 @@ fn set_sysctls(linux: &Linux, which: Sysctls) -> Result<(), Failure> {
     }
     let mut all = sysctl_paths(&linux.sysctl)?;
     all.retain(|(path, _)| path.starts_with("net/") == (which == Sysctls::OfTheNetwork));
-    set_all_sysctls(all).pop().map_or(Ok(()), |(_, failure)| Err(failure))
+    require_sysctls(all)
 }
 
 /// Names as paths below `/proc/sys`, with their values.
@@ -210,6 +210,11 @@ pub fn set_all_sysctls(sysctls: Vec<(String, &String)>) -> Vec<(String, Failure)
         set_sysctl(&path, value).err().map(|failure| (path, failure))
     };
     late.into_iter().filter_map(refused).collect()
+}
+
+/// As [`set_all_sysctls`]; the first that could not be set is the failure.
+pub fn require_sysctls(sysctls: Vec<(String, &String)>) -> Result<(), Failure> {
+    set_all_sysctls(sysctls).into_iter().next().map_or(Ok(()), |(_, failure)| Err(failure))
 }
 
 /// Sets a kernel parameter of the caller's namespaces.
