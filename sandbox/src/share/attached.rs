@@ -48,6 +48,8 @@ pub(super) struct Volume {
     /// The guest may write to it.
     pub(super) writable: bool,
     users: HashSet<String>,
+    /// Whose volume it was to the last.
+    left_by: Option<String>,
 }
 
 /// All that are attached, or have been given a number to be.
@@ -83,7 +85,7 @@ impl Attached {
     ) -> usize {
         let number = self.number();
         let users = HashSet::from([container.to_owned()]);
-        self.volumes.insert(number, Volume { shown, writable, users });
+        self.volumes.insert(number, Volume { shown, writable, users, left_by: None });
         number
     }
 
@@ -94,15 +96,17 @@ impl Attached {
         }
     }
 
-    /// Takes a container from the users of all, and returns those that nobody uses, with whether it did until now. Nobody will:
-    /// whatever becomes of the attempt to detach one, it is not what it was.
+    /// Takes a container from the users of all, and returns those that nobody uses, with whether it was the last that did. Nobody
+    /// will: whatever becomes of the attempt to detach one, it is not what it was.
     pub(super) fn without(&mut self, container: &str) -> Vec<(usize, bool)> {
         let mut unused = Vec::new();
         for (number, volume) in &mut self.volumes {
-            let own = volume.users.remove(container);
+            if volume.users.remove(container) {
+                volume.left_by = Some(container.to_owned());
+            }
             if volume.users.is_empty() {
                 volume.shown = None;
-                unused.push((*number, own));
+                unused.push((*number, volume.left_by.as_deref() == Some(container)));
             }
         }
         unused
@@ -138,6 +142,7 @@ mod tests {
         assert_eq!(attached.used("late", &shown(1)), None, "it is about to go");
         let again = attached.without("none");
         assert_eq!(again, [(number, false)], "what could not be detached is tried again");
+        assert_eq!(attached.without("other"), [(number, true)], "it is still whose it was");
         attached.remove(number);
         assert!(attached.add("one", (None, true)) > number.max(alone));
     }
