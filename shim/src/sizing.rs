@@ -111,7 +111,7 @@ impl Purpose<'_> {
     ) -> Result<MemoryMib, Refusal> {
         let memory = match self.ceiling {
             Some(ceiling) => {
-                let memory = ceiling.hold(wanted, self.promised_mib(wanted))?;
+                let memory = ceiling.hold(wanted, self.promised_mib(wanted, ceiling))?;
                 notes.extend(ceiling.note(memory, wanted).map(|note| (MEMORY_NOTE, note)));
                 memory
             }
@@ -120,12 +120,15 @@ impl Purpose<'_> {
         Ok(MemoryMib(u32::try_from(memory).unwrap_or(u32::MAX)))
     }
 
-    /// What somebody counts on, of so much that is wanted: what a person has set, or what was told. The least sizes are nobody's.
-    fn promised_mib(&self, wanted: u64) -> u64 {
-        if self.memory_is_set {
-            return wanted;
+    /// What somebody counts on, of so much that is wanted: what a person has set, or what was told. The least sizes are nobody's, but
+    /// a limit on the group of a pod is what its containers have together, whether that was told or not.
+    fn promised_mib(&self, wanted: u64, ceiling: &Ceiling) -> u64 {
+        match self.limits.memory_bytes() {
+            _ if self.memory_is_set => wanted,
+            Some(bytes) => needed_mib(bytes.div_ceil(MIB)),
+            None if self.is_pod => ceiling.limit_mib(),
+            None => 0,
         }
-        self.limits.memory_bytes().map_or(0, |bytes| needed_mib(bytes.div_ceil(MIB)))
     }
 }
 
@@ -361,7 +364,9 @@ mod tests {
             (Some(100), 700, Tcg, 444 * 512 / 515),
             // What nobody was promised leaves VMM and proxy all that they may take.
             (Some(10), 186, Kvm, 10 + 64),
-            (None, 276, Kvm, 148 * 512 / 515),
+            // The limit is the sum.
+            (None, 276, Kvm, 212 * 512 / 515),
+            (None, 256, Tcg, 128 * 512 / 515),
             (None, 2048, Kvm, 512),
         ] {
             let size = held(told, group, accelerator).unwrap();

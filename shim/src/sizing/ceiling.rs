@@ -23,7 +23,8 @@ impl Ceiling {
         Self { limit, accelerator }
     }
 
-    fn limit_mib(&self) -> u64 {
+    /// What they may take.
+    pub(super) fn limit_mib(&self) -> u64 {
         self.limit.bytes / MIB
     }
 
