@@ -90,10 +90,10 @@ impl Container {
         match Self::create_in(creation, &spec, held, makers).await {
             Ok(container) => Ok(container),
             Err(failure) => {
-                let abolished = abolish(&id, &cgroup, &uses).await;
-                // Whatever of it failed: nobody asks again.
-                let ended = uses.end().await;
-                abolished.and(ended).step(|| format!("{failure}; and then clean up"))?;
+                // All of it, whatever fails: nobody asks again.
+                let emptied = empty(&id, &cgroup).await;
+                let abolished = emptied.and(uses.end().await).and(lock(&cgroup).remove());
+                abolished.step(|| format!("{failure}; and then clean up"))?;
                 Err(failure)
             }
         }
@@ -350,8 +350,11 @@ impl Container {
         if self.init.ended().is_none() {
             return Err(self.refuse("delete", "running"));
         }
-        let abolished = abolish(&self.id, &self.cgroup, &self.uses).await;
-        abolished.step(|| "remove the container's cgroup, devices and mounts")
+        let what = || "remove the container's cgroup, devices and mounts";
+        // The host's trees are let go of once nothing runs in them.
+        empty(&self.id, &self.cgroup).await.step(what)?;
+        self.uses.end().await.step(what)?;
+        lock(&self.cgroup).remove().step(what)
     }
 
     fn must_live(&self, verb: &str) -> Result<(), Failure> {
@@ -372,14 +375,7 @@ impl Container {
     }
 }
 
-/// Kills what is in the group of a container, waits until it is gone, and removes what was made for it. The host's trees are let go of
-/// once nothing runs in them.
-async fn abolish(container_id: &str, cgroup: &Mutex<Cgroup>, uses: &Uses) -> std::io::Result<()> {
-    empty(container_id, cgroup).await?;
-    uses.end().await?;
-    lock(cgroup).remove()
-}
-
+/// Kills what is in the group of a container, waits until it is gone, and removes its devices.
 async fn empty(container_id: &str, cgroup: &Mutex<Cgroup>) -> std::io::Result<()> {
     let empty = {
         let cgroup = lock(cgroup);

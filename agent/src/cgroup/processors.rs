@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::PathBuf};
 
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 const DIRECTORY: &str = "/sys/devices/system/cpu";
 
 /// How many the guest may have.
@@ -19,7 +20,10 @@ pub fn bring_up(count: u32) -> io::Result<()> {
         if fs::read_to_string(&file)?.trim() != "1" {
             // The kernel waits for a processor's first sign of life for so long only (EIO): one that its host does not let run,
             // or that was just stopped with all of the VM, comes up at the second call.
-            fs::write(&file, "1").or_else(|_| fs::write(&file, "1"))?;
+            fs::write(&file, "1").or_else(|error| match error.raw_os_error() {
+                Some(EIO) => fs::write(&file, "1"),
+                _ => Err(error),
+            })?;
         }
     }
     Ok(())
