@@ -1,14 +1,17 @@
 //! What tests that failed have said, to be told again at the end: between the thousands of lines of those that passed, or where
 //! only the end of a log is kept, nobody finds it.
 
+use std::collections::VecDeque;
+
 /// What is told again at most.
 const LINES: usize = 80;
 
-/// The parts of the output of test programs that are about failures.
+/// The parts of the output of test programs that are about failures, the last of them: the names of all that failed come last.
 #[derive(Debug, Default)]
 pub struct Failures {
     within: bool,
-    lines: Vec<String>,
+    lines: VecDeque<String>,
+    is_cut: bool,
 }
 
 impl Failures {
@@ -19,18 +22,25 @@ impl Failures {
             "failures:" => self.within = true,
             "successes:" => self.within = false,
             line if line.starts_with("test result: ") => self.within = false,
-            line if self.within && !line.trim().is_empty() => self.lines.push(line.to_owned()),
+            line if self.within && !line.trim().is_empty() => self.keep(line),
             _ => {}
         }
     }
 
-    /// What to tell; empty where no test has failed.
-    pub fn told(&self) -> String {
-        let mut told = self.lines[..self.lines.len().min(LINES)].join("\n");
-        if self.lines.len() > LINES {
-            told.push_str("\n[more is in the log]");
+    fn keep(&mut self, line: &str) {
+        if self.lines.len() == LINES {
+            self.lines.pop_front();
+            self.is_cut = true;
         }
-        told
+        self.lines.push_back(line.to_owned());
+    }
+
+    /// What to tell; empty where no test has failed.
+    pub fn told(mut self) -> String {
+        if self.is_cut {
+            self.lines.push_front("[more is in the log]".to_owned());
+        }
+        self.lines.make_contiguous().join("\n")
     }
 }
 
@@ -48,11 +58,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut() {
+    fn of_a_flood_the_end_is_told() {
         let mut failures = Failures::default();
         failures.line("failures:");
-        (0..1000).for_each(|_| failures.line("panicked"));
-        assert_eq!(failures.told().lines().count(), LINES + 1);
+        (0..1000).for_each(|number| failures.line(&format!("line {number}")));
+        let told = failures.told();
+        assert_eq!(told.lines().count(), LINES + 1);
+        assert!(told.starts_with("[more") && told.ends_with("line 999"), "{told}");
         assert_eq!(Failures::default().told(), "");
     }
 }

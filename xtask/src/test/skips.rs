@@ -32,11 +32,11 @@ impl Skips {
             self.line(line);
             failures.line(line);
         });
-        // All that the tests wrote was shown already: what ran, how it ended, and what failed is enough.
-        outcome.map_err(|error| {
-            let line = error.to_string();
-            let ran = line.lines().next().unwrap_or_default();
-            anyhow!("{ran}\n{}", failures.told())
+        // All that the tests wrote was shown already: what ran, how it ended, and what failed is enough. Where no test says that it
+        // has failed, as when none could be built, the end of it all is.
+        outcome.map_err(|error| match failures.told() {
+            told if told.is_empty() => error,
+            told => anyhow!("{}\n{told}", error.to_string().lines().next().unwrap_or_default()),
         })
     }
 
