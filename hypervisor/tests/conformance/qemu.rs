@@ -268,7 +268,9 @@ fn by_hand(machine: MachineType, khz: u32) -> Duration {
         MachineType::Microvm => "microvm,acpi=off,rtc=on,memory-backend=m",
         MachineType::Q35 => "q35,memory-backend=m",
     };
-    let line = format!("console=ttyS0 loglevel=3 panic=-1 reboot=t end=never tsc_early_khz={khz}");
+    let line = format!(
+        "console=ttyS0 loglevel=3 panic=-1 reboot=t swiotlb=noforce end=never tsc_early_khz={khz}"
+    );
     let start = Instant::now();
     let mut qemu = Command::new(QEMU)
         .args([

@@ -216,6 +216,27 @@ fn a_memory_limit_makes_the_vm_as_large_as_it_needs() {
     assert_eq!(memory, format!("{} MiB", 512 + 8 + 2 + 64));
 }
 
+/// Beside a container's limit a guest has what all containers together leave to it: 24 MiB and a 1024th.
+#[test]
+fn a_large_limit_can_be_used_whole() {
+    let Some(kata) = Kata::installed() else { return };
+    // Above 4 GiB devices may want memory below that; a host that has not so much takes less.
+    let host = fs::read_to_string("/proc/meminfo").unwrap();
+    let limit = (total_kib(&host) / 4 * 3 * 1024).min(6 << 30);
+    let resources = json!({"memory": {"limit": limit}});
+    let Some((bundle, _)) = bundle(&kata, &["cat", "/proc/meminfo"], resources) else { return };
+    let output = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
+    let guest = total_kib(&output.stdout()) * 1024;
+    let theirs = guest - 24 * MIB - guest / 1024;
+    assert!(theirs >= limit, "{theirs} of {guest}, not {limit}: {}", output.stderr());
+    assert!(theirs < limit + limit / 100 + 64 * MIB, "{theirs} of {guest} for {limit}");
+}
+
+fn total_kib(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 #[test]
 fn a_memory_limit_above_what_the_host_has_is_none() {
     let absurd = json!({"memory": {"limit": 1_u64 << 40}});

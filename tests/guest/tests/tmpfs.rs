@@ -128,7 +128,10 @@ fn written_though_read_only(runtime: &Kata) {
     bundle.write();
     if !runtime.is_oracle() {
         let explained = runtime.call(&["explain", bundle.path()]).stdout();
-        let told = format!("rw: written to, though {} is mounted ro", volume.path().display());
+        let told = format!(
+            "rw: written to, unless locked, though {} is mounted ro",
+            volume.path().display()
+        );
         assert_eq!(explained.matches(&told).count(), 1, "{explained}");
     }
     let output = run_bundle(runtime, bundle, |_| ());

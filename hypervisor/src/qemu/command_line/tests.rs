@@ -57,7 +57,8 @@ fn golden(machine: MachineType, accelerator: Accelerator) -> String {
 const FIRST: &str = "-nodefaults -no-user-config -no-reboot -display none -sandbox \
     on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny -L /firmware -machine ";
 const MEMORY: &str = " -smp 1 -m 128M -object memory-backend-memfd,id=memory,size=128M,share=on";
-const GUEST: &str = " -kernel /guest/kernel -initrd /guest/initrd -append console=ttyS0 loglevel=3 panic=-1 reboot=t ";
+const GUEST: &str = " -kernel /guest/kernel -initrd /guest/initrd -append console=ttyS0 loglevel=3 panic=-1 reboot=t \
+    swiotlb=noforce ";
 const SOCKETS: &str = "kata.nonce=00 -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control \
     -chardev socket,id=console,fd=6 -serial chardev:console ";
 const EMULATED: &str = "-accel tcg,thread=multi,tb-size=64 -cpu max,-erms,-fsrm";
