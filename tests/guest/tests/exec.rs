@@ -8,7 +8,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use kata_guest_tests::{Bundle, Container, Kata, Output, Running, busybox, debian, run};
+use kata_guest_tests::{
+    Bundle, Container, Kata, Output, Running, busybox, debian, map_ids, meminfo_kib, run,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -352,10 +354,8 @@ fn usage_of_guest(container: &Container<'_>) -> (u64, u64, u64) {
     let files = number(word(&text, 0));
     let tasks = text.lines().nth(1).and_then(|line| word(line, 3));
     let tasks = number(tasks.unwrap().split('/').nth(1).map(str::to_owned));
-    let memory = |name: &str| {
-        number(text.lines().find(|line| line.starts_with(name)).and_then(|line| word(line, 1)))
-    };
-    (files, tasks, memory("MemTotal:") - memory("MemAvailable:"))
+    let taken = meminfo_kib(&text, "MemTotal") - meminfo_kib(&text, "MemAvailable");
+    (files, tasks, taken)
 }
 
 fn assert_no_growth(who: &str, before: (usize, usize, u64), after: (usize, usize, u64)) {
@@ -488,11 +488,7 @@ fn processes_that_are_added_have_the_containers_keyring() {
         let script = format!("python3 -c '{SESSION}'; exec sleep 1000");
         let mut bundle = Bundle::new(&kata, root, &["sh", "-c", &script]);
         if mapped {
-            let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-            let linux = &mut bundle.config["linux"];
-            linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-            linux["uidMappings"] = map.clone();
-            linux["gidMappings"] = map;
+            map_ids(&mut bundle.config);
         }
         bundle.write();
         let container = Container::started(runtime, &bundle, "keyring");

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Bundle, Container, HostGroup, Kata, Running, busybox, map_ids, python};
+use kata_guest_tests::{
+    Bundle, Container, HostGroup, Kata, Running, busybox, map_ids, meminfo_kib, python,
+};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -222,19 +224,14 @@ fn a_large_limit_can_be_used_whole() {
     let Some(kata) = Kata::installed() else { return };
     // Above 4 GiB devices may want memory below that; a host that has not so much takes less.
     let host = fs::read_to_string("/proc/meminfo").unwrap();
-    let limit = (total_kib(&host) / 4 * 3 * 1024).min(6 << 30);
+    let limit = (meminfo_kib(&host, "MemTotal") / 4 * 3 * 1024).min(6 << 30);
     let resources = json!({"memory": {"limit": limit}});
     let Some((bundle, _)) = bundle(&kata, &["cat", "/proc/meminfo"], resources) else { return };
     let output = kata.call(&["run", "--bundle", bundle.path(), &bundle_name(&bundle)]);
-    let guest = total_kib(&output.stdout()) * 1024;
+    let guest = meminfo_kib(&output.stdout(), "MemTotal") * 1024;
     let theirs = guest - 24 * MIB - guest / 1024;
     assert!(theirs >= limit, "{theirs} of {guest}, not {limit}: {}", output.stderr());
     assert!(theirs < limit + limit / 100 + 64 * MIB, "{theirs} of {guest} for {limit}");
-}
-
-fn total_kib(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 #[test]
@@ -360,11 +357,7 @@ fn the_root_of_a_user_namespace_manages_groups_below_its_own() {
     let Some(kata) = Kata::installed() else { return };
     let resources = json!({"pids": {"limit": 100}});
     let Some((mut bundle, _group)) = bundle(&kata, FOREVER, resources) else { return };
-    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-    let linux = &mut bundle.config["linux"];
-    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    linux["uidMappings"] = map.clone();
-    linux["gidMappings"] = map;
+    map_ids(&mut bundle.config);
     make_groups_writable(&mut bundle);
     manages_groups_below_its_own(&Container::started(&kata, &bundle, "mapped"));
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kata_guest_tests::{Kata, Running, busybox, repetitions};
+use kata_guest_tests::{Kata, Running, busybox, meminfo_kib, repetitions};
 
 /// MiB by which available memory varies on a host on which nothing is lost.
 const NOISE_MIB: u64 = 128;
@@ -67,6 +67,5 @@ fn most(rounds: &[(Duration, u64)]) -> u64 {
 
 fn available_mib() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap();
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    meminfo_kib(&text, "MemAvailable") / 1024
 }
